@@ -1,0 +1,31 @@
+"""Every error that a user can cause, as one tree.
+
+    PipelineError
+    ├── ConfigError      a key, a value or a combination that cannot be
+    ├── CorpusError      input text or a prepared corpus that is missing, damaged or of another kind
+    ├── CheckpointError  a checkpoint that is missing, damaged or of another run
+    └── ClusterError     a task or a worker that was lost and could not be replaced
+
+A message is one line that names the value found, the value needed and the mend. The command line prints it
+without a stack trace and exits with code 2. What is our own mistake raises `AssertionError` instead.
+"""
+
+
+class PipelineError(Exception):
+    """A user's mistake or a broken input; the message is one line."""
+
+
+class ConfigError(PipelineError):
+    """The configuration asks for what cannot be."""
+
+
+class CorpusError(PipelineError):
+    """Text or a prepared corpus is missing, damaged or of another kind."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class ClusterError(PipelineError):
+    """A task or a worker was lost and could not be replaced."""
