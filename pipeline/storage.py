@@ -31,7 +31,7 @@ def is_local(path: str) -> bool:
 
 def join(folder: str, *names: str) -> str:
     """A path below a folder, whatever the file system."""
-    return "/".join([folder.rstrip("/") or "/", *names])
+    return "/".join([folder.rstrip("/"), *names])
 
 
 def exists(path: str) -> bool:

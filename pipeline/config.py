@@ -1,0 +1,390 @@
+"""The configuration: one tree for all verbs.
+
+In: overrides as typed (`experiment=wikitext2 optim.lr=0.5`). Out: a frozen, strictly typed tree. Refuses, before anything
+runs and in one line: unknown keys (with the nearest known one), wrong types, values that cannot be, impossible
+combinations. Hydra composes the folder conf/; the schema below judges what comes out. Values live in conf/ alone: no
+field has a default here.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _one_is_a_list(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: strict, frozen, without room for unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class VocabularyConfig(Section):
+    """Which words get an id of their own."""
+
+    size: Annotated[int, Field(ge=3)] | None  # with <eos> and <unk>; null: every word
+    min_count: PositiveInt  # a word seen less often is <unk>
+    path: str | None  # a given vocabulary: one word a line, or a vocabulary.arrow
+
+
+class CorpusConfig(Section):
+    """What text to read and what a word is."""
+
+    source: Literal["files", "datasets", "python_docs"]
+    train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
+    valid: Paths | None
+    test: Paths | None
+    dataset: str | None  # datasets: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)
+    text_column: str  # jsonl, parquet and datasets
+    documents: Literal["files", "lines"]  # what a document of plain text is; a row is always one
+    valid_fraction: Share  # share of train's documents, drawn by the document's hash
+    test_fraction: Share
+    words: Literal["whitespace", "words"]
+    lowercase: bool
+    eos: Literal["line", "document"]  # what ends with <eos>
+    vocabulary: VocabularyConfig
+    unit_bytes: Annotated[int, Field(ge=1024)]  # a task reads about this much of a file
+
+    @model_validator(mode="after")
+    def _source_fits(self) -> Self:
+        if self.source == "datasets" and self.dataset is None:
+            raise ValueError("corpus.dataset=null names no data set; give corpus.dataset=NAME")
+        if self.source == "python_docs" and (self.train or self.valid or self.test):
+            raise ValueError("corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test")
+        for split in ("valid", "test"):
+            if getattr(self, split) is not None and getattr(self, f"{split}_fraction") > 0:
+                fraction = getattr(self, f"{split}_fraction")
+                raise ValueError(
+                    f"corpus.{split} is given and corpus.{split}_fraction={fraction:g} would cut it from train;"
+                    f" use corpus.{split}_fraction=0"
+                )
+        if self.valid_fraction + self.test_fraction >= 1:
+            total = self.valid_fraction + self.test_fraction
+            raise ValueError(f"corpus.valid_fraction + corpus.test_fraction={total:g} leaves no train; keep it below 1")
+        return self
+
+
+class StreamConfig(Section):
+    """How the token sequence becomes batches."""
+
+    num_lanes: PositiveInt  # rows of the global batch, whatever the number of devices
+    bptt: PositiveInt  # tokens of each lane in a step
+    seed: Count
+    state: Literal["reset", "carry"]  # at an epoch's start: zero, or each lane's own end
+    verify: Literal["digest", "size"]  # what of each shard is checked before the first step
+
+
+class SoftmaxConfig(Section):
+    """The output layer."""
+
+    kind: Literal["adaptive", "full"]
+    cutoffs: tuple[PositiveInt, ...]  # adaptive: where the tail clusters begin
+    div_value: Annotated[float, Field(ge=1)]  # adaptive: each tail cluster's width is the one before divided by it
+
+    @model_validator(mode="after")
+    def _cutoffs_fit(self) -> Self:
+        if self.kind == "adaptive" and not self.cutoffs:
+            raise ValueError("model.softmax.cutoffs=[] leaves adaptive softmax no tail; give some or use kind=full")
+        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ValueError(f"model.softmax.cutoffs={list(self.cutoffs)} must rise strictly")
+        return self
+
+
+class ModelConfig(Section):
+    """Embedding, stacked LSTM, softmax."""
+
+    embedding_size: PositiveInt
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    projection_size: PositiveInt | None  # of each layer's hidden state; null: none
+    dropout: Share  # on the non-recurrent connections
+    tied: bool  # the softmax reads the embedding's rows
+    init_scale: Positive  # weights are drawn from uniform(-init_scale, init_scale)
+    softmax: SoftmaxConfig
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.projection_size is not None and self.projection_size >= self.hidden_size:
+            raise ValueError(
+                f"model.projection_size={self.projection_size} must be below model.hidden_size={self.hidden_size};"
+                " use a smaller one or null"
+            )
+        if self.tied and self.embedding_size != self.output_size:
+            raise ValueError(
+                f"model.tied=true needs model.embedding_size={self.embedding_size} equal to the output's"
+                f" {self.output_size}; use model.embedding_size={self.output_size} or model.tied=false"
+            )
+        if self.tied and self.softmax.kind == "adaptive" and self.softmax.div_value != 1:
+            raise ValueError(
+                f"model.tied=true shares rows of full width, model.softmax.div_value={self.softmax.div_value:g} narrows"
+                " them; use model.softmax.div_value=1 or model.tied=false"
+            )
+        return self
+
+    @property
+    def output_size(self) -> int:
+        """Width of what the softmax reads."""
+        return self.projection_size or self.hidden_size
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of step, epoch and the validations so far."""
+
+    kind: Literal["constant", "step", "plateau", "cosine"]
+    warmup_steps: Count  # linear from 0 to lr, before the rest
+    hold_epochs: Count  # step: epochs at the full rate
+    divide_by: Annotated[float, Field(gt=1)]  # step: at each later epoch; plateau: when patience is used up
+    patience: PositiveInt  # plateau: validations without a better one
+    min_lr: Annotated[float, Field(ge=0)]  # plateau and cosine end there
+
+
+class OptimConfig(Section):
+    """How the weights move."""
+
+    name: Literal["sgd", "adagrad", "adam", "adamw"]
+    lr: Positive
+    momentum: Share  # sgd
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Positive | None  # of the global gradient
+    schedule: ScheduleConfig
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if self.schedule.min_lr > self.lr:
+            raise ValueError(
+                f"optim.schedule.min_lr={self.schedule.min_lr:g} is above optim.lr={self.lr:g}; use a smaller one"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When to validate and to save, and what to keep."""
+
+    every_steps: PositiveInt
+    keep_last: PositiveInt
+    keep_best: Count  # by validation nats
+    validate_every_steps: PositiveInt | None  # null: at the end of each epoch
+
+
+class LoggingConfig(Section):
+    """What the run folder and the terminal are told, and how often."""
+
+    every_steps: PositiveInt
+    progress: bool
+
+
+class TrackingConfig(Section):
+    """The dashboard."""
+
+    kind: Literal["wandb", "none"]
+    project: str
+    mode: Literal["auto", "online", "offline"]  # auto: online if a key is configured
+
+
+class ClusterConfig(Section):
+    """Which machine."""
+
+    kind: Literal["none", "local"]
+    num_cpus: PositiveInt | None  # tasks at a time; null: one for each core
+
+
+class Config(Section):
+    """The whole tree; every verb reads its part."""
+
+    data: str | None  # the prepared corpus, a folder
+    run: str | None  # the run folder
+    max_epochs: PositiveInt | None
+    max_steps: PositiveInt | None
+    precision: Literal["fp32", "bf16"]
+    accelerator: Literal["auto", "cpu", "cuda"]
+    corpus: CorpusConfig
+    stream: StreamConfig
+    model: ModelConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+    tracking: TrackingConfig
+    cluster: ClusterConfig
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.max_epochs is None and self.max_steps is None:
+            raise ValueError("max_epochs=null and max_steps=null would never end; give one of them")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What `evaluate` reads."""
+
+    run: str | None
+    data: str | None  # null: the corpus of the run
+    split: str
+    checkpoint: Literal["best", "last"]
+    accelerator: Literal["auto", "cpu", "cuda"]
+
+
+class VerifyConfig(Section):
+    """What `verify` reads."""
+
+    data: str | None
+
+
+Tree = TypeVar("Tree", bound=Section)
+
+
+def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") -> Tree:
+    """Composes `conf/<name>.yaml` with the overrides and judges the result.
+
+    Args:
+        schema: the tree's type.
+        overrides: `key=value` as typed; `group=choice` picks a file of conf/. A value for a text field is taken
+            verbatim, so paths need no quotes of Hydra's own; `[a,b]` is a list, `null` nothing.
+        name: the file of conf/ to start from.
+
+    Raises:
+        ConfigError: an unknown key or choice, a wrong type, an impossible value or combination.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    checked = [_checked(schema, override) for override in overrides]
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base=None):
+            composed = compose(config_name=name, overrides=checked)
+        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return judge(schema, json.dumps(tree))
+
+
+def judge(schema: type[Tree], tree_json: str) -> Tree:
+    """The tree that a JSON text holds, or one `ConfigError` with all that is wrong with it."""
+    try:
+        return schema.model_validate_json(tree_json)
+    except ValidationError as error:
+        raise ConfigError("; ".join(dict.fromkeys(_complaint(schema, dict(each)) for each in error.errors()))) from error
+
+
+def groups() -> dict[str, list[str]]:
+    """The groups of conf/ and the choices in each."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def leaves(schema: type[Section], prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a schema with its annotation."""
+    found: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            found |= leaves(annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = annotation
+    return found
+
+
+def flat(tree: Section) -> dict[str, object]:
+    """Every dotted key of a tree with its value, as JSON holds it."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, object]]:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(walk(tree.model_dump(mode="json"), ""))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _checked(schema: type[Section], override: str) -> str:
+    """The override as Hydra understands it, after its key and choice are known to exist."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"argument {override!r} is not of the form key=value")
+    known = leaves(schema)
+    choices = groups() if schema is Config else {}
+    if key in choices:
+        if value not in choices[key]:
+            raise ConfigError(
+                f"{key}={value} is not one of {', '.join(choices[key])}{_nearest(value, choices[key])}"
+            )
+        return override
+    if key not in known:
+        raise ConfigError(f"unknown key {key}{_nearest(key.lstrip('+~'), [*known, *choices])}")
+    if not value:
+        raise ConfigError(f"{key}= has no value; give one, or null")
+    if not _is_text(known[key]) or value == "null":
+        return override
+    if value.startswith("[") and value.endswith("]") and _is_list(known[key]):
+        return f"{key}=[{','.join(_quoted(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """Text that Hydra's grammar gives back as it is; a dollar sign would start an interpolation."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'") if value.endswith("\\") else value.replace("'", "\\'")
+    return "'" + escaped.replace("${", "\\${") + "'"
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *(part for argument in get_args(annotation) for part in _parts(argument)))
+
+
+def _is_text(annotation: Any) -> bool:
+    return any(part is str for part in _parts(annotation))
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(part) is tuple for part in _parts(annotation))
+
+
+def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
+    """One finding of pydantic's in our form: key=value, what is needed."""
+    path = [str(part) for part in error["loc"]]
+    known = leaves(schema)
+    while path and ".".join(path) not in known and any(key == ".".join(path[:-1]) for key in known):
+        path.pop()  # an index of a list, or a member of a union
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(key, known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    if error["type"] == "missing":
+        return f"{key} is not given"
+    needed = message.replace("Input should be", "it must be")
+    if NoneType in _parts(known.get(key)):
+        needed += ", or null"
+    near = _nearest(str(error["input"]), [a for a in _parts(known.get(key)) if isinstance(a, str)])
+    return f"{key}={json.dumps(error['input'])}: {needed}{near}"
