@@ -322,7 +322,16 @@ def flat(tree: Section) -> dict[str, object]:
     return dict(walk(tree.model_dump(mode="json"), ""))
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def shown(tree: Section) -> dict[str, str]:
+    """Every dotted key of a tree with its value, as it is typed."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for key, value in flat(tree).items()
+    }
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the known name most like the word, or nothing if none is like it."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -337,11 +346,11 @@ def _checked(schema: type[Section], override: str) -> str:
     if key in choices:
         if value not in choices[key]:
             raise ConfigError(
-                f"{key}={value} is not one of {', '.join(choices[key])}{_nearest(value, choices[key])}"
+                f"{key}={value} is not one of {', '.join(choices[key])}{nearest(value, choices[key])}"
             )
         return override
     if key not in known:
-        raise ConfigError(f"unknown key {key}{_nearest(key.lstrip('+~'), [*known, *choices])}")
+        raise ConfigError(f"unknown key {key}{nearest(key.lstrip('+~'), [*known, *choices])}")
     if not value:
         raise ConfigError(f"{key}= has no value; give one, or null")
     if not _is_text(known[key]) or value == "null":
@@ -377,7 +386,7 @@ def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
         path.pop()  # an index of a list, or a member of a union
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(key, known)}"
+        return f"unknown key {key}{nearest(key, known)}"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
@@ -386,5 +395,5 @@ def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
     needed = message.replace("Input should be", "it must be")
     if NoneType in _parts(known.get(key)):
         needed += ", or null"
-    near = _nearest(str(error["input"]), [a for a in _parts(known.get(key)) if isinstance(a, str)])
+    near = nearest(str(error["input"]), [a for a in _parts(known.get(key)) if isinstance(a, str)])
     return f"{key}={json.dumps(error['input'])}: {needed}{near}"

@@ -34,6 +34,11 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names])
 
 
+def absolute(path: str) -> str:
+    """The path so that it holds from any working folder; an object store's is that already."""
+    return str(Path(resolve(path)[1]).resolve()) if is_local(path) else path
+
+
 def exists(path: str) -> bool:
     """Whether a file or folder of that name is there."""
     filesystem, name = resolve(path)
@@ -136,6 +141,36 @@ def publish(path: str) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(target.parent)
+
+
+class DigestingFile:
+    """A file to write to that takes the digest of what passes, so that nothing written has to be read again."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Writes the bytes; returns their number."""
+        self._file.write(data)
+        self._digest.update(data)
+        self._size_bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size_bytes
+
+    def flush(self) -> None:
+        """Hands what is buffered to the file beneath."""
+        self._file.flush()
+
+    def sha256(self) -> str:
+        """Digest of all that was written, 64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 def flush_folder(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""The verbs: each a thin main() over the library."""

@@ -1,0 +1,89 @@
+"""`python -m jobs VERB [key=value ...]`: finds the verb, and ends a user's mistake in one line and exit code 2."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from pipeline.config import Config, EvaluateConfig, Section, VerifyConfig, groups, leaves, load, nearest, shown
+from pipeline.errors import ConfigError, PipelineError
+
+# name: what it does, what it reads, the file of conf/ that it starts from, its flags
+VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
+    "prepare": ("raw text → vocabulary and token shards", Config, "config", ()),
+    "verify": ("re-read a prepared corpus and compare digests", VerifyConfig, "verify", ()),
+    "train": ("train a language model, or go on with it", Config, "config", ()),
+    "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
+    "demo": ("all of it on the documentation of this Python", Config, "config", ()),
+}
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a verb; returns the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `python -m jobs` lists them")
+        if "--help" in rest or "-h" in rest:
+            print(_help(verb))
+            return 0
+        _refuse_flags(verb, rest)
+        importlib.import_module(f"jobs.{verb}").main(rest)
+    except PipelineError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
+    flags = VERBS[verb][3]
+    for argument in arguments:
+        if argument.startswith("--") and argument not in flags:
+            known = " ".join(("--help", *flags))
+            raise ConfigError(f"unknown flag {argument} of {verb}; it knows {known} and key=value")
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<10}{does}" for verb, (does, *_) in VERBS.items())
+    return f"usage: python -m jobs VERB [key=value ...]\n\n{verbs}\n\npython -m jobs VERB --help shows groups, keys and values"
+
+
+def _help(verb: str) -> str:
+    """The groups with their choices and every key with its value, as composed without overrides."""
+    does, schema, name, flags = VERBS[verb]
+    lines = [f"python -m jobs {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
+    if schema is Config:
+        lines += ["", "groups:"]
+        lines += [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
+    values = shown(load(schema, [], name=name))
+    lines += ["", "keys and their values:"]
+    lines += [f"  {key}={values[key]}" for key in leaves(schema)]
+    return "\n".join(lines)
+
+
+def _set_up() -> None:
+    """What belongs to a process and not to the library: Ray's environment, before ray is imported, and logging."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    pipeline = logging.getLogger("pipeline")
+    pipeline.setLevel(logging.INFO)
+    pipeline.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    pipeline.addHandler(handler)
+    for noisy in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    _set_up()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""`python -m jobs evaluate`: perplexity of a trained model on a split, as a table or as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from pipeline.config import EvaluateConfig, load
+from pipeline.corpus.manifest import check_vocabulary, read_manifest
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
+from pipeline.training.restore import TrainedModel, load_trained
+from pipeline.training.trainer import choose_device, open_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A split's scores and what they mean."""
+
+    split: str
+    score: Score
+    unigram: Score
+    oov_rate: float
+    trained: TrainedModel
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Scores the split and prints the result."""
+    config = load(EvaluateConfig, [each for each in arguments if each != "--json"], name="evaluate")
+    evaluation = evaluate(config)
+    if "--json" in arguments:
+        print(json.dumps(as_json(evaluation)))
+    else:
+        Console().print(_table(evaluation))
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Scores a split with the model of a run.
+
+    Raises:
+        ConfigError: `run` is missing or no run.
+        CorpusError: the corpus is missing or damaged, of another vocabulary, or without the split.
+        CheckpointError: there is no whole checkpoint.
+    """
+    if config.run is None:
+        raise ConfigError("run=null is not given; use run=FOLDER")
+    device = choose_device(config.accelerator)
+    trained = load_trained(config.run, config.checkpoint)
+    data = config.data or trained.config.data
+    assert data is not None
+    manifest = read_manifest(data)
+    if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
+        raise CorpusError(
+            f"data={data} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"
+            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's corpus"
+        )
+    tokens = open_split(data, manifest, config.split)
+    unigram = score_unigram(tokens, counts_V=check_vocabulary(data, manifest).counts)
+    with Progress(*Progress.get_default_columns(), TextColumn("words"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"scoring {config.split}", total=len(tokens))
+        score = score_tokens(trained.model.to(device), tokens, progress=lambda words: bar.advance(task, words))
+    return Evaluation(
+        split=config.split,
+        score=score,
+        unigram=unigram,
+        oov_rate=manifest.splits[config.split].oov_rate,
+        trained=trained,
+    )
+
+
+def as_json(evaluation: Evaluation) -> dict[str, str | int | float]:
+    """The object that `--json` prints."""
+    return {
+        "split": evaluation.split,
+        "perplexity": evaluation.score.perplexity,
+        "nats_per_token": evaluation.score.nats_per_token,
+        "targets": evaluation.score.num_targets,
+        "oov_rate": evaluation.oov_rate,
+        "protocol": PROTOCOL,
+    }
+
+
+def _table(evaluation: Evaluation) -> Table:
+    trained = evaluation.trained
+    table = Table(show_header=False)
+    table.add_row("split", evaluation.split)
+    table.add_row("perplexity", f"{evaluation.score.perplexity:.2f}")
+    table.add_row("nats per token", f"{evaluation.score.nats_per_token:.4f}")
+    table.add_row("targets", f"{evaluation.score.num_targets:,}")
+    table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
+    table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.2f}")
+    chosen = "not validated yet, so the last" if not trained.num_validations else f"of {trained.num_validations} validated"
+    table.add_row("checkpoint", f"step {trained.step} ({chosen})")
+    table.add_row("protocol", PROTOCOL)
+    return table

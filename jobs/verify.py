@@ -1,0 +1,36 @@
+"""`verify`: whether a prepared corpus is what its manifest says.
+
+In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest; a vocabulary or shards, each named on a
+line of its own, that are not the manifest's.
+"""
+
+import os
+from collections.abc import Sequence
+
+from pipeline.config import VerifyConfig, load
+from pipeline.corpus.manifest import check_shards, check_vocabulary, read_manifest
+from pipeline.errors import ConfigError, CorpusError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the verb: reads the digest of every shard, on all cores.
+
+    Raises:
+        PipelineError: the corpus is not whole.
+    """
+    config = load(VerifyConfig, arguments, name="verify")
+    if config.data is None:
+        raise ConfigError("data=null is not given; use data=FOLDER")
+    manifest = read_manifest(config.data)
+    check_vocabulary(config.data, manifest)
+    problems = check_shards(config.data, manifest, digests=True, num_threads=os.cpu_count() or 1)
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise CorpusError(
+            f"data={config.data}: {len(problems)} of {num_shards} token shards are bad;"
+            " run `python -m jobs prepare` again"
+        )
+    counts = ", ".join(f"{name} {split.num_tokens:,} tokens" for name, split in manifest.splits.items())
+    print(f"ok: {num_shards} token shards, {counts}, vocabulary {manifest.vocab_size:,} words")

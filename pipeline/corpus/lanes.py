@@ -1,0 +1,83 @@
+"""Which lane reads which tokens, and which rank holds which lane: pure arithmetic.
+
+In: the number of targets of a split, lanes and bptt. Out: bounds, lengths and counts, for any step, without reading
+anything. Refuses more lanes than targets, and a world size that does not divide the lanes.
+
+The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes' lengths
+differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt) windows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanePlan:
+    """The tiling of a split into lanes and windows.
+
+    Attributes:
+        num_targets: targets of the split, N.
+        num_lanes: rows of the global batch, B, whatever the number of ranks.
+        bptt: tokens that a lane reads in one step.
+
+    Raises:
+        ConfigError: there are more lanes than targets.
+    """
+
+    num_targets: int
+    num_lanes: int
+    bptt: int
+
+    def __post_init__(self) -> None:
+        if self.num_lanes > self.num_targets:
+            raise ConfigError(
+                f"stream.num_lanes={self.num_lanes} is more than the corpus has targets, {self.num_targets};"
+                f" use stream.num_lanes={max(1, self.num_targets // max(1, self.bptt))} or a larger corpus"
+            )
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch, which are its steps."""
+        longest = -(-self.num_targets // self.num_lanes)
+        return -(-longest // self.bptt)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """(epoch, window) that a step reads, both from 0."""
+        return divmod(step, self.num_windows)
+
+    def lane_start(self, lane: int) -> int:
+        """First target of a lane; lane `num_lanes` starts where the sequence ends."""
+        return lane * self.num_targets // self.num_lanes
+
+    def lengths(self, window: int) -> NDArray[np.int64]:
+        """Targets of each lane in a window: int64 [num_lanes], `bptt` but in the last window of an epoch."""
+        starts = np.array([self.lane_start(lane) for lane in range(self.num_lanes + 1)], dtype=np.int64)
+        return np.clip(np.diff(starts) - window * self.bptt, 0, self.bptt)
+
+    def targets_in(self, window: int) -> int:
+        """Targets of the global batch in a window of an epoch."""
+        return min(self.bptt * self.num_lanes, self.num_targets - window * self.bptt * self.num_lanes)
+
+    def tokens_seen(self, step: int) -> int:
+        """Targets of all steps before `step`, over all epochs."""
+        epoch, window = self.position(step)
+        return epoch * self.num_targets + window * self.bptt * self.num_lanes
+
+
+def rank_lanes(num_lanes: int, *, world_size: int, rank: int) -> range:
+    """The lanes that a rank holds: [r·B//W, (r+1)·B//W).
+
+    Raises:
+        ConfigError: the world size does not divide the lanes; names the nearest numbers of lanes that fit.
+    """
+    if num_lanes % world_size:
+        below = num_lanes // world_size * world_size
+        nearest = " or ".join(str(each) for each in (below, below + world_size) if each)
+        raise ConfigError(
+            f"stream.num_lanes={num_lanes} is not divisible by world_size={world_size}; use stream.num_lanes={nearest}"
+        )
+    return range(rank * num_lanes // world_size, (rank + 1) * num_lanes // world_size)

@@ -1,0 +1,195 @@
+"""The index of a prepared corpus: which shards make up each split, and what they must be.
+
+In: what the writers of shards report. Out: `manifest.json`, written last; and the checks of a corpus against it.
+Refuses: a corpus without a manifest, a manifest of another shape, shards and vocabularies that are not the manifest's.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from pipeline import storage
+from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
+from pipeline.errors import CorpusError
+
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocabulary.arrow"
+MEND = "run `python -m jobs prepare` again"
+NUM_NAMED_PROBLEMS = 3
+
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Shard(_Frozen):
+    """One token shard.
+
+    Attributes:
+        name: path below the corpus folder, such as `train/00000.arrow`.
+        num_tokens: tokens in it; 0 is allowed.
+        size_bytes: size of the file.
+        sha256: digest of the file, 64 hexadecimal digits.
+        source: the range of the input that it holds, for people.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    num_tokens: Count
+    size_bytes: Count
+    sha256: Digest
+    source: str
+
+
+class Split(_Frozen):
+    """The shards of one split in the order of the text, with their sums."""
+
+    shards: tuple[Shard, ...]
+    num_tokens: Count
+    num_unk: Count
+
+    @model_validator(mode="after")
+    def _sums_agree(self) -> Self:
+        found = sum(shard.num_tokens for shard in self.shards)
+        if found != self.num_tokens:
+            raise ValueError(f"num_tokens is {self.num_tokens}, but the shards hold {found}")
+        if self.num_unk > self.num_tokens:
+            raise ValueError(f"num_unk is {self.num_unk}, more than num_tokens, {self.num_tokens}")
+        return self
+
+    @property
+    def oov_rate(self) -> float:
+        """Share of `<unk>` among the tokens, line ends included; 0 for a split without tokens."""
+        return self.num_unk / self.num_tokens if self.num_tokens else 0.0
+
+
+class Manifest(_Frozen):
+    """What a prepared corpus consists of.
+
+    Attributes:
+        splits: by name (`train`, `valid`, `test`).
+        vocab_size: words of `vocabulary.arrow`, `<eos>` and `<unk>` included.
+        vocabulary_fingerprint: that of `vocabulary.arrow`.
+        configuration: the section of the configuration that the corpus was prepared with.
+        versions: what the text was made from (package → version), empty if nothing but files.
+        tool_version: version of wordlanes that prepared it.
+    """
+
+    splits: dict[str, Split]
+    vocab_size: Annotated[int, Field(ge=3)]
+    vocabulary_fingerprint: Digest
+    configuration: dict[str, JsonValue]
+    versions: dict[str, str]
+    tool_version: str
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what defines the token sequences: vocabulary, and shards' digests and token counts in order.
+
+        Neither where the corpus lies nor the names of its shards count. 64 hexadecimal digits.
+        """
+        shards = {
+            name: [[shard.sha256, shard.num_tokens] for shard in split.shards] for name, split in self.splits.items()
+        }
+        content = {"vocabulary": self.vocabulary_fingerprint, "splits": shards}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(manifest: Manifest, data: str) -> None:
+    """Publishes `manifest.json` in the corpus folder `data`. It comes last: it is what makes a corpus of the files."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    storage.publish_bytes(storage.join(data, MANIFEST_NAME), f"{text}\n".encode())
+
+
+def read_manifest(data: str) -> Manifest:
+    """The manifest of the corpus folder `data`.
+
+    Raises:
+        CorpusError: there is none, so no corpus either; or it is damaged or of another shape.
+    """
+    path = storage.join(data, MANIFEST_NAME)
+    try:
+        return Manifest.model_validate_json(storage.read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CorpusError(
+            f"data={data} holds no {MANIFEST_NAME}; prepare the corpus with `python -m jobs prepare`, or mend the path"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CorpusError(f"{path} is no manifest: {place}: {first['msg']}; {MEND}") from error
+
+
+def remove_manifest(data: str) -> None:
+    """Removes the manifest, if there is one, before the first shard of a changed corpus is replaced."""
+    storage.remove(storage.join(data, MANIFEST_NAME))
+
+
+def check_shards(data: str, manifest: Manifest, *, digests: bool, num_threads: int) -> list[str]:
+    """What is wrong with the shards of a corpus.
+
+    Args:
+        data: the corpus folder.
+        manifest: its manifest.
+        digests: whether each shard is read and its sha256 compared; sizes are compared always.
+        num_threads: shards checked at once (sha256 does not hold the interpreter's lock).
+
+    Returns:
+        one line per bad shard, in the order of the manifest; empty if all is well.
+    """
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    with ThreadPoolExecutor(max_workers=num_threads) as threads:
+        problems = threads.map(lambda shard: _problem(data, shard, digest=digests), shards)
+        return [problem for problem in problems if problem is not None]
+
+
+def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
+    """The vocabulary of a corpus.
+
+    Raises:
+        CorpusError: it is missing, damaged or not the manifest's.
+    """
+    path = storage.join(data, VOCABULARY_NAME)
+    vocabulary = read_vocabulary(path)
+    if (vocabulary.fingerprint, vocabulary.size) != (manifest.vocabulary_fingerprint, manifest.vocab_size):
+        raise CorpusError(
+            f"{path} is not the vocabulary of the manifest: found {vocabulary.size} words, {vocabulary.fingerprint}, "
+            f"needed {manifest.vocab_size} words, {manifest.vocabulary_fingerprint}; {MEND}"
+        )
+    return vocabulary
+
+
+def verify_corpus(data: str, *, digests: bool, num_threads: int) -> None:
+    """Checks a corpus as a whole: manifest, vocabulary and shards. Arguments as in `check_shards`.
+
+    Raises:
+        CorpusError: names the first bad shards, with what was found and what is needed.
+    """
+    manifest = read_manifest(data)
+    check_vocabulary(data, manifest)
+    problems = check_shards(data, manifest, digests=digests, num_threads=num_threads)
+    if problems:
+        named = "; ".join(problems[:NUM_NAMED_PROBLEMS])
+        more = f"; and {len(problems) - NUM_NAMED_PROBLEMS} more" if len(problems) > NUM_NAMED_PROBLEMS else ""
+        raise CorpusError(f"data={data} has {len(problems)} bad token shard(s): {named}{more}; {MEND}")
+
+
+def _problem(data: str, shard: Shard, *, digest: bool) -> str | None:
+    """One line on what is wrong with a shard, None if nothing is."""
+    path = storage.join(data, shard.name)
+    try:
+        size_bytes = storage.size_bytes(path)
+        if size_bytes != shard.size_bytes:
+            return f"{shard.name}: found {size_bytes} bytes, needed {shard.size_bytes}"
+        if digest and (found := storage.sha256(path)) != shard.sha256:
+            return f"{shard.name}: found sha256 {found}, needed {shard.sha256}"
+    except FileNotFoundError:
+        return f"{shard.name}: found no file, needed {shard.size_bytes} bytes"
+    except OSError as error:
+        return f"{shard.name}: cannot be read ({error})"
+    return None

@@ -1,0 +1,636 @@
+"""Prepares a corpus: sources → work units → counts → vocabulary → token shards → manifest.
+
+In: `CorpusConfig`, the corpus folder, and what runs tasks. Out: the corpus folder and its manifest.
+Refuses: what `sources` refuses; a split that was asked for and came out empty; input that changes meanwhile.
+
+    list        what to read, cut into units
+    digest      what each unit holds, as a key
+    count       the words of train's units, unless they were counted
+    merge       count tables → ranges of words → vocabulary
+    check       which shards are there already and sound
+    encode      units → token shards, each with a receipt
+    manifest    written last; removed before the first shard of a changed corpus is replaced
+
+Everything that a phase leaves behind is published whole under a name or with a key that says what it was made of, and
+nothing else: so a rerun, also after a kill, does what is missing, and neither workers nor their order leave a trace.
+This process holds names, receipts and sums; text, counts and tokens are in tasks alone. A task's memory is bounded by
+its blocks, its count table, and, where the vocabulary is made, by the vocabulary.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import PurePosixPath
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import __version__, storage
+from pipeline.config import CorpusConfig, VocabularyConfig
+from pipeline.corpus import python_docs
+from pipeline.corpus.manifest import (
+    VOCABULARY_NAME,
+    Manifest,
+    Shard,
+    Split,
+    read_manifest,
+    remove_manifest,
+    write_manifest,
+)
+from pipeline.corpus.sources import SPLITS, Source, WorkUnit, cut_units, list_sources, read_blocks, unit_digest
+from pipeline.corpus.text import split_words
+from pipeline.corpus.tokens import write_shard
+from pipeline.corpus.vocabulary import (
+    COUNTS_SCHEMA,
+    EOS_WORD,
+    UNK_WORD,
+    Vocabulary,
+    count_words,
+    cut_vocabulary,
+    given_vocabulary,
+    merge_counts,
+    read_vocabulary,
+    write_vocabulary,
+)
+from pipeline.errors import CorpusError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FORMAT = 1  # to be raised when the same text would give other words or other bytes
+WORK = "work"
+FIRST_BLOCK_BYTES = 4096
+RANGE_ROWS = 1 << 19  # rows of count tables that one merge takes
+SAMPLE_ROWS = 1 << 13  # one word of so many is told to the driver, which cuts the ranges by them
+
+
+class RunTasks(Protocol):
+    """Runs a function over items and gives (index of the item, result) in the order in which they are done."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Result]]: ...  # pragma: no cover
+
+
+class Progress(Protocol):
+    """Who watches."""
+
+    def phase(self, name: str, *, num_tasks: int, num_bytes: int) -> None:
+        """A phase begins, with so many tasks that read so many bytes of input (0: not known)."""
+
+    def advance(self, *, num_bytes: int, num_words: int) -> None:
+        """A task of the phase is done."""
+
+    def note(self, text: str) -> None:
+        """One line about what was found."""
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def phase(self, name: str, *, num_tasks: int, num_bytes: int) -> None:
+        """Nothing."""
+
+    def advance(self, *, num_bytes: int, num_words: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Digested:
+    """What decides a unit's words, and whether it holds any text."""
+
+    key: str
+    has_text: bool
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a count task says of a count table: its key, words, rows, and some of its words in order."""
+
+    key: str
+    num_words: int
+    num_rows: int
+    samples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MadeVocabulary:
+    """What the driver knows of the vocabulary; it lies in the work folder until it is published."""
+
+    path: str
+    size: int
+    fingerprint: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard to be: the unit, its key, its place, and the key that the receipt must have."""
+
+    unit: WorkUnit
+    unit_key: str
+    number: int
+    key: str
+
+    @property
+    def shard(self) -> str:
+        """Path of the shard below the corpus folder."""
+        return f"{self.unit.split}/{self.number:05d}.arrow"
+
+    @property
+    def receipt(self) -> str:
+        """Path of the receipt below the corpus folder."""
+        return f"{WORK}/{self.unit.split}/{self.number:05d}.json"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a token shard was made of and what it turned out to be; lies in the work folder as JSON."""
+
+    key: str
+    num_tokens: int
+    size_bytes: int
+    sha256: str
+    num_unk: int
+
+
+def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: Progress | None = None) -> Manifest:
+    """Prepares the corpus folder `data`, doing only what is not there yet.
+
+    Args:
+        corpus: what to read and what a word is.
+        data: the corpus folder, local or in an object store; made if need be.
+        run_tasks: runs a function over items, in any order and on any number of workers.
+        progress: is told of phases and tasks.
+
+    Returns:
+        the manifest, as it was written or, if nothing had changed, as it was found.
+
+    Raises:
+        CorpusError: the input is missing, empty or damaged, or changes meanwhile.
+        ConfigError: the vocabulary's size leaves no room for a word.
+    """
+    run = _Runner(run_tasks, progress or NoProgress())
+    units, versions = _list(corpus, data, run=run)
+    digested = _digest(units, corpus, run=run)
+    train_keys = [each.key for unit, each in zip(units, digested, strict=True) if unit.split == "train"]
+    counted = _count(units, digested, corpus, data, run=run)
+    vocabulary = _make_vocabulary(train_keys, counted, corpus, data, run=run)
+    jobs = _jobs(units, digested, vocabulary)
+    receipts = _sound_receipts(jobs, data, run=run)
+    missing = [job for job in jobs if job not in receipts]
+    if not missing:
+        manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
+        if _is_published(manifest, vocabulary, data):
+            run.progress.note(f"unchanged: all {len(jobs)} shards are kept")
+            return manifest
+    if len(missing) < len(jobs):
+        run.progress.note(f"{len(jobs) - len(missing)} of {len(jobs)} shards are kept")
+    remove_manifest(data)
+    _publish_vocabulary(vocabulary, data)
+    receipts |= _encode(missing, vocabulary, corpus, data, run=run)
+    manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
+    _check_sizes(manifest, data)
+    _remove_stale(jobs, train_keys, vocabulary, corpus, data)
+    write_manifest(manifest, data)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Runs the tasks of a phase and tells who watches."""
+
+    run_tasks: RunTasks
+    progress: Progress
+
+    def __call__(
+        self,
+        name: str,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        num_bytes: Callable[[Item], int] = lambda _: 0,
+        num_words: Callable[[Result], int] = lambda _: 0,
+    ) -> list[Result]:
+        """The results in the order of the items."""
+        if not items:
+            return []
+        self.progress.phase(name, num_tasks=len(items), num_bytes=sum(map(num_bytes, items)))
+        results: dict[int, Result] = {}
+        for index, result in self.run_tasks(function, items):
+            results[index] = result
+            self.progress.advance(num_bytes=num_bytes(items[index]), num_words=num_words(result))
+        return [results[index] for index in range(len(items))]
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keeps Arrow to one core: tasks, not their threads, are what is spread over the cores."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(1)
+    try:
+        yield
+    finally:
+        pa.set_cpu_count(before)
+
+
+def _hash(content: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _unit_bytes(unit: WorkUnit) -> int:
+    return unit.size_bytes
+
+
+# --- list ---
+
+
+def _list(corpus: CorpusConfig, data: str, *, run: _Runner) -> tuple[list[WorkUnit], dict[str, str]]:
+    """The units of all splits in their order, and what versions the embedded corpus was made of."""
+    versions: dict[str, str] = {}
+    if corpus.source == "python_docs":
+        packages = python_docs.list_packages()
+        versions = python_docs.versions(packages)
+        sources = _python_docs(packages, corpus, data, run=run)
+    else:
+        sources = list_sources(corpus)
+    found = run("list", partial(cut_units, corpus=corpus), sources)
+    units = [unit for each in found for unit in each]
+    return sorted(units, key=lambda unit: SPLITS.index(unit.split)), versions  # stable: the order of sources stays
+
+
+def _python_docs(
+    packages: Sequence[python_docs.Package], corpus: CorpusConfig, data: str, *, run: _Runner
+) -> list[Source]:
+    """Writes the embedded corpus into the work folder, a file for each split."""
+    extracted = run(
+        "extract", partial(python_docs.extract, folder=storage.join(data, WORK, "docs", "packages")), packages
+    )
+    _remove_others(storage.join(data, WORK, "docs", "packages"), keep=extracted)
+    folder = storage.join(data, WORK, "docs")
+    assemble = partial(
+        python_docs.assemble, folder=folder, valid_fraction=corpus.valid_fraction, test_fraction=corpus.test_fraction
+    )
+    (splits,) = run("assemble", assemble, [tuple(extracted)])
+    return [Source(split, "jsonl", storage.join(folder, f"{split}.jsonl")) for split in splits]
+
+
+# --- digest and count ---
+
+
+def _digest(units: Sequence[WorkUnit], corpus: CorpusConfig, *, run: _Runner) -> list[Digested]:
+    digested = run("digest", partial(digest_unit, corpus=corpus), units, num_bytes=_unit_bytes)
+    with_text = {unit.split for unit, each in zip(units, digested, strict=True) if each.has_text}
+    for split in SPLITS:
+        if split not in with_text and _is_asked(split, corpus):
+            raise CorpusError(_empty_split(split, corpus))
+    return digested
+
+
+def digest_unit(unit: WorkUnit, *, corpus: CorpusConfig) -> Digested:
+    """What decides a unit's words: its bytes and how they are read, and not where they lie."""
+    with _one_core():
+        suffix = PurePosixPath(unit.path).suffix.lower()
+        rules = [corpus.words, corpus.lowercase, corpus.eos, corpus.documents, corpus.text_column]
+        content = [unit_digest(unit, corpus), unit.format, suffix, unit.last, unit.low, unit.high]
+        first = next(read_blocks(unit, corpus, block_bytes=FIRST_BLOCK_BYTES), None)
+        return Digested(_hash([FORMAT, *content, *rules]), has_text=first is not None)
+
+
+def _is_asked(split: str, corpus: CorpusConfig) -> bool:
+    fractions = {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
+    return getattr(corpus, split) is not None or fractions[split] > 0
+
+
+def _empty_split(split: str, corpus: CorpusConfig) -> str:
+    fractions = {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
+    if fractions[split] == 0 and not (split == "train" and sum(fractions.values()) > 0):
+        return f"corpus.{split}={', '.join(getattr(corpus, split))} holds no text; give text or corpus.{split}=null"
+    share = 1 - sum(fractions.values()) if split == "train" else fractions[split]
+    lines = "corpus.documents=lines or " if corpus.source == "files" and corpus.documents == "files" else ""
+    return f"the {split} split, a share of {share:g}, got none of train's documents; use {lines}other fractions"
+
+
+def _count(
+    units: Sequence[WorkUnit], digested: Sequence[Digested], corpus: CorpusConfig, data: str, *, run: _Runner
+) -> list[Counted]:
+    """The distinct count tables of train's units."""
+    train = {each.key: unit for unit, each in zip(units, digested, strict=True) if unit.split == "train"}
+    count = partial(count_unit, corpus=corpus, data=data)
+    return run(
+        "count",
+        count,
+        list(train.items()),
+        num_bytes=lambda item: item[1].size_bytes,
+        num_words=lambda counted: counted.num_words,
+    )
+
+
+def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) -> Counted:
+    """Publishes the count table of a unit under its key, unless it is there."""
+    key, unit = keyed
+    with _one_core():
+        path = _counts_path(data, key)
+        if not storage.exists(path):
+            blocks = read_blocks(unit, corpus)
+            words = (split_words(block, words=corpus.words, lowercase=corpus.lowercase) for block in blocks)
+            _write_counts(merge_counts(map(count_words, words)), path)
+        table = _read_counts(path)
+        # Where the sampling begins depends on the key, so that small tables too are sampled evenly.
+        rows = range(int(key[:8], 16) % SAMPLE_ROWS, table.num_rows, SAMPLE_ROWS)
+        samples = tuple(table["word"][row].as_py() for row in rows)
+        return Counted(key, pc.sum(table["count"], min_count=0).as_py(), table.num_rows, samples)
+
+
+def _counts_path(data: str, key: str) -> str:
+    return storage.join(data, WORK, "counts", f"{key}.arrow")
+
+
+def _write_counts(table: pa.Table, path: str) -> None:
+    with storage.publish(path) as file, pa.ipc.new_file(file, COUNTS_SCHEMA) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _read_counts(path: str) -> pa.Table:
+    """A count table; on a local disk it is mapped, so that only what is looked at is read."""
+    local = storage.is_local(path)
+    source = pa.memory_map(storage.resolve(path)[1]) if local else pa.BufferReader(storage.read_bytes(path))
+    return pa.ipc.open_file(source).read_all()
+
+
+# --- merge ---
+
+
+def _make_vocabulary(
+    train_keys: Sequence[str], counted: Sequence[Counted], corpus: CorpusConfig, data: str, *, run: _Runner
+) -> MadeVocabulary:
+    """Makes the vocabulary in the work folder, unless it is there: the corpus stays whole until it is replaced."""
+    given = corpus.vocabulary.path
+    if given is not None and not storage.exists(given):
+        raise CorpusError(f"corpus.vocabulary.path={given} is missing; mend the path")
+    size = corpus.vocabulary.size if given is None else None
+    rules = [size, corpus.vocabulary.min_count, given and storage.sha256(given)]
+    path = storage.join(data, WORK, "vocabulary", f"{_hash([FORMAT, *sorted(train_keys), *rules])}.arrow")
+    parts: list[str] = []
+    if not storage.exists(path):
+        merge = partial(merge_range, keys=tuple(train_keys), data=data, size=size)
+        parts = run("merge", merge, _ranges(counted) if counted else [])
+    make = partial(make_vocabulary, path=path, vocabulary=corpus.vocabulary)
+    (made,) = run("vocabulary", make, [tuple(parts)])
+    return made
+
+
+def _ranges(counted: Sequence[Counted]) -> list[tuple[str, str | None]]:
+    """Cuts all words into ranges [first, next) of about `RANGE_ROWS` rows; None has no end."""
+    num_ranges = 1 + sum(each.num_rows for each in counted) // RANGE_ROWS
+    samples = sorted(word for each in counted for word in each.samples)
+    cuts = sorted({samples[len(samples) * index // num_ranges] for index in range(1, num_ranges) if samples} - {""})
+    return list(zip(["", *cuts], [*cuts, None], strict=True))
+
+
+def merge_range(words: tuple[str, str | None], *, keys: Sequence[str], data: str, size: int | None) -> str:
+    """Publishes the sum of count tables over a range of words.
+
+    Args:
+        words: the range [first, next).
+        keys: those of the count tables; one that stands here twice counts twice.
+        data: the corpus folder.
+        size: of the vocabulary; words that so many others of the range exceed are counted as `<unk>`.
+
+    Returns:
+        the path, in the work folder.
+    """
+    with _one_core():
+        merged = merge_counts(_slice(_read_counts(_counts_path(data, key)), words) for key in keys)
+        path = storage.join(data, WORK, "merged", f"{_hash([*keys, *words, size])}.arrow")
+        _write_counts(most_frequent(merged, size=size), path)
+        return path
+
+
+def _slice(table: pa.Table, words: tuple[str, str | None]) -> pa.Table:
+    """The rows of a sorted count table whose words lie in a range."""
+    column = table["word"]
+
+    def place(word: str) -> int:
+        return bisect_left(range(table.num_rows), word.encode(), key=lambda row: column[row].as_py().encode())
+
+    start = place(words[0])
+    return table.slice(start) if words[1] is None else table.slice(start, place(words[1]) - start)
+
+
+def most_frequent(counts: pa.Table, *, size: int | None) -> pa.Table:
+    """A count table without the words that `size` others exceed: these are counted as `<unk>`. None keeps all."""
+    if size is None or counts.num_rows <= size:
+        return counts
+    special = pc.is_in(counts["word"], value_set=pa.array([EOS_WORD, UNK_WORD]))
+    ranked = counts.filter(pc.invert(special)).sort_by([("count", "descending"), ("word", "ascending")])
+    cut = pc.sum(ranked["count"].slice(size), min_count=0).as_py()
+    rest = pa.table([[UNK_WORD], [cut]], schema=COUNTS_SCHEMA)
+    return merge_counts([counts.filter(special), ranked.slice(0, size), rest])
+
+
+def make_vocabulary(parts: Sequence[str], *, path: str, vocabulary: VocabularyConfig) -> MadeVocabulary:
+    """Publishes the vocabulary, unless it is there.
+
+    Args:
+        parts: count tables of ranges; none if there is no training text, or the vocabulary is there.
+        path: where it appears, in the work folder.
+        vocabulary: which words get an id.
+    """
+    with _one_core():
+        if not storage.exists(path):
+            size = vocabulary.size if vocabulary.path is None else None
+            counts = COUNTS_SCHEMA.empty_table()
+            for part in parts:
+                counts = most_frequent(merge_counts([counts, _read_counts(part)]), size=size)
+            if vocabulary.path is not None:
+                made = given_vocabulary(vocabulary.path, counts=counts if parts else None)
+            else:
+                made = cut_vocabulary(counts, size=size, min_count=vocabulary.min_count)
+            write_vocabulary(made, path)
+        made = read_vocabulary(path)
+        return MadeVocabulary(path, size=made.size, fingerprint=made.fingerprint, sha256=storage.sha256(path))
+
+
+def _publish_vocabulary(vocabulary: MadeVocabulary, data: str) -> None:
+    target = storage.join(data, VOCABULARY_NAME)
+    with storage.open_read(vocabulary.path) as made, storage.publish(target) as file:
+        shutil.copyfileobj(made, file)
+
+
+# --- check and encode ---
+
+
+def _jobs(units: Sequence[WorkUnit], digested: Sequence[Digested], vocabulary: MadeVocabulary) -> list[Job]:
+    """A job for each unit, numbered within its split."""
+    numbers = {split: itertools.count() for split in SPLITS}
+    return [
+        Job(
+            unit,
+            each.key,
+            number=next(numbers[unit.split]),
+            key=_hash([each.key, vocabulary.fingerprint, vocabulary.size, unit.name]),
+        )
+        for unit, each in zip(units, digested, strict=True)
+    ]
+
+
+def _sound_receipts(jobs: Sequence[Job], data: str, *, run: _Runner) -> dict[Job, Receipt]:
+    """The receipts of shards that need not be made: of the same key, and the shard is what the receipt says."""
+    found = {job: receipt for job in jobs if (receipt := _read_receipt(job, data)) and receipt.key == job.key}
+    candidates = list(found.items())
+    sound = run("check", partial(is_sound, data=data), candidates, num_bytes=lambda item: item[1].size_bytes)
+    return {job: receipt for (job, receipt), good in zip(candidates, sound, strict=True) if good}
+
+
+def _read_receipt(job: Job, data: str) -> Receipt | None:
+    path = storage.join(data, job.receipt)
+    return Receipt(**json.loads(storage.read_bytes(path))) if storage.exists(path) else None
+
+
+def is_sound(item: tuple[Job, Receipt], *, data: str) -> bool:
+    """Whether the shard is there and has the receipt's size and digest."""
+    job, receipt = item
+    path = storage.join(data, job.shard)
+    return (
+        storage.exists(path)
+        and storage.size_bytes(path) == receipt.size_bytes
+        and storage.sha256(path) == receipt.sha256
+    )
+
+
+def _encode(
+    jobs: Sequence[Job], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str, *, run: _Runner
+) -> dict[Job, Receipt]:
+    encode = partial(encode_unit, vocabulary=vocabulary, corpus=corpus, data=data)
+    receipts = run(
+        "encode",
+        encode,
+        jobs,
+        num_bytes=lambda job: job.unit.size_bytes,
+        num_words=lambda receipt: receipt.num_tokens,
+    )
+    return dict(zip(jobs, receipts, strict=True))
+
+
+def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> Receipt:
+    """Publishes the token shard of a unit, then its receipt.
+
+    Raises:
+        CorpusError: the unit's bytes are no longer those that were counted.
+    """
+    with _one_core():
+        words = _vocabulary(vocabulary.path, vocabulary.fingerprint)
+        blocks = read_blocks(job.unit, corpus)
+        written = write_shard(
+            storage.join(data, job.shard),
+            (words.encode(split_words(block, words=corpus.words, lowercase=corpus.lowercase)) for block in blocks),
+            vocabulary_fingerprint=vocabulary.fingerprint,
+            vocab_size=vocabulary.size,
+            source=job.unit.name,
+        )
+        # Reading a data set once more would cost as much as encoding it.
+        if job.unit.format != "dataset" and digest_unit(job.unit, corpus=corpus).key != job.unit_key:
+            raise CorpusError(f"{job.unit.path} changed while it was prepared; leave it as it is and prepare again")
+        receipt = Receipt(job.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk)
+        storage.publish_bytes(storage.join(data, job.receipt), json.dumps(asdict(receipt)).encode())
+        return receipt
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(path: str, fingerprint: str) -> Vocabulary:
+    """The vocabulary, read once in a process."""
+    found = read_vocabulary(path)
+    assert found.fingerprint == fingerprint, path
+    return found
+
+
+# --- manifest ---
+
+
+def _manifest(
+    jobs: Sequence[Job],
+    receipts: Mapping[Job, Receipt],
+    vocabulary: MadeVocabulary,
+    corpus: CorpusConfig,
+    versions: dict[str, str],
+) -> Manifest:
+    splits = {}
+    for split in SPLITS:
+        made = [(job, receipts[job]) for job in jobs if job.unit.split == split]
+        if made:
+            splits[split] = Split(
+                shards=tuple(
+                    Shard(
+                        name=job.shard,
+                        num_tokens=receipt.num_tokens,
+                        size_bytes=receipt.size_bytes,
+                        sha256=receipt.sha256,
+                        source=job.unit.name,
+                    )
+                    for job, receipt in made
+                ),
+                num_tokens=sum(receipt.num_tokens for _, receipt in made),
+                num_unk=sum(receipt.num_unk for _, receipt in made),
+            )
+    return Manifest(
+        splits=splits,
+        vocab_size=vocabulary.size,
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        configuration=corpus.model_dump(mode="json"),
+        versions=versions,
+        tool_version=__version__,
+    )
+
+
+def _is_published(manifest: Manifest, vocabulary: MadeVocabulary, data: str) -> bool:
+    """Whether the corpus folder is just what would be written."""
+    words = storage.join(data, VOCABULARY_NAME)
+    if not storage.exists(words) or storage.sha256(words) != vocabulary.sha256:
+        return False
+    try:
+        return read_manifest(data) == manifest
+    except CorpusError:
+        return False
+
+
+def _check_sizes(manifest: Manifest, data: str) -> None:
+    """The last look before the manifest: every shard is there with the size of its receipt."""
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = storage.join(data, shard.name)
+            found = storage.size_bytes(path) if storage.exists(path) else None
+            if found != shard.size_bytes:
+                raise CorpusError(f"{path} has {found} bytes, needed {shard.size_bytes}: who changed it? prepare again")
+
+
+def _remove_stale(
+    jobs: Sequence[Job], train_keys: Sequence[str], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str
+) -> None:
+    """Removes what an earlier, other corpus left in the folder."""
+    for split in SPLITS:
+        _remove_others(storage.join(data, split), keep=[storage.join(data, job.shard) for job in jobs])
+        _remove_others(storage.join(data, WORK, split), keep=[storage.join(data, job.receipt) for job in jobs])
+    _remove_others(storage.join(data, WORK, "counts"), keep=[_counts_path(data, key) for key in train_keys])
+    _remove_others(storage.join(data, WORK, "vocabulary"), keep=[vocabulary.path])
+    _remove_others(storage.join(data, WORK, "merged"), keep=[])
+    if corpus.source != "python_docs":
+        _remove_others(storage.join(data, WORK, "docs"), keep=[])
+
+
+def _remove_others(folder: str, *, keep: Sequence[str]) -> None:
+    """Removes the files of a folder of ours that are not to be kept, half-written ones too."""
+    kept = {storage.resolve(path)[1] for path in keep}
+    for path in storage.list_files(folder):
+        if storage.resolve(path)[1] not in kept:
+            storage.remove(path)

@@ -1,0 +1,234 @@
+"""Token shards: ids → Arrow files, and the files → one long sequence.
+
+In: arrays of ids, cut anyhow. Out: an Arrow IPC *file* with one non-null column `token`, uncompressed, so that memory
+mapping copies nothing; and a reader of all the shards of a split as one sequence of tokens.
+Refuses: a shard that is truncated, has another token count than its manifest says or belongs to another vocabulary. A
+flipped bit is found by `manifest.verify_corpus` only, since Arrow keeps no checksums.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.corpus.manifest import MEND, Shard
+from pipeline.corpus.vocabulary import UNK
+from pipeline.errors import CorpusError
+
+BATCH_TOKENS = 1 << 20
+MAX_UINT16_VOCAB = 1 << 16
+
+Ids = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class ShardReceipt:
+    """What a written shard turned out to be."""
+
+    num_tokens: int
+    size_bytes: int
+    sha256: str
+    num_unk: int
+
+
+def token_type(vocab_size: int) -> pa.DataType:
+    """Arrow type of a token: uint16 if and only if every id fits into it, else int32."""
+    return pa.uint16() if vocab_size <= MAX_UINT16_VOCAB else pa.int32()
+
+
+def write_shard(
+    path: str, ids: Iterable[Ids], *, vocabulary_fingerprint: str, vocab_size: int, source: str
+) -> ShardReceipt:
+    """Publishes a token shard.
+
+    Its bytes are a function of the sequence of tokens and of the keyword arguments, not of how `ids` is cut: every
+    record batch but the last holds 2^20 tokens. Takes memory for one batch and one array of `ids`.
+
+    Args:
+        path: where the shard appears, whole or not at all.
+        ids: arrays of word ids, integers in [0, vocab_size); none at all make an empty shard.
+        vocabulary_fingerprint: goes into the schema's metadata.
+        vocab_size: decides the type of the column.
+        source: the range of the input that the shard holds; goes into the schema's metadata.
+
+    Returns:
+        the receipt; the digest is taken while writing.
+    """
+    schema = _schema(vocab_size=vocab_size, vocabulary_fingerprint=vocabulary_fingerprint, source=source)
+    num_tokens = num_unk = 0
+    with storage.publish(path) as file:
+        sink = _DigestingFile(file)
+        with pa.ipc.new_file(sink, schema) as writer:
+            for tokens in _rechunk(ids, vocab_size=vocab_size):
+                writer.write_batch(pa.record_batch([pa.array(tokens)], schema=schema))
+                num_tokens += len(tokens)
+                num_unk += int(np.count_nonzero(tokens == UNK))
+    return ShardReceipt(num_tokens, size_bytes=sink.tell(), sha256=sink.sha256(), num_unk=num_unk)
+
+
+def _schema(*, vocab_size: int, vocabulary_fingerprint: str, source: str) -> pa.Schema:
+    return pa.schema(
+        [pa.field("token", token_type(vocab_size), nullable=False)],
+        metadata={"vocabulary_fingerprint": vocabulary_fingerprint, "source": source},
+    )
+
+
+def _rechunk(ids: Iterable[Ids], *, vocab_size: int) -> Iterator[Ids]:
+    """The same tokens in the shard's type, 2^20 at a time and at last the rest; each array is valid until the next."""
+    buffer = np.empty(BATCH_TOKENS, dtype=token_type(vocab_size).to_pandas_dtype())
+    filled = 0
+    for array in ids:
+        assert not len(array) or (array.min() >= 0 and array.max() < vocab_size), "an id beyond the vocabulary"
+        start = 0
+        while start < len(array):
+            stop = min(start + BATCH_TOKENS - filled, len(array))
+            buffer[filled : filled + stop - start] = array[start:stop]
+            filled += stop - start
+            start = stop
+            if filled == BATCH_TOKENS:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:filled]
+
+
+class _DigestingFile:
+    """A file to write to that takes the digest of what passes, as pyarrow wants a file to be."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self._digest.update(data)
+        self._size_bytes += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size_bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class TokenSequence:
+    """All shards of a split as one sequence of tokens.
+
+    Local shards are memory-mapped, others read into memory; each when it is first read from, and it then stays open.
+    """
+
+    def __init__(self, data: str, *, shards: Sequence[Shard], vocabulary_fingerprint: str, vocab_size: int) -> None:
+        """Takes what the manifest says; opens nothing yet.
+
+        Args:
+            data: the corpus folder.
+            shards: the shards of the split, in order.
+            vocabulary_fingerprint: what each shard's metadata must carry.
+            vocab_size: decides the type that each shard must have.
+        """
+        self._data = data
+        self._shards = tuple(shards)
+        self._fingerprint = vocabulary_fingerprint
+        self._type = token_type(vocab_size)
+        self._starts = list(accumulate((shard.num_tokens for shard in self._shards), initial=0))
+        self._opened: dict[int, _OpenShard] = {}
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Tokens [start, stop) of the sequence, across every joint, as a copy: int64 [stop - start].
+
+        Raises:
+            CorpusError: a shard is missing, truncated or not the manifest's.
+        """
+        assert 0 <= start <= stop <= len(self), f"[{start}, {stop}) is not within [0, {len(self)})"
+        out = np.empty(stop - start, dtype=np.int64)
+        index = bisect_right(self._starts, start) - 1
+        at = start
+        while at < stop:
+            end = min(stop, self._starts[index + 1])
+            self._open(index).copy_to(out[at - start : end - start], at - self._starts[index])
+            at = end
+            index += 1
+        return out
+
+    def _open(self, index: int) -> "_OpenShard":
+        if index not in self._opened:
+            self._opened[index] = _open_shard(
+                self._data, self._shards[index], fingerprint=self._fingerprint, type_=self._type
+            )
+        return self._opened[index]
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """The record batches of a shard, on its memory map, and where each begins (and the last ends)."""
+
+    batches: list[Ids]
+    starts: list[int]
+
+    def copy_to(self, out: npt.NDArray[np.int64], start: int) -> None:
+        """Fills `out` with the tokens from `start` on."""
+        index = bisect_right(self.starts, start) - 1
+        filled = 0
+        while filled < len(out):
+            part = self.batches[index][start + filled - self.starts[index] :][: len(out) - filled]
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            index += 1
+
+
+def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType) -> _OpenShard:
+    """Opens a shard and compares it with the manifest."""
+    path = storage.join(data, shard.name)
+    try:
+        schema, batches = _read_batches(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise CorpusError(f"token shard {path} cannot be read ({reason}); {MEND}") from error
+    expected = pa.field("token", type_, nullable=False)
+    if not (len(schema) == 1 and schema.field(0).equals(expected)):
+        raise CorpusError(f"token shard {path} holds {_fields(schema)}, needed {_fields([expected])}; {MEND}")
+    found = (schema.metadata or {}).get(b"vocabulary_fingerprint", b"none").decode(errors="backslashreplace")
+    if found != fingerprint:
+        raise CorpusError(f"token shard {path} has vocabulary fingerprint {found!r}, needed {fingerprint!r}; {MEND}")
+    if any(batch.column(0).null_count for batch in batches):
+        raise CorpusError(f"token shard {path} holds nulls, needed none; {MEND}")
+    views = [batch.column(0).to_numpy(zero_copy_only=True) for batch in batches]
+    starts = list(accumulate(map(len, views), initial=0))
+    if starts[-1] != shard.num_tokens:
+        raise CorpusError(f"token shard {path} holds {starts[-1]} tokens, needed {shard.num_tokens}; {MEND}")
+    return _OpenShard(views, starts)
+
+
+def _read_batches(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Schema and record batches of an Arrow file, on its memory map if it lies on this machine."""
+    if storage.is_local(path):
+        source = pa.memory_map(storage.resolve(path)[1])
+    else:
+        source = pa.BufferReader(storage.read_bytes(path))
+    reader = pa.ipc.open_file(source)
+    batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    for batch in batches:
+        batch.validate()  # whether the buffers are as long as the header says
+    return reader.schema, batches
+
+
+def _fields(schema: Iterable[pa.Field]) -> str:
+    return ", ".join(str(field) for field in schema) or "no column"

@@ -1,0 +1,165 @@
+"""Adaptive softmax over words in order of frequency, and the full softmax as its case without tails.
+
+In: hidden vectors and the targets already split into clusters. Out: nats for each target, or all log-probabilities.
+Refuses cutoffs that do not fit the vocabulary. Nothing is searched on the device: which target falls into which
+cluster is computed beforehand on the CPU (`split_targets`), so a step never waits.
+
+Words [0, cutoffs[0]) stand in the head beside one entry for each tail cluster; tail cluster i holds the words
+[cutoffs[i], cutoffs[i+1]) and, where `div_value` narrows it, reads the hidden vector through a projection.
+
+Shape suffixes: N tokens, n tokens of one cluster, H hidden, V vocabulary, C classes of the head or words of a cluster.
+
+Source: Grave et al. 2017, arXiv:1609.04309, sections 3 and 4.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+
+
+class TargetSplit(NamedTuple):
+    """The targets of some tokens, dealt to the softmax's clusters.
+
+    Attributes:
+        head_N: class of each target in the head, int64: the word itself, or its cluster's entry.
+        rows: for each tail cluster, which of the N tokens fall into it, int64 [n], rising.
+        tails: for each tail cluster, their word's place within the cluster, int64 [n].
+    """
+
+    head_N: Tensor
+    rows: tuple[Tensor, ...]
+    tails: tuple[Tensor, ...]
+
+
+def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> TargetSplit:
+    """Deals target words to the clusters, on the CPU.
+
+    Args:
+        targets_N: word ids, int64 [tokens].
+        cutoffs: first word of each tail cluster, rising; empty for the full softmax.
+
+    Returns:
+        CPU tensors; a cluster that no target falls into has empty ones.
+    """
+    if not cutoffs:
+        return TargetSplit(torch.from_numpy(targets_N), (), ())
+    cluster_N = np.searchsorted(np.asarray(cutoffs), targets_N, side="right")
+    head_N = np.where(cluster_N == 0, targets_N, cutoffs[0] + cluster_N - 1)
+    rows = [np.flatnonzero(cluster_N == i + 1) for i in range(len(cutoffs))]
+    return TargetSplit(
+        torch.from_numpy(head_N),
+        tuple(torch.from_numpy(each) for each in rows),
+        tuple(torch.from_numpy(targets_N[each] - first) for each, first in zip(rows, cutoffs, strict=True)),
+    )
+
+
+class AdaptiveSoftmax(nn.Module):
+    """Log-probabilities of words, at a cost that follows their frequency.
+
+    Args:
+        hidden_size: width of the hidden vectors.
+        vocab_size: number of words.
+        cutoffs: first word of each tail cluster, rising, below `vocab_size`; empty for the full softmax.
+        div_value: tail cluster i is `hidden_size / div_value ** (i + 1)` wide; at 1 it has no projection.
+        embedding_VH: tied weights, shared with the embedding; needs `div_value` 1. None: weights of its own.
+
+    Raises:
+        ConfigError: cutoffs that do not lie within the vocabulary.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        vocab_size: int,
+        cutoffs: Sequence[int],
+        div_value: float,
+        embedding_VH: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        if cutoffs and cutoffs[-1] >= vocab_size:
+            fitting = [cutoff for cutoff in cutoffs if cutoff < vocab_size]
+            mend = f"model.softmax.cutoffs={fitting}".replace(" ", "") if fitting else "model.softmax.kind=full"
+            raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
+        assert embedding_VH is None or div_value == 1, "tied clusters share rows of full width"
+        self.cutoffs = tuple(cutoffs)
+        self.edges = (*cutoffs, vocab_size)
+        self.embedding_VH = embedding_VH
+        head_words = self.edges[0]
+        num_tails = len(self.cutoffs)
+        own_rows = num_tails if embedding_VH is not None else head_words + num_tails
+        self.head_weight = nn.Parameter(torch.empty(own_rows, hidden_size))
+        self.head_bias = nn.Parameter(torch.empty(head_words + num_tails))
+        self.tail_projections = nn.ParameterList()
+        self.tail_weights = nn.ParameterList()
+        self.tail_biases = nn.ParameterList()
+        for i, (first, end) in enumerate(pairwise(self.edges)):
+            self.tail_biases.append(nn.Parameter(torch.empty(end - first)))
+            if embedding_VH is not None:
+                continue
+            width = max(1, int(hidden_size / div_value ** (i + 1)))
+            self.tail_weights.append(nn.Parameter(torch.empty(end - first, width)))
+            if div_value > 1:
+                self.tail_projections.append(nn.Parameter(torch.empty(width, hidden_size)))
+
+    def target_nats(self, hidden_NH: Tensor, targets: TargetSplit) -> Tensor:
+        """Negative log-probability of each target word.
+
+        A tail word costs its cluster's entry in the head plus its own within the cluster. A cluster without targets
+        takes part with zero rows, so that its parameters have zero gradients and not none.
+
+        Args:
+            hidden_NH: outputs of the recurrence, floating point, [tokens, hidden_size].
+            targets: the split of the tokens' targets, on the same device.
+
+        Returns:
+            [tokens], in nats, float32 or the wider type of `hidden_NH`, not reduced: the caller divides the sum by
+            the global token count.
+
+        Raises:
+            ValueError: the two token dimensions differ; names both.
+        """
+        if hidden_NH.shape[0] != targets.head_N.shape[0]:
+            raise ValueError(f"{hidden_NH.shape[0]} hidden vectors for {targets.head_N.shape[0]} targets")
+        nats_N = F.cross_entropy(self._head_logits(hidden_NH), targets.head_N, reduction="none")
+        for i, (rows_n, tail_n) in enumerate(zip(targets.rows, targets.tails, strict=True)):
+            logits_nC = self._tail_logits(i, hidden_NH.index_select(0, rows_n))
+            nats_N = nats_N.index_add(0, rows_n, F.cross_entropy(logits_nC, tail_n, reduction="none"))
+        return nats_N
+
+    def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
+        """Log-probability of every word: [tokens, vocab_size], float32 or wider; each row sums to 1 in probability."""
+        head_NC = F.log_softmax(self._head_logits(hidden_NH), dim=1)
+        head_words = self.edges[0]
+        parts = [head_NC[:, :head_words]]
+        for i in range(len(self.cutoffs)):
+            tail_NC = F.log_softmax(self._tail_logits(i, hidden_NH), dim=1)
+            parts.append(tail_NC + head_NC[:, head_words + i, None])
+        return torch.cat(parts, dim=1)
+
+    def _head_logits(self, hidden_NH: Tensor) -> Tensor:
+        weight_CH = self.head_weight
+        if self.embedding_VH is not None:
+            weight_CH = torch.cat([self.embedding_VH[: self.edges[0]], weight_CH])
+        return _at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
+
+    def _tail_logits(self, i: int, hidden_nH: Tensor) -> Tensor:
+        if self.embedding_VH is not None:
+            weight_CH = self.embedding_VH[self.edges[i] : self.edges[i + 1]]
+            return _at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
+        if self.tail_projections:
+            hidden_nH = F.linear(hidden_nH, self.tail_projections[i])
+        return _at_least_fp32(F.linear(hidden_nH, self.tail_weights[i], self.tail_biases[i]))
+
+
+def _at_least_fp32(logits: Tensor) -> Tensor:
+    """Autocast hands out bf16 logits; the softmax over them is taken in fp32."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

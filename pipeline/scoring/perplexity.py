@@ -1,0 +1,93 @@
+"""Perplexity of a token sequence.
+
+In: a model, a token sequence. Out: total nats and the number of targets they belong to, divided once, at the end.
+Protocol: one lane from the zero state over the whole sequence, `<eos>` before the first target, dropout off, fp32.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.stream import Tokens, read_windows
+from pipeline.errors import CorpusError
+from pipeline.model.adaptive_softmax import split_targets
+from pipeline.model.language_model import LanguageModel
+
+PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
+WINDOW_TOKENS = 1000  # bounds memory; the score does not hang on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a sequence costs a model: nats in total, and over how many targets."""
+
+    total_nats: float
+    num_targets: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean nats of a target."""
+        return self.total_nats / self.num_targets
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the nats per token; infinite where that has no number."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: LanguageModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
+) -> Score:
+    """Scores every token of a sequence once.
+
+    Args:
+        model: left in the mode it is in: dropout acts only where keys are given, and none are.
+        tokens: the sequence, not empty.
+        progress: called with the number of tokens of each window scored.
+
+    Raises:
+        CorpusError: the sequence is empty.
+    """
+    if not len(tokens):
+        raise CorpusError("the split has 0 tokens; at least 1 is needed to score it")
+    device = model.embedding_VE.device
+    plan = LanePlan(num_targets=len(tokens), num_lanes=1, bptt=WINDOW_TOKENS)
+    state = model.recurrence.zero_state(1)
+    total_nats = torch.zeros((), dtype=torch.float64, device=device)
+    num_targets = 0
+    for window in read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1)):
+        targets = split_targets(window.targets_N, cutoffs=model.softmax.cutoffs)
+        nats_N, state = model(
+            torch.from_numpy(window.inputs_TL).to(device),
+            state,
+            type(targets)(
+                targets.head_N.to(device),
+                tuple(each.to(device) for each in targets.rows),
+                tuple(each.to(device) for each in targets.tails),
+            ),
+        )
+        total_nats += nats_N.double().sum()
+        num_targets += len(window.targets_N)
+        progress(len(window.targets_N))
+    assert num_targets == len(tokens), f"{num_targets} of {len(tokens)} tokens were scored"
+    return Score(total_nats=float(total_nats), num_targets=num_targets)
+
+
+def score_unigram(tokens: Tokens, *, counts_V: NDArray[np.int64]) -> Score:
+    """The baseline: each word's share of the training text, add-one smoothed over the vocabulary.
+
+    Args:
+        tokens: the sequence.
+        counts_V: training count of each id, int64 [vocab_size].
+    """
+    nats_V = np.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1.0)
+    total_nats, block_tokens = 0.0, 1 << 20
+    for start in range(0, len(tokens), block_tokens):
+        total_nats += float(nats_V[tokens.read(start, min(start + block_tokens, len(tokens)))].sum())
+    return Score(total_nats=total_nats, num_targets=len(tokens))

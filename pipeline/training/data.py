@@ -1,0 +1,104 @@
+"""Batches: a window, its targets split for the softmax, its dropout keys; all of it arithmetic, done on the CPU.
+
+In: a token sequence, its lane plan, the lanes of this rank. Out: tensors ready to be sent. The position is an argument, so a loader has no
+state to save.
+
+Shape suffixes: T time, L lanes of this rank, N their targets, S dropout sites.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.stream import Tokens, read_windows
+from pipeline.model.adaptive_softmax import TargetSplit, split_targets
+from pipeline.model.dropout import lane_keys
+
+
+class Batch(NamedTuple):
+    """What one rank reads in one step.
+
+    Attributes:
+        inputs_TL: word ids, int64.
+        targets: the N targets, split into the softmax's clusters.
+        rows_N: their places in the flattened T·L, int64; None: all are there.
+        short_L: which lanes lack the last time step, bool; None: none.
+        keys_SL: the lanes' dropout keys, int32.
+        num_targets: targets of the global batch, over all ranks.
+        starts_epoch: whether this is the first window of an epoch.
+    """
+
+    inputs_TL: Tensor
+    targets: TargetSplit
+    rows_N: Tensor | None
+    short_L: Tensor | None
+    keys_SL: Tensor
+    num_targets: int
+    starts_epoch: bool
+
+
+def read_batches(
+    tokens: Tokens,
+    plan: LanePlan,
+    *,
+    start: int,
+    stop: int,
+    lanes: Sequence[int],
+    seed: int,
+    cutoffs: Sequence[int],
+    num_sites: int,
+) -> Iterator[Batch]:
+    """The batches of steps [start, stop) for the given lanes.
+
+    Args:
+        tokens, plan, lanes: as in `stream.read_windows`.
+        seed: the experiment's; with step and lane it draws the dropout masks.
+        cutoffs: of the softmax; empty for the full one.
+        num_sites: places of the model where dropout stands.
+    """
+    for window in read_windows(tokens, plan, start=start, stop=stop, lanes=lanes):
+        yield Batch(
+            inputs_TL=torch.from_numpy(window.inputs_TL),
+            targets=split_targets(window.targets_N, cutoffs=cutoffs),
+            rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
+            short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
+            keys_SL=torch.from_numpy(lane_keys(seed=seed, step=window.step, lanes=lanes, num_sites=num_sites)),
+            num_targets=window.num_targets,
+            starts_epoch=window.starts_epoch,
+        )
+
+
+class StepLoader:
+    """What Lightning iterates over: the batches from the step at hand to the run's end, as one pass.
+
+    Lightning asks for an iterator before it restores the step from a checkpoint; a generator reads the step when its first batch
+    is wanted, which is after that.
+
+    Args:
+        read: (first step) → the batches from it on.
+        current_step: the optimizer steps made so far.
+        total_steps: steps of the whole run.
+    """
+
+    def __init__(
+        self, read: Callable[[int], Iterator[Batch]], *, current_step: Callable[[], int], total_steps: int
+    ) -> None:
+        self.read = read
+        self.current_step = current_step
+        self.total_steps = total_steps
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.read(self.current_step())
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing: Lightning takes a loader with this method for resumable, which this one is by its step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to take up."""

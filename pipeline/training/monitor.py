@@ -1,0 +1,309 @@
+"""What a run tells: `metrics.jsonl`, the terminal, Weights & Biases.
+
+In: what the module measured. Out: one record for each logged step. `metrics.jsonl` is the truth; a tracker is a copy of it, and one that fails
+is dropped with a warning and never stops training.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline import storage
+from pipeline.config import TrackingConfig
+from pipeline.scoring.perplexity import Score
+from pipeline.training.module import LanguageModelModule
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, float | int | None]
+METRICS_NAME = "metrics.jsonl"
+PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a finite number, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a line, flushed with each.
+
+    Args:
+        path: in a local run folder.
+        last_step: records beyond it belong to steps that a kill has undone; they are removed.
+    """
+
+    def __init__(self, path: str, *, last_step: int) -> None:
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
+        storage.publish_bytes(path, "".join(kept).encode())
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 closed by close()
+
+    def write(self, record: Record) -> None:
+        """Adds a record."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """No record follows."""
+        self._file.close()
+
+
+def _whole_lines(path: str) -> list[str]:
+    """The lines of a file that end; a kill may have cut the last one."""
+    if not storage.exists(path):
+        return []
+    return [line for line in storage.read_bytes(path).decode().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Tracker(Protocol):
+    """A dashboard."""
+
+    def log(self, record: Record) -> None:
+        """Takes a record."""
+
+    def finish(self) -> None:
+        """No record follows."""
+
+
+class NoTracker:
+    """No dashboard."""
+
+    def log(self, record: Record) -> None:
+        """Passes the record over."""
+
+    def finish(self) -> None:
+        """Nothing to finish."""
+
+
+class WandbTracker:
+    """Weights & Biases, with `tokens_seen` as the axis: a resumed run may see a step twice, a token count is a place.
+
+    Args:
+        tracking: the section.
+        run: the run folder; wandb's own files go there.
+        config: what the run's page shows as its configuration.
+    """
+
+    def __init__(self, tracking: TrackingConfig, *, run: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        mode = tracking.mode
+        if mode == "auto":
+            mode = "online" if wandb.api.api_key else "offline"
+        self._run = wandb.init(
+            project=tracking.project,
+            name=Path(run).name,
+            id=_tracking_id(run),
+            dir=run,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            config=config,
+            settings=wandb.Settings(console="off", silent=True, disable_git=True),
+        )
+        self._run.define_metric("tokens_seen")
+        self._run.define_metric("*", step_metric="tokens_seen")
+
+    def log(self, record: Record) -> None:
+        """Sends a record."""
+        self._run.log({key: value for key, value in record.items() if value is not None})
+
+    def finish(self) -> None:
+        """Flushes what is on the way."""
+        self._run.finish()
+
+
+def _tracking_id(run: str) -> str:
+    """The run's name on the dashboard's side: the same for every attempt."""
+    import wandb
+
+    path = storage.join(run, "tracking-id")
+    if not storage.exists(path):
+        storage.publish_bytes(path, wandb.util.generate_id().encode())
+    return storage.read_bytes(path).decode()
+
+
+class GuardedTracker:
+    """A tracker whose failures end in a warning: after the first it is left alone."""
+
+    def __init__(self, start: Callable[[], Tracker]) -> None:
+        self._tracker: Tracker = NoTracker()
+        self._guarded(lambda: setattr(self, "_tracker", start()))
+
+    def log(self, record: Record) -> None:
+        """Passes a record on."""
+        self._guarded(lambda: self._tracker.log(record))
+
+    def finish(self) -> None:
+        """No record follows."""
+        self._guarded(lambda: self._tracker.finish())
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 whatever a tracker raises, training goes on; it is told below
+            log.warning("tracking stops, training goes on: %s: %s", type(error).__name__, error)
+            self._tracker = NoTracker()
+
+
+class Stopwatch:
+    """Tokens per second of the time that it ran."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """From zero, running."""
+        self._num_tokens, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def pause(self) -> None:
+        """What follows does not count until `go_on`."""
+        self._seconds += time.perf_counter() - self._since
+
+    def go_on(self) -> None:
+        """Counts again."""
+        self._since = time.perf_counter()
+
+    def add_tokens(self, num_tokens: int) -> None:
+        """Counts tokens of a step."""
+        self._num_tokens += num_tokens
+
+    def tokens_per_second(self) -> float:
+        """The rate since it was last asked for; begins anew."""
+        self.pause()
+        rate = self._num_tokens / max(self._seconds, 1e-9)
+        self.restart()
+        return rate
+
+
+class Display:
+    """What the terminal shows: a bar where there is one to draw on, else a line now and then.
+
+    Args:
+        total_steps, steps_per_epoch: of the run.
+        drawn: whether to show anything before the first validation.
+    """
+
+    def __init__(self, *, total_steps: int, steps_per_epoch: int, drawn: bool) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = total_steps
+        self._told = time.perf_counter()
+        self._note = ""
+        console = Console(stderr=True)
+        self._drawn = drawn
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (drawn and console.is_terminal),
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, note="")
+
+    def start(self, step: int) -> None:
+        """Begins at a step."""
+        self._bar.start()
+        self._bar.update(self._task, completed=step)
+
+    def stop(self) -> None:
+        """Leaves the terminal as it was."""
+        self._bar.stop()
+
+    def show(self, step: int, record: Record) -> None:
+        """Moves to a step; `record` is empty where the step is not logged."""
+        if "train/perplexity" in record:
+            rate = record["speed/tokens_per_second"] or 0.0
+            self._note = f"perplexity {_shown(record['train/perplexity'])} at {rate:,.0f} words/s"
+        epoch = f"epoch {(step - 1) // self._steps_per_epoch + 1}/{-(-self._total_steps // self._steps_per_epoch)}"
+        self._bar.update(self._task, completed=step, description=epoch, note=self._note)
+        valid = f"validation perplexity {_shown(record['valid/perplexity'])}" if "valid/perplexity" in record else ""
+        quiet_seconds = time.perf_counter() - self._told
+        if valid or (self._bar.disable and self._drawn and self._note and quiet_seconds > PLAIN_SECONDS):
+            self._told = time.perf_counter()
+            parts = [f"step {step}/{self._total_steps}", epoch, self._note, valid]
+            log.info("%s", ", ".join(part for part in parts if part))
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2f}"
+
+
+class Monitor(Callback):
+    """Validates where it is due, and records: every N steps, and each validation.
+
+    Args:
+        metrics: where the records go.
+        tracker: where else they go.
+        display: what the terminal shows.
+        every_steps: steps between records.
+        validate: scores the validation split; None if there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: MetricsFile,
+        tracker: GuardedTracker,
+        display: Display,
+        every_steps: int,
+        validate: Callable[[], Score] | None,
+    ) -> None:
+        self.metrics = metrics
+        self.tracker = tracker
+        self.display = display
+        self.every_steps = every_steps
+        self.validate = validate
+        self.watch = Stopwatch()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self.display.start(trainer.global_step)
+        self.watch.restart()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Records the step if it is due."""
+        module = cast(LanguageModelModule, pl_module)
+        step = trainer.global_step
+        self.watch.add_tokens(batch.num_targets)
+        record: Record = {}
+        if step % self.every_steps == 0:
+            record |= self._train_record(module)
+        if self.validate is not None and (step % module.validate_every == 0 or step == module.total_steps):
+            self.watch.pause()
+            score = self.validate()
+            module.validations[step] = score.nats_per_token
+            record |= {
+                "valid/nats_per_token": finite(score.nats_per_token),
+                "valid/perplexity": finite(score.perplexity),
+            }
+            self.watch.go_on()
+        if record:
+            tokens_seen, epoch = module.plan.tokens_seen(step), module.plan.position(step - 1)[0]
+            record = {"step": step, "tokens_seen": tokens_seen, "epoch": epoch} | record
+            self.metrics.write(record)
+            self.tracker.log(record)
+        self.display.show(step, record)
+
+    def _train_record(self, module: LanguageModelModule) -> Record:
+        score = Score(total_nats=float(module.interval_nats), num_targets=module.interval_targets)
+        module.interval_nats.zero_()
+        module.interval_targets = 0
+        return {
+            "train/nats_per_token": finite(score.nats_per_token),
+            "train/perplexity": finite(score.perplexity),
+            "train/gradient_norm": finite(float(module.gradient_norm)),
+            "train/learning_rate": module.trainer.optimizers[0].param_groups[0]["lr"],
+            "speed/tokens_per_second": self.watch.tokens_per_second(),
+        }

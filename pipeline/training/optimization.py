@@ -1,0 +1,69 @@
+"""How the weights move: the optimizer, and the learning rate as a pure function.
+
+In: the `optim` section, a step, and the validations so far. Out: a torch optimizer; a learning rate. Nothing is kept between steps,
+so a resumed run has the rate of an undisturbed one.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimConfig, ScheduleConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer that the section names; each is torch's own, with torch's defaults where the section is silent."""
+    weights = list(parameters)
+    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    match optim.name:
+        case "sgd":
+            return torch.optim.SGD(weights, **common, momentum=optim.momentum, fused=True)
+        case "adagrad":
+            # torch fuses Adagrad on the CPU only
+            return torch.optim.Adagrad(weights, **common, fused=all(each.device.type == "cpu" for each in weights))
+        case "adam":
+            return torch.optim.Adam(weights, **common, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(weights, **common, fused=True)
+
+
+def learning_rate(
+    optim: OptimConfig, *, step: int, epoch: int, total_steps: int, validations: Sequence[float]
+) -> float:
+    """The rate at which a step updates.
+
+    Args:
+        optim: the section.
+        step: updates made before this one.
+        epoch: the epoch that the step reads, from 0.
+        total_steps: steps of the whole run; the cosine ends there.
+        validations: nats per token of every validation so far, in order.
+    """
+    schedule = optim.schedule
+    if step < schedule.warmup_steps:
+        return optim.lr * (step + 1) / schedule.warmup_steps
+    match schedule.kind:
+        case "constant":
+            return optim.lr
+        case "step":
+            return optim.lr / schedule.divide_by ** max(0, epoch + 1 - schedule.hold_epochs)
+        case "plateau":
+            return max(schedule.min_lr, optim.lr / schedule.divide_by ** _plateaus(validations, schedule))
+        case "cosine":
+            share = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
+            return schedule.min_lr + (optim.lr - schedule.min_lr) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
+def _plateaus(validations: Sequence[float], schedule: ScheduleConfig) -> int:
+    """How often `patience` validations in a row brought none better than the best before."""
+    best, waited, plateaus = math.inf, 0, 0
+    for nats in validations:
+        if nats < best:
+            best, waited = nats, 0
+            continue
+        waited += 1
+        if waited == schedule.patience:
+            plateaus, waited = plateaus + 1, 0
+    return plateaus
