@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pipeline.config import Config, EvaluateConfig, Section, VerifyConfig, groups, leaves, load, nearest, shown
@@ -80,8 +81,8 @@ def _set_up() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     pipeline.addHandler(handler)
-    for noisy in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Lightning 2.6 calls a function of torch's that torch has deprecated (`_pytree.py`), on every fit
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.pytorch\.utilities\._pytree")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from pipeline.config import EvaluateConfig, load
-from pipeline.corpus.manifest import check_vocabulary, read_manifest
+from pipeline.corpus.manifest import check_vocabulary, read_manifest, verify_split
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
 from pipeline.training.restore import TrainedModel, load_trained
@@ -58,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's corpus"
         )
     tokens = open_split(data, manifest, config.split)
+    verify_split(data, manifest, config.split)
     unigram = score_unigram(tokens, counts_V=check_vocabulary(data, manifest).counts)
     with Progress(*Progress.get_default_columns(), TextColumn("words"), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"scoring {config.split}", total=len(tokens))

@@ -1,5 +1,6 @@
 """`python -m jobs train`: trains a language model on a prepared corpus, or goes on with a run."""
 
+import logging
 from collections.abc import Sequence
 
 from pipeline.config import Config, load
@@ -8,6 +9,7 @@ from pipeline.training.trainer import Outcome, train
 
 def main(arguments: Sequence[str]) -> None:
     """Trains and says how it ended."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it tells of itself; set after its import
     report(train(load(Config, arguments)))
 
 

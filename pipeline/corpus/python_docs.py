@@ -180,7 +180,8 @@ def _sources(package: Package) -> Iterator[tuple[str, Path]]:
         name = path.name
         if PASSED_OVER.intersection(parts) or name.startswith(("test_", "conftest")) or name.endswith("_test.py"):
             continue
-        yield package.prefix + ".".join(PurePosixPath(*parts).with_suffix("").parts).removesuffix(".__init__"), path
+        dotted = package.prefix + ".".join(PurePosixPath(*parts).with_suffix("").parts)
+        yield dotted.removesuffix(".__init__"), path
 
 
 def _documents(module: str, source: bytes) -> Iterator[list[str]]:

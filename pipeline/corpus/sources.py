@@ -131,7 +131,7 @@ def cut_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
             source.format
         ](source, corpus)
     shares = _shares(corpus)
-    if source.split != "train" or len(shares) == 1:
+    if source.split != "train" or len(shares) == 1 or corpus.source == "python_docs":  # which is dealt out by module
         return whole
     if source.format == "text" and corpus.documents == "files":
         position = _position_of_file(source.path)

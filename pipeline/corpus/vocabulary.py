@@ -34,6 +34,7 @@ COUNTS_SCHEMA = pa.schema(
 ARROW_MAGIC = b"ARROW1"
 ASCII_WHITE_SPACE = " \t\n\v\f\r"
 MERGE_MIN_ROWS = 1 << 20
+MAX_WORDS_BYTES = 2**31 - 1  # offsets of an Arrow string array are int32, and wrap unseen
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,9 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
 
     Takes memory for some three times the merged types, not for all the tables: they are merged whenever the new rows
     are as many as the merged ones. So a row is also summed anew only a few times on average.
+
+    Raises:
+        CorpusError: the distinct words take more than 2 GiB, so what was read is no text.
     """
     merged = COUNTS_SCHEMA.empty_table()
     waiting: list[pa.Table] = []
@@ -172,7 +176,7 @@ def read_vocabulary(path: str) -> Vocabulary:
     try:
         table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(path))).read_all()
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise CorpusError(f"{path} is no readable vocabulary ({_one_line(error)}); {_MEND}") from error
     if not table.schema.equals(COUNTS_SCHEMA):
         raise CorpusError(
@@ -250,7 +254,14 @@ def _counts_of(words: pa.Array, *, counts: pa.Table) -> npt.NDArray[np.int64]:
 
 def _sum_counts(tables: list[pa.Table]) -> pa.Table:
     """One count table with distinct words, in the order of first occurrence."""
-    grouped = pa.concat_tables(tables).group_by("word", use_threads=False).aggregate([("count", "sum")])
+    table = pa.concat_tables(tables)
+    num_bytes = pc.sum(pc.binary_length(table["word"]), min_count=0).as_py()
+    if num_bytes > MAX_WORDS_BYTES:
+        raise CorpusError(
+            f"the distinct words take {num_bytes} bytes, more than the {MAX_WORDS_BYTES} that can be counted at once; "
+            "check that the input is text with white space between its words"
+        )
+    grouped = table.group_by("word", use_threads=False).aggregate([("count", "sum")])
     return pa.table([grouped["word"], grouped["count_sum"]], schema=COUNTS_SCHEMA)
 
 

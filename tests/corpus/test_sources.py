@@ -52,7 +52,9 @@ def text_of(path, *, block_bytes=sources.BLOCK_BYTES, **changes):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(
-    text=st.lists(st.sampled_from([b"a", b"long-word" * 40, b" ", b"\n", b"\n\n", b"\r\n", b"\xff", b"\t"]), min_size=1),
+    text=st.lists(
+        st.sampled_from([b"a", b"long-word" * 40, b" ", b"\n", b"\n\n", b"\r\n", b"\xff", b"\t"]), min_size=1
+    ),
     unit_bytes=st.integers(1024, 3000),
     block_bytes=st.integers(1, 300),
     repeat=st.integers(1, 12),
@@ -273,7 +275,7 @@ def test_data_set_by_packaged_builder_and_its_errors(tmp_path):
     assert text_of(tmp_path / "a.jsonl", **changes) == {"train": b"one two\nthree\n"}
     parquet = {"source": "datasets", "dataset": "parquet"}
     assert text_of(f"{tmp_path}/*.parquet", **parquet) == {"train": b"one\ntwo\nthree\n" * 2}
-    with pytest.raises(CorpusError, match="has no column body; found .*use corpus.text_column="):
+    with pytest.raises(CorpusError, match=r"has no column body; found .*use corpus.text_column="):
         text_of(tmp_path / "a.jsonl", text_column="body", **changes)
     corpus = corpus_config(source="datasets", dataset=str(tmp_path / "nowhere"), train="train")
     with pytest.raises(CorpusError, match=r"data set .*nowhere, train, cannot be opened"):
@@ -291,5 +293,5 @@ def test_data_set_in_a_folder_is_one_unit_a_shard(tmp_path):
     assert texts == [b"shard %d\nshard %d\n" % (number, number) for number in range(3)]
     with pytest.raises(CorpusError, match="row 1 has no text"):
         list(read_blocks(units[3], corpus))
-    with pytest.raises(CorpusError, match="cannot be opened .*nosuch"):
+    with pytest.raises(CorpusError, match=r"cannot be opened .*nosuch"):
         cut_units(Source("train", "dataset", "nosuch"), corpus)

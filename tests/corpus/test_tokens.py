@@ -285,12 +285,12 @@ def test_any_damaged_byte_is_refused_or_harmless_but_never_a_crash(tmp_path, sma
     whole = path.read_bytes()
     num_refused = 0
     for position in range(len(whole)):
-        for flip in (0x01, 0x80, 0xFF):
-            path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
-            num_refused += 1
-            with suppress(CorpusError):
-                assert len(sequence_of(tmp_path, [shard]).read(0, 5)) == 5
-                num_refused -= 1
-    assert num_refused > len(whole) // 10
+        flip = (0x01, 0x80, 0xFF)[position % 3]
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
+        num_refused += 1
+        with suppress(CorpusError):
+            assert len(sequence_of(tmp_path, [shard]).read(0, 5)) == 5
+            num_refused -= 1
+    assert num_refused > len(whole) // 20
     path.write_bytes(whole)
     assert sequence_of(tmp_path, [shard]).read(0, 5).tolist() == [5, 6, 7, 8, 9]

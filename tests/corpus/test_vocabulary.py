@@ -117,6 +117,15 @@ def test_merge_counts_waits_for_as_many_rows_as_are_merged(monkeypatch):
     assert merges == [2, 2, 3, 5, 2]  # with 1, 2, 4 and 8 rows; and at the end
 
 
+def test_words_beyond_the_reach_of_arrow_are_refused(monkeypatch):
+    tables = [counts_of({"aé": 1}), counts_of({"bcd": 1})]
+    monkeypatch.setattr(module, "MAX_WORDS_BYTES", 6)
+    assert as_dict(merge_counts(tables)) == {"aé": 1, "bcd": 1}
+    monkeypatch.setattr(module, "MAX_WORDS_BYTES", 5)
+    with pytest.raises(CorpusError, match="the distinct words take 6 bytes, more than the 5 that"):
+        merge_counts(tables)
+
+
 def test_counts_beyond_int32_are_exact():
     table = counts_of({"a": 2**40 + 1})
     assert as_dict(merge_counts([table, table])) == {"a": 2**41 + 2}
@@ -305,15 +314,15 @@ def test_any_damaged_byte_of_the_file_is_refused_or_harmless_but_never_a_crash(t
     whole = path.read_bytes()
     num_refused = 0
     for position in range(len(whole)):
-        for flip in (0x01, 0x80, 0xFF):
-            path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
-            num_refused += 1
-            with suppress(CorpusError):
-                found = read_vocabulary(str(path))
-                assert len(found.fingerprint) == 64
-                assert found.size == len(found.counts)
-                num_refused -= 1
-    assert num_refused > len(whole) // 10
+        flip = (0x01, 0x80, 0xFF)[position % 3]
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
+        num_refused += 1
+        with suppress(CorpusError):
+            found = read_vocabulary(str(path))
+            assert len(found.fingerprint) == 64
+            assert found.size == len(found.counts)
+            num_refused -= 1
+    assert num_refused > len(whole) // 20
 
 
 # --- a user's own vocabulary

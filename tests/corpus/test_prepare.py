@@ -1,0 +1,317 @@
+"""Preparation: bytes are a function of input and configuration; a rerun does what is missing; mistakes cost nothing."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+from test_sources import corpus_config
+
+from pipeline.cluster import run_here
+from pipeline.corpus import prepare as module
+from pipeline.corpus.manifest import read_manifest, verify_corpus
+from pipeline.corpus.prepare import most_frequent, prepare
+from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
+from pipeline.errors import ConfigError, CorpusError
+
+
+class Calls:
+    """Runs tasks here, in an order of its own, and keeps what was run; can die before a given task."""
+
+    def __init__(self, *, seed=None, die_before=None):
+        self.seed, self.die_before = seed, die_before
+        self.names = []
+
+    def __call__(self, function, items):
+        order = list(range(len(items)))
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(order)
+        for index in order:
+            name = function.func.__name__
+            if self.die_before == (name, self.names.count(name)):
+                raise KeyboardInterrupt
+            self.names.append(name)
+            yield index, function(items[index])
+
+    def count(self, name):
+        return self.names.count(name)
+
+
+def words(seed, num_lines):
+    draw = random.Random(seed)
+    return "".join(
+        " ".join(f"w{int(draw.paretovariate(0.6))}" for _ in range(draw.randrange(12))) + "\n" for _ in range(num_lines)
+    )
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(words(number, 200))
+    (tmp_path / "valid.txt").write_text(words(7, 50))
+    return folder
+
+
+def config(texts, **changes):
+    fields = {"train": str(texts), "valid": str(texts.parent / "valid.txt"), "unit_bytes": 2048}
+    return corpus_config(**fields | changes)
+
+
+def digests(data):
+    return {
+        str(path.relative_to(data)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(data).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
+    data = str(tmp_path / "data")
+    manifest = prepare(config(texts, vocabulary={"size": 40, "min_count": 1, "path": None}), data, run_tasks=run_here)
+    verify_corpus(data, digests=True, num_threads=1)
+    assert read_manifest(data) == manifest
+    text = "".join((texts / f"{number}.txt").read_text() for number in range(3))
+    counts = {}
+    for word in text.split():
+        counts[word] = counts.get(word, 0) + 1
+    ranked = sorted(counts, key=lambda word: (-counts[word], word.encode()))[:38]
+    vocabulary = read_vocabulary(f"{data}/vocabulary.arrow")
+    assert vocabulary.words.to_pylist() == ["<eos>", "<unk>", *ranked]
+    ids = {word: number for number, word in enumerate(["\n", None, *ranked])}
+    for split, expected in (("train", text), ("valid", (tmp_path / "valid.txt").read_text())):
+        found = manifest.splits[split]
+        sequence = TokenSequence(
+            data, shards=found.shards, vocabulary_fingerprint=manifest.vocabulary_fingerprint, vocab_size=40
+        )
+        plain = [ids.get(word, 1) for word in expected.replace("\n", " \n ").split(" ") if word]
+        assert sequence.read(0, len(sequence)).tolist() == plain
+        assert found.num_unk == plain.count(1)
+    assert len(manifest.splits["train"].shards) > 3
+    assert vocabulary.counts[1] == sum(counts.values()) - sum(counts[word] for word in ranked)
+
+
+def test_order_of_tasks_and_place_leave_no_trace(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RANGE_ROWS", 100)
+    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    corpus = config(texts, vocabulary={"size": 50, "min_count": 2, "path": None})
+    runs = [tmp_path / "somewhere" / "a", tmp_path / "b", tmp_path / "c"]
+    for seed, data in enumerate(runs):
+        calls = Calls(seed=seed)
+        prepare(corpus, str(data), run_tasks=calls)
+        assert calls.count("merge_range") > 3
+        assert digests(data) == digests(runs[0])
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in runs[0].rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("eos", ["line", "document"])
+def test_cutting_units_otherwise_gives_the_same_tokens_and_vocabulary(texts, tmp_path, eos):
+    def tokens(name, unit_bytes):
+        data = str(tmp_path / name)
+        made = prepare(config(texts, unit_bytes=unit_bytes, eos=eos), data, run_tasks=run_here)
+        fingerprint = made.vocabulary_fingerprint
+        sequences = [
+            TokenSequence(data, shards=each.shards, vocabulary_fingerprint=fingerprint, vocab_size=made.vocab_size)
+            for each in made.splits.values()
+        ]
+        return fingerprint, [each.read(0, len(each)).tolist() for each in sequences]
+
+    assert tokens("a", 1024) == tokens("b", 3000) == tokens("c", 1 << 20)
+
+
+def test_rerun_unchanged_does_nothing(texts, tmp_path):
+    corpus, data = config(texts), tmp_path / "data"
+    first = prepare(corpus, str(data), run_tasks=run_here)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    calls = Calls()
+    assert prepare(corpus, str(data), run_tasks=calls) == first
+    assert calls.count("encode_unit") == calls.count("merge_range") == 0
+    assert calls.count("is_sound") == sum(len(split.shards) for split in first.splits.values())
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
+    data = str(tmp_path / "data")
+    prepare(config(texts), data, run_tasks=run_here)
+    num_read = []
+    reader = module.read_blocks
+    monkeypatch.setattr(
+        module, "read_blocks", lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw)
+    )
+
+    def redone():
+        found = [unit for unit, is_digest in num_read if not is_digest]
+        num_read.clear()
+        return found
+
+    lines = (texts / "1.txt").read_text().splitlines(keepends=True)
+    (texts / "1.txt").write_text("".join([*lines[:-1], "w1 w1\n"]))  # same words: the vocabulary's order may stay
+    calls = Calls()
+    changed = prepare(config(texts), data, run_tasks=calls)
+    counted = calls.count("count_unit")
+    assert counted == len(changed.splits["train"].shards)
+    assert len([unit for unit in redone() if unit.path.endswith("1.txt")]) >= 2
+    (texts.parent / "valid.txt").write_text("w1 w2 unheard\n")
+    calls = Calls()
+    after = prepare(config(texts), data, run_tasks=calls)
+    assert after.splits["train"] == changed.splits["train"]
+    assert calls.count("encode_unit") == 1 and calls.count("merge_range") == 0
+    assert [unit.split for unit in redone()] == ["valid"]
+    assert not (tmp_path / "data" / "valid" / "00001.arrow").exists()
+    verify_corpus(data, digests=True, num_threads=1)
+
+
+def test_damaged_lost_and_stale_shards(texts, tmp_path):
+    corpus, data = config(texts), tmp_path / "data"
+    prepare(corpus, str(data), run_tasks=run_here)
+    whole = digests(data)
+    shard = data / "train" / "00001.arrow"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    (data / "train" / "00002.arrow").unlink()
+    (data / "work" / "train" / "00003.json").unlink()
+    (data / "train" / "99999.arrow").write_bytes(b"stale")
+    (data / "test").mkdir()
+    (data / "test" / "00000.arrow.tmp").write_bytes(b"stale")
+    (data / "vocabulary.arrow").write_bytes(b"other")
+    calls = Calls()
+    prepare(corpus, str(data), run_tasks=calls)
+    assert calls.count("encode_unit") == 3
+    (data / "manifest.json").unlink()
+    prepare(corpus, str(data), run_tasks=calls)
+    assert calls.count("encode_unit") == 3
+    assert digests(data) == whole
+
+
+@pytest.mark.parametrize(
+    "die_before",
+    [("count_unit", 2), ("merge_range", 0), ("make_vocabulary", 0), ("encode_unit", 0), ("encode_unit", 4)],
+)
+def test_killed_and_run_again(texts, tmp_path, die_before):
+    data, whole = tmp_path / "data", tmp_path / "whole"
+    prepare(config(texts), str(whole), run_tasks=run_here)
+    prepare(config(texts, lowercase=True, words="words"), str(data), run_tasks=run_here)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(texts), str(data), run_tasks=Calls(die_before=die_before))
+    assert (data / "manifest.json").exists() == (die_before[0] != "encode_unit")
+    calls = Calls()
+    prepare(config(texts), str(data), run_tasks=calls)
+    assert digests(data) == digests(whole)
+    if die_before == ("encode_unit", 4):
+        num_shards = sum(len(split.shards) for split in read_manifest(str(data)).splits.values())
+        assert calls.count("encode_unit") == num_shards - 4
+
+
+def test_identical_files_count_twice(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("x x y\n")
+    data = str(tmp_path / "data")
+    corpus = corpus_config(train=f"{tmp_path}/*.txt")
+    manifest = prepare(corpus, data, run_tasks=run_here)
+    assert read_vocabulary(f"{data}/vocabulary.arrow").counts.tolist() == [2, 0, 4, 2]
+    assert [shard.source for shard in manifest.splits["train"].shards] == ["a.txt[0:6]", "b.txt[0:6]"]
+
+
+def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
+    data = tmp_path / "data"
+    prepare(config(texts), str(data), run_tasks=run_here)
+    before = {name: digest for name, digest in digests(data).items() if not name.startswith("work/")}
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n\n")
+
+    def refused(error, message, **changes):
+        with pytest.raises(error, match=message):
+            prepare(config(texts, **changes), str(data), run_tasks=run_here)
+        assert {name: digest for name, digest in digests(data).items() if not name.startswith("work/")} == before
+
+    refused(CorpusError, "holds no words", train=str(blank))
+    refused(CorpusError, "is missing, or a glob", valid="nothing-here.txt")
+    refused(CorpusError, "use corpus.documents=lines", valid=None, valid_fraction=1e-6)
+    refused(
+        ConfigError, "min_count=100000 cuts every word", vocabulary={"size": None, "min_count": 100000, "path": None}
+    )
+    refused(
+        CorpusError,
+        "vocabulary.path=none.txt is missing",
+        vocabulary={"size": None, "min_count": 1, "path": "none.txt"},
+    )
+
+
+def test_input_that_changes_meanwhile_is_refused(texts, tmp_path):
+    def change_before_encoding(function, items):
+        if function.func.__name__ == "encode_unit":
+            (texts / "0.txt").write_bytes((texts / "0.txt").read_bytes().replace(b"w1", b"w9"))
+        return run_here(function, items)
+
+    with pytest.raises(CorpusError, match=r"0\.txt changed while it was prepared"):
+        prepare(config(texts), str(tmp_path / "data"), run_tasks=change_before_encoding)
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+
+
+def test_given_vocabulary_with_and_without_train(texts, tmp_path):
+    (tmp_path / "words.txt").write_text("w2\nw1\n")
+    given = {"size": None, "min_count": 1, "path": str(tmp_path / "words.txt")}
+    prepare(config(texts, vocabulary=given), str(tmp_path / "a"), run_tasks=run_here)
+    made = prepare(config(texts, train=None, vocabulary=given), str(tmp_path / "b"), run_tasks=run_here)
+    vocabularies = [read_vocabulary(str(tmp_path / name / "vocabulary.arrow")) for name in "ab"]
+    assert [each.words.to_pylist() for each in vocabularies] == [["<eos>", "<unk>", "w2", "w1"]] * 2
+    assert vocabularies[0].counts.sum() > vocabularies[1].counts.sum() == 0
+    assert list(made.splits) == ["valid"]
+
+
+def test_train_alone_is_a_corpus_and_fractions_make_splits(texts, tmp_path):
+    manifest = prepare(config(texts, valid=None), str(tmp_path / "a"), run_tasks=run_here)
+    assert list(manifest.splits) == ["train"]
+    shares = {"valid": None, "valid_fraction": 0.2, "test_fraction": 0.2, "documents": "lines"}
+    dealt = prepare(config(texts, **shares), str(tmp_path / "b"), run_tasks=run_here)
+    assert list(dealt.splits) == ["train", "valid", "test"]
+    assert sum(split.num_tokens for split in dealt.splits.values()) == manifest.splits["train"].num_tokens
+
+
+def test_pruning_a_range_keeps_the_sums_and_the_special_words():
+    rows = [(f"w{number:03d}", 100 - number) for number in range(100)] + [("<eos>", 1), ("<unk>", 2)]
+    counts = pa.table([[word for word, _ in rows], [count for _, count in rows]], schema=COUNTS_SCHEMA)
+    pruned = most_frequent(counts, size=20)
+    assert pruned.num_rows == 22
+    for size in (3, 10, 20):
+        whole, part = (cut_vocabulary(each, size=size, min_count=1) for each in (counts, pruned))
+        assert whole.words == part.words and whole.counts.tolist() == part.counts.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # datasets leaves its memory maps to the collector
+def test_datasets_opens_the_shards_as_they_are(texts, tmp_path):
+    data = tmp_path / "data"
+    manifest = prepare(config(texts), str(data), run_tasks=run_here)
+    files = [str(data / shard.name) for shard in manifest.splits["train"].shards]
+    for streaming in (False, True):
+        opened = datasets.load_dataset(
+            "arrow", data_files=files, split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
+        )
+        assert sum(1 for _ in opened) == manifest.splits["train"].num_tokens
+
+
+def test_embedded_corpus_of_a_made_package(tmp_path, monkeypatch):
+    root = tmp_path / "made"
+    root.mkdir()
+    for number in range(60):
+        (root / f"m{number}.py").write_text(f'"""Module number {number} says that it is unlike the others."""')
+    package = module.python_docs.Package("made", "1.2", str(root))
+    monkeypatch.setattr(module.python_docs, "list_packages", lambda: [package])
+    corpus = corpus_config(source="python_docs", words="words", valid_fraction=0.2, test_fraction=0.2)
+    manifest = prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+    assert manifest.versions == {"made": "1.2"}
+    assert sum(split.num_tokens for split in manifest.splits.values()) == 60 * 12
+    for name, split in manifest.splits.items():
+        rows = (tmp_path / "data" / "work" / "docs" / f"{name}.jsonl").read_text().splitlines()
+        assert split.num_tokens == 12 * len(rows) > 0 and len(split.shards) == 1
+    calls = Calls()
+    assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
+    assert calls.count("encode_unit") == 0
+    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["versions"] == {"made": "1.2"}

@@ -1,0 +1,210 @@
+"""Law 3: N + M steps = N steps, stop, resume, M steps; bit for bit, whatever stands at the joint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Config
+from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.training.module import LanguageModelModule
+from pipeline.training.trainer import Outcome, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
+]
+
+SmallConfig = Callable[..., Config]
+WINDOWS = 52  # of the made corpus: 1000 words and 91 line ends on 3 lanes of bptt 7
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without warning; nothing catches it."""
+
+
+def train_killed(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until `step` updates are made, checkpoints of that step included, then ends without any clean-up."""
+
+    def die(self: LanguageModelModule, *arguments: Any) -> None:
+        if self.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModelModule, "on_train_batch_end", die)
+        with pytest.raises(Killed):
+            train(config)
+
+
+def records(run: str) -> list[dict[str, Any]]:
+    """The run's metrics without what the clock decides."""
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def assert_same_end(run: str, other: str, step: int) -> None:
+    """The two runs' last checkpoints hold the same bits, and their metrics the same numbers."""
+    left, right = (load_checkpoint(checkpoint_path(each, step)) for each in (run, other))
+    assert_same(left["state_dict"], right["state_dict"])
+    assert_same(left["optimizer_states"], right["optimizer_states"])
+    assert_same(left["wordlanes"], right["wordlanes"])
+    assert records(run) == records(other)
+
+
+def assert_same(left: object, right: object) -> None:
+    """Equal in every value and every bit."""
+    if isinstance(left, torch.Tensor):
+        assert isinstance(right, torch.Tensor)
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert isinstance(right, dict)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert isinstance(right, list | tuple)
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    else:
+        assert left == right
+
+
+CASES = {
+    "plain": [],
+    "carried state": ["stream.state=carry"],
+    "sums between records": ["logging.every_steps=6"],
+    "plateau": [
+        "optim=sgd",
+        "optim.lr=30",
+        "optim.schedule.kind=plateau",
+        "checkpoint.validate_every_steps=9",
+        "optim.schedule.divide_by=3",
+    ],
+    "cosine, adamw": ["optim=adamw", "optim.lr=0.01", "optim.schedule.kind=cosine", "optim.schedule.warmup_steps=20"],
+    "adagrad, projection": ["optim=adagrad", "optim.lr=0.1", "model.projection_size=4", "model.num_layers=3"],
+    "bf16, tied": ["precision=bf16", "model.tied=true", "model.embedding_size=5", "model.softmax.div_value=1"],
+    "step decay, momentum, full softmax": [
+        "optim=sgd",
+        "optim.momentum=0.9",
+        "optim.lr=0.5",
+        "optim.schedule.kind=step",
+        "optim.schedule.hold_epochs=1",
+        "model.softmax.kind=full",
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "kills",
+    [(29, 31), (WINDOWS, WINDOWS + 1), (WINDOWS - 1, 2 * WINDOWS)],
+    ids=["twice within an epoch", "at and after an epoch's end", "in the last window, at the second end"],
+)
+def test_a_killed_run_ends_as_an_undisturbed_one(
+    overrides: Sequence[str],
+    kills: Sequence[int],
+    make_corpus: Callable[..., str],
+    small_config: SmallConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total = 2 * WINDOWS + 5
+    data = make_corpus()
+    common = [f"data={data}", f"max_steps={total}", "checkpoint.every_steps=5", *overrides]
+    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
+    train(small_config(*common, f"run={whole}"))
+    for kill in kills:
+        train_killed(small_config(*common, f"run={torn}"), kill, monkeypatch)
+    outcome = train(small_config(*common, f"run={torn}"))
+    assert 0 < outcome.first_step <= kills[-1]
+    assert_same_end(whole, torn, total)
+
+
+def test_the_corpus_has_the_windows_that_the_cases_name(make_corpus: Callable[..., str], small_config: SmallConfig) -> None:
+    data = make_corpus()
+    run = f"{data}/run"
+    outcome = train(small_config(f"data={data}", f"run={run}", "max_epochs=1"))
+    assert outcome == Outcome(run=run, step=WINDOWS, first_step=0)
+    assert records(run)[-1]["tokens_seen"] == 1091
+    assert 1091 % 3 != 0  # the last window is partial, and not every lane has its last token
+
+
+def test_a_raised_limit_goes_on_as_if_it_had_stood_there_before(
+    make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path
+) -> None:
+    common = [
+        f"data={make_corpus()}",
+        "optim=sgd",
+        "optim.lr=30",
+        "optim.schedule.kind=plateau",
+        "checkpoint.validate_every_steps=9",
+    ]
+    whole, grown = str(tmp_path / "whole"), str(tmp_path / "grown")
+    train(small_config(*common, f"run={whole}", "max_steps=110"))
+    for limit in (40, WINDOWS, 110):
+        train(small_config(*common, f"run={grown}", f"max_steps={limit}"))
+    left, right = (load_checkpoint(checkpoint_path(run, 110)) for run in (whole, grown))
+    assert_same(left["state_dict"], right["state_dict"])
+    assert_same(left["optimizer_states"], right["optimizer_states"])
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path
+) -> None:
+    config = small_config(f"data={make_corpus()}", f"run={tmp_path / 'run'}", "max_steps=8")
+    train(config)
+    before = {path: path.stat().st_mtime_ns for path in sorted(Path(tmp_path, "run").rglob("*"))}
+    assert train(config) == Outcome(run=str(tmp_path / "run"), step=8, first_step=8)
+    assert {path: path.stat().st_mtime_ns for path in sorted(Path(tmp_path, "run").rglob("*"))} == before
+
+
+def test_the_seed_decides_the_run(make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path) -> None:
+    data = make_corpus()
+    runs = {seed: str(tmp_path / f"run{seed}") for seed in (1, 2)}
+    for seed, run in runs.items():
+        train(small_config(f"data={data}", f"run={run}", "max_steps=4", f"stream.seed={seed}"))
+    assert records(runs[1])[-1]["train/nats_per_token"] != records(runs[2])[-1]["train/nats_per_token"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kill_9_at_a_moment_that_nobody_chose(
+    seed: int, make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path
+) -> None:
+    total = 3 * WINDOWS
+    data = make_corpus()
+    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
+    config = small_config(f"data={data}", f"run={whole}", f"max_steps={total}", "checkpoint.every_steps=4")
+    train(config)
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.training.trainer import train\n"
+        "train(judge(Config, sys.stdin.read()))\n"
+    )
+    config = config.model_copy(update={"run": torn})
+    generator = torch.Generator().manual_seed(seed)
+    kills = 0
+    while not committed_steps(torn) or committed_steps(torn)[-1] < total:
+        process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, cwd=Path.cwd())
+        assert process.stdin is not None
+        process.stdin.write(config.model_dump_json().encode())
+        process.stdin.close()
+        at_start = committed_steps(torn)
+        while kills < 3 and process.poll() is None and committed_steps(torn) == at_start:
+            time.sleep(0.01)  # until it has come further than before
+        if kills < 3:
+            time.sleep(float(torch.rand((), generator=generator)) * 0.3)
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 3
+    assert_same_end(whole, torn, total)
