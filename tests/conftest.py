@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
@@ -13,6 +14,12 @@ from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import count_words, cut_vocabulary, merge_counts, write_vocabulary
 
 MakeCorpus = Callable[..., str]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The tests' tensors are tiny: threads would only wait for each other."""
+    torch.set_num_threads(1)
 
 
 def made_text(num_words: int, *, seed: int, num_types: int = 60) -> bytes:

@@ -19,9 +19,10 @@ DRAWS = 1 << 16  # a draw is 16 bits wide, so the share dropped is a multiple of
 
 def lane_keys(*, seed: int, step: int, lanes: Sequence[int], num_sites: int) -> NDArray[np.int32]:
     """The key of each lane at each site in a step: int32 [sites, lanes], a hash of the four numbers."""
+    lanes_1L = np.asarray(lanes, dtype=np.uint64)[None, :]
     sites_S1 = np.arange(num_sites, dtype=np.uint64)[:, None]
-    key = _mix64(np.full((1, 1), seed, dtype=np.uint64))
-    for part in (np.full((1, 1), step, dtype=np.uint64), np.asarray(lanes, dtype=np.uint64)[None, :], sites_S1):
+    key = np.zeros((1, 1), dtype=np.uint64)
+    for part in (np.full((1, 1), seed, dtype=np.uint64), np.full((1, 1), step, dtype=np.uint64), lanes_1L, sites_S1):
         key = _mix64(key ^ _mix64(part + np.uint64(1)))
     return (key >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
@@ -32,12 +33,12 @@ def lane_dropout(input_TLH: Tensor, keys_L: Tensor, *, p: float) -> Tensor:
     Args:
         input_TLH: activations, floating point [time, lanes, width].
         keys_L: each lane's key at this site, int32 [lanes].
-        p: share to drop, in [0, 1); rounded to a multiple of 1/65536.
+        p: share to drop, in [0, 1); rounded to a multiple of 1/65536 below 1.
 
     Returns:
         the type and shape of the input.
     """
-    dropped = round(p * DRAWS)
+    dropped = min(round(p * DRAWS), DRAWS - 1)
     if dropped == 0:
         return input_TLH
     num_steps, num_lanes, width = input_TLH.shape

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -97,7 +98,7 @@ class WandbTracker:
 
         mode = tracking.mode
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
+            mode = "online" if wandb.login(prompt=False) else "offline"
         self._run = wandb.init(
             project=tracking.project,
             name=Path(run).name,
@@ -122,11 +123,9 @@ class WandbTracker:
 
 def _tracking_id(run: str) -> str:
     """The run's name on the dashboard's side: the same for every attempt."""
-    import wandb
-
     path = storage.join(run, "tracking-id")
     if not storage.exists(path):
-        storage.publish_bytes(path, wandb.util.generate_id().encode())
+        storage.publish_bytes(path, uuid.uuid4().hex[:8].encode())
     return storage.read_bytes(path).decode()
 
 

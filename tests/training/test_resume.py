@@ -20,6 +20,7 @@ from pipeline.training.trainer import Outcome, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
 ]
 
 SmallConfig = Callable[..., Config]

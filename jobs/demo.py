@@ -1,0 +1,59 @@
+"""`python -m jobs demo`: the whole path on the documentation of this Python, and a table of what came out."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs import prepare, train
+from jobs.evaluate import Evaluation, evaluate
+from pipeline.config import Config, EvaluateConfig, load
+from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.training.monitor import METRICS_NAME
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prepares, trains, evaluates; each step goes on from what an earlier call has finished."""
+    overrides = ["experiment=demo", *arguments]
+    config = load(Config, overrides)
+    assert config.data is not None and config.run is not None, "the experiment names both folders"
+    print("1/3 prepare")
+    prepare.main(overrides)
+    print("2/3 train", flush=True)
+    train.main(overrides)
+    print("3/3 evaluate", flush=True)
+    request = EvaluateConfig(
+        run=config.run, data=config.data, split="test", checkpoint="best", accelerator=config.accelerator
+    )
+    Console().print(_table(config, read_manifest(config.data), evaluate(request)))
+
+
+def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
+    assert config.run is not None
+    table = Table(show_header=False)
+    for name in ("train", "valid", "test"):
+        table.add_row(f"words of {name}", f"{manifest.splits[name].num_tokens:,}")
+    table.add_row("vocabulary", f"{manifest.vocab_size:,} words")
+    table.add_row("OOV rate of test", f"{evaluation.oov_rate:.2%}")
+    table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.1f}")
+    table.add_row("LSTM perplexity", f"{evaluation.score.perplexity:.1f} on {evaluation.score.num_targets:,} tokens")
+    table.add_row("training speed", f"{_words_per_second(config.run):,.0f} words/s")
+    table.add_row("checkpoint", evaluation.trained.path)
+    table.add_row("the curves", _curves(config.run))
+    return table
+
+
+def _words_per_second(run: str) -> float:
+    """Over all logged steps: their words by their seconds."""
+    records = [json.loads(line) for line in Path(run, METRICS_NAME).read_text().splitlines()]
+    speeds = [record["speed/tokens_per_second"] for record in records if "speed/tokens_per_second" in record]
+    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0
+
+
+def _curves(run: str) -> str:
+    """The command that draws what the tracker kept, in the terminal."""
+    folder = Path(run, "wandb")
+    return f"{Path(sys.executable).parent}/wandb leet {folder}" if folder.exists() else f"{run}/{METRICS_NAME}"

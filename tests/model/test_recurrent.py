@@ -1,0 +1,170 @@
+"""The stacked LSTM equals torch's, carries its state, and stops a short lane where it ends."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.model import recurrent
+from pipeline.model.dropout import lane_dropout, lane_keys
+from pipeline.model.recurrent import StackedLSTM, State
+
+INPUT, HIDDEN, LANES = 5, 7, 4
+PROJECTIONS = [None, 3]
+
+
+def stacked_of(*, num_layers=3, projection_size=None, dropout=0.0, seed=0):
+    lstm = StackedLSTM(
+        input_size=INPUT,
+        hidden_size=HIDDEN,
+        num_layers=num_layers,
+        projection_size=projection_size,
+        dropout=dropout,
+    ).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2)
+    return lstm
+
+
+def input_of(num_steps, *, seed=1, num_lanes=LANES):
+    return torch.randn(
+        num_steps, num_lanes, INPUT, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def drawn_state(lstm, *, seed=2, num_lanes=LANES):
+    generator = torch.Generator().manual_seed(seed)
+    return State(
+        *(torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in lstm.zero_state(num_lanes))
+    )
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("projection_size", PROJECTIONS)
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_equals_torchs_own_with_several_layers(num_layers, projection_size):
+    lstm = stacked_of(num_layers=num_layers, projection_size=projection_size)
+    theirs = nn.LSTM(INPUT, HIDDEN, num_layers=num_layers, proj_size=projection_size or 0, dtype=torch.float64)
+    weights = {
+        f"{name.removesuffix('_l0')}_l{k}": weight
+        for k, layer in enumerate(lstm.layers)
+        for name, weight in layer.state_dict().items()
+    }
+    theirs.load_state_dict(weights)
+    input_TLE, state = input_of(6), drawn_state(lstm)
+    hidden_TLP, after = lstm(input_TLE, state, keys_SL=None)
+    expected_TLP, (hidden_KLP, cell_KLH) = theirs(input_TLE, tuple(state))
+    assert_close(hidden_TLP, expected_TLP)
+    assert_close(after.hidden_KLP, hidden_KLP)
+    assert_close(after.cell_KLH, cell_KLH)
+
+
+@pytest.mark.parametrize("projection_size", PROJECTIONS)
+def test_windows_chained_equal_one_long_window(projection_size):
+    lstm = stacked_of(projection_size=projection_size)
+    input_TLE = input_of(9)
+    expected_TLP, expected = lstm(input_TLE, lstm.zero_state(LANES), keys_SL=None)
+    state, found = lstm.zero_state(LANES), []
+    for part in input_TLE.split([4, 1, 3, 1]):
+        hidden_TLP, state = lstm(part, state, keys_SL=None)
+        found.append(hidden_TLP)
+    assert_close(torch.cat(found), expected_TLP)
+    assert_close(state, expected)
+
+
+@pytest.mark.parametrize("projection_size", PROJECTIONS)
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize("short", [[True, False, True, False], [False] * LANES, [True] * LANES])
+def test_a_short_lane_ends_as_it_would_alone(num_steps, short, projection_size):
+    lstm = stacked_of(projection_size=projection_size)
+    input_TLE, state = input_of(num_steps), drawn_state(lstm)
+    hidden_TLP, after = lstm(input_TLE, state, keys_SL=None, short_L=torch.tensor(short))
+    assert hidden_TLP.shape == (num_steps, LANES, lstm.output_size)
+    for lane, is_short in enumerate(short):
+        own = State(*(each[:, lane : lane + 1] for each in state))
+        length = num_steps - is_short
+        if length:
+            alone_TLP, own = lstm(input_TLE[:length, lane : lane + 1], own, keys_SL=None)
+            assert_close(hidden_TLP[:length, lane : lane + 1], alone_TLP)
+        assert_close(State(*(each[:, lane : lane + 1] for each in after)), own)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_what_stands_in_a_lacking_place_reaches_neither_state_nor_gradient(num_steps):
+    lstm = stacked_of()
+    short_L = torch.tensor([True, False, False, True])
+    input_TLE = input_of(num_steps).requires_grad_()
+    _, after = lstm(input_TLE, drawn_state(lstm), keys_SL=None, short_L=short_L)
+    (after.hidden_KLP.sum() + after.cell_KLH.sum()).backward()
+    assert (input_TLE.grad[-1, short_L] == 0).all()
+    assert (input_TLE.grad[-1, ~short_L] != 0).all()
+
+
+def test_dropout_stands_below_each_layer_with_its_own_row_of_keys():
+    lstm = stacked_of(num_layers=3, dropout=0.4)
+    keys_SL = torch.from_numpy(lane_keys(seed=1, step=2, lanes=range(LANES), num_sites=4))
+    input_TLE, state = input_of(6), drawn_state(lstm)
+    found_TLP, after = lstm(input_TLE, state, keys_SL=keys_SL)
+    hidden_TLP, hidden, cell = input_TLE, [], []
+    for k, layer in enumerate(lstm.layers):
+        hidden_TLP = lane_dropout(hidden_TLP, keys_SL[k], p=0.4)
+        hidden_TLP, (hidden_1LP, cell_1LH) = layer(hidden_TLP, (state[0][k, None], state[1][k, None]))
+        hidden.append(hidden_1LP)
+        cell.append(cell_1LH)
+    assert_close(found_TLP, hidden_TLP)  # nothing is dropped above the last layer
+    assert_close(after, State(torch.cat(hidden), torch.cat(cell)))
+
+
+def test_dropout_acts_where_keys_are_given_and_nowhere_else(monkeypatch):
+    sites = []
+    monkeypatch.setattr(
+        recurrent, "lane_dropout", lambda input_TLH, keys_L, *, p: sites.append((keys_L.tolist(), p)) or input_TLH
+    )
+    lstm = stacked_of(num_layers=3, dropout=0.4)
+    lstm.train()
+    lstm(input_of(2), lstm.zero_state(LANES), keys_SL=None)
+    assert sites == []
+    lstm.eval()
+    lstm(
+        input_of(2),
+        lstm.zero_state(LANES),
+        keys_SL=torch.arange(16, dtype=torch.int32).reshape(4, LANES),
+        short_L=torch.tensor([True, False, False, False]),
+    )
+    assert sites == [([0, 1, 2, 3], 0.4), ([4, 5, 6, 7], 0.4), ([8, 9, 10, 11], 0.4)]
+
+
+def test_lanes_do_not_touch_each_other():
+    lstm = stacked_of(dropout=0.3)
+    keys_SL = torch.from_numpy(lane_keys(seed=1, step=2, lanes=range(LANES), num_sites=4))
+    input_TLE, state = input_of(5), drawn_state(lstm)
+    whole_TLP, whole = lstm(input_TLE, state, keys_SL=keys_SL)
+    some = [3, 1]
+    some_TLP, after = lstm(input_TLE[:, some], State(*(each[:, some] for each in state)), keys_SL=keys_SL[:, some])
+    assert_close(some_TLP, whole_TLP[:, some])
+    assert_close(after, State(*(each[:, some] for each in whole)))
+
+
+@pytest.mark.parametrize(("projection_size", "width"), [(None, HIDDEN), (3, 3)])
+def test_the_zero_state_has_the_parameters_type_and_the_layers_widths(projection_size, width):
+    lstm = stacked_of(projection_size=projection_size)
+    state = lstm.zero_state(2)
+    assert state.hidden_KLP.shape == (3, 2, width)
+    assert state.cell_KLH.shape == (3, 2, HIDDEN)
+    assert (lstm.output_size, lstm.hidden_size) == (width, HIDDEN)
+    assert {each.dtype for each in state} == {torch.float64}
+    assert not any(each.any() or each.requires_grad for each in state)
+
+
+def test_a_detached_state_has_the_values_and_no_graph():
+    lstm = stacked_of()
+    _, state = lstm(input_of(2), lstm.zero_state(LANES), keys_SL=None)
+    assert all(each.requires_grad for each in state)
+    detached = state.detached()
+    assert not any(each.requires_grad for each in detached)
+    assert torch.equal(detached.hidden_KLP, state.hidden_KLP)
+    assert torch.equal(detached.cell_KLH, state.cell_KLH)

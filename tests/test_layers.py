@@ -1,0 +1,115 @@
+"""Imports point down and siblings never import each other; importing the library does nothing."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = [["jobs"], ["training", "cluster"], ["scoring"], ["corpus", "model"], ["config", "errors", "storage"]]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rglob("*.py"))
+HOMES = {  # a heavy dependency: where it may be imported
+    "ray": "pipeline/cluster.py",
+    "wandb": "pipeline/training/monitor.py",
+    "datasets": "pipeline/corpus/sources.py",
+    "pyarrow": "pipeline/corpus/",
+    "lightning": "pipeline/training/",
+    "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "jobs/"),
+    "hydra": "pipeline/config.py",
+    "fsspec": "pipeline/storage.py",
+}
+DEFERRED = {"ray", "wandb", "datasets", "hydra"}  # imported where they are used, not with the module
+
+
+def imports_of(path):
+    """(dotted name, whether it stands at the module's level) of every import of a file."""
+    tree = ast.parse(path.read_text())
+    late = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    late += [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    inner = {id(node) for outer in late for node in ast.walk(outer)}
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from ((name, id(node) not in inner) for name in names)
+
+
+def layer_of(dotted):
+    """The part of the library that a module belongs to; None for others and for `pipeline` itself."""
+    top, _, rest = dotted.partition(".")
+    return "jobs" if top == "jobs" else rest.split(".")[0] if top == "pipeline" and rest.split(".")[0] in LEVEL else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_heavy_ones_have_one_home(path):
+    place = str(path.relative_to(ROOT))
+    own = layer_of(place.removesuffix(".py").replace("/", "."))
+    for name, at_module_level in imports_of(path):
+        other = layer_of(name)
+        if other and other != own:
+            assert own is not None, f"{place}: the package's own file imports {name}"
+            # the lowest layer's modules judge with errors alone
+            assert LEVEL[own] < LEVEL[other] or other == "errors", f"{place}: {own} imports {name}"
+        heavy = name.split(".")[0]
+        if heavy in HOMES:
+            assert place.startswith(HOMES[heavy]), f"{place} imports {name}"
+            assert not (heavy in DEFERRED and at_module_level), f"{place} imports {name} with the module"
+
+
+@pytest.mark.parametrize(
+    ("file", "allowed"),
+    [("cluster", {"config", "errors"}), ("config", {"errors"}), ("storage", set()), ("errors", set())],
+)
+def test_what_the_single_modules_know(file, allowed):
+    known = {layer_of(name) for name, _ in imports_of(ROOT / "pipeline" / f"{file}.py")} - {None, file}
+    assert known <= allowed
+
+
+IMPORT_ALL = """
+import json, logging, os, random, sys, warnings
+def state():
+    return [len(logging.root.handlers), logging.root.level, logging.raiseExceptions, dict(os.environ),
+            repr(random.getstate()), os.getcwd(), [str(each) for each in warnings.filters]]
+import numpy, torch, lightning, lightning.pytorch, pyarrow, fsspec, rich, pydantic  # what these do is theirs
+def drawn():
+    return [repr(numpy.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads(),
+            str(torch.get_default_dtype()), torch.cuda.is_initialized()]
+before, before_drawn = state(), drawn()
+import importlib, pkgutil, pipeline, jobs
+names = [each.name for top in (pipeline, jobs) for each in pkgutil.walk_packages(top.__path__, top.__name__ + ".")]
+for name in names:
+    importlib.import_module(name)
+after, after_drawn = state(), drawn()
+print(json.dumps({
+    "changed": [i for i, (a, b) in enumerate(zip(before + before_drawn, after + after_drawn, strict=True)) if a != b],
+    "handlers": [name for name in logging.root.manager.loggerDict
+                 if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).handlers],
+    "levels": [name for name in logging.root.manager.loggerDict
+               if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).level],
+    "loaded": sorted({"ray", "wandb", "datasets", "hydra", "omegaconf"} & set(sys.modules)),
+    "names": names,
+}))
+"""
+
+
+def test_importing_everything_does_nothing():
+    """Law 10."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # and nothing else was printed
+    assert "pipeline.training.trainer" in found.pop("names")
+    assert found == {"changed": [], "handlers": [], "levels": [], "loaded": []}
+
+
+def test_importing_the_package_alone_loads_nothing_heavy():
+    code = "import sys; before = set(sys.modules); import pipeline; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}
+    assert not loaded & {"torch", "lightning", "numpy", "pyarrow", "ray", "wandb", "datasets", "fsspec", "pydantic"}

@@ -1,0 +1,247 @@
+"""Storage: an artifact is whole or absent, on the local disk and in an object store."""
+
+import hashlib
+import io
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline import storage
+from pipeline.storage import DigestingFile, list_files, publish, publish_bytes, read_bytes
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    """A folder of each kind of file system."""
+    if request.param == "local":
+        yield str(tmp_path)
+        return
+    folder = f"memory:///{uuid.uuid4().hex}"
+    yield folder
+    filesystem, name = storage.resolve(folder)
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
+
+
+@pytest.fixture
+def memory():
+    folder = f"memory:///{uuid.uuid4().hex}"
+    yield folder
+    fsspec.filesystem("memory").rm(storage.resolve(folder)[1], recursive=True)
+
+
+class BrokenError(Exception):
+    pass
+
+
+# --- publish
+
+
+def test_published_bytes_are_there_and_folders_are_made(root):
+    path = storage.join(root, "a", "b", "c.bin")
+    assert not storage.exists(path)
+    with publish(path) as file:
+        file.write(b"one")
+        file.write(b"two")
+    assert read_bytes(path) == b"onetwo"
+    assert storage.size_bytes(path) == 6
+    assert storage.exists(path)
+    assert list_files(root) == [path]
+
+
+def test_publishing_replaces_what_was_there(root):
+    path = storage.join(root, "c.bin")
+    publish_bytes(path, b"a long first content")
+    publish_bytes(path, b"short")
+    assert read_bytes(path) == b"short"
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+def test_a_body_that_raises_leaves_the_old_content_and_no_temporary(root, error):
+    path = storage.join(root, "c.bin")
+    publish_bytes(path, b"old")
+    with pytest.raises(error), publish(path) as file:
+        file.write(b"half of the n")
+        raise error
+    assert read_bytes(path) == b"old"
+    assert list_files(root) == [path]
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+def test_a_first_body_that_raises_leaves_nothing(root, error):
+    path = storage.join(root, "c.bin")
+    with pytest.raises(error), publish(path) as file:
+        file.write(b"half")
+        raise error
+    assert not storage.exists(path)
+    assert list_files(root) == []
+    publish_bytes(path, b"whole")  # and the next attempt succeeds
+    assert read_bytes(path) == b"whole"
+
+
+def test_nothing_appears_under_the_name_before_the_end(root):
+    path = storage.join(root, "c.bin")
+    with publish(path) as file:
+        file.write(b"x" * 100_000)
+        file.flush()
+        assert not storage.exists(path)
+    assert storage.size_bytes(path) == 100_000
+
+
+def test_a_local_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
+    events = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (events.append(os.readlink(f"/proc/self/fd/{descriptor}")), fsync(descriptor))
+    )
+    monkeypatch.setattr(Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1])
+    with publish(str(tmp_path / "c.bin")) as file:
+        file.write(b"buffered")
+    assert events == [str(tmp_path / "c.bin.tmp"), "rename", str(tmp_path)]
+
+
+def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
+    (tmp_path / "c.bin.tmp").write_bytes(b"half, and longer than the new content")
+    publish_bytes(str(tmp_path / "c.bin"), b"new")
+    assert read_bytes(str(tmp_path / "c.bin")) == b"new"
+    assert os.listdir(tmp_path) == ["c.bin"]
+
+
+def test_publishing_over_a_folder_fails_and_leaves_no_temporary(tmp_path):
+    (tmp_path / "c").mkdir()
+    with pytest.raises(IsADirectoryError):
+        publish_bytes(str(tmp_path / "c"), b"new")
+    assert os.listdir(tmp_path) == ["c"]
+
+
+# --- list_files
+
+
+def fill(folder, *names):
+    for name in names:
+        publish_bytes(storage.join(folder, *name.split("/")), b"x")
+
+
+def below(folder, paths):
+    return [path.removeprefix(folder + "/") for path in paths]
+
+
+def test_a_folder_gives_all_visible_files_below_it_sorted(root):
+    fill(root, "b.txt", "a/z.txt", "a/deep/er/c.txt", ".hidden", "a/.hidden", ".git/config", "B.txt")
+    assert below(root, list_files(root)) == ["B.txt", "a/deep/er/c.txt", "a/z.txt", "b.txt"]
+    assert list_files(root + "/") == list_files(root)
+
+
+def test_a_file_gives_itself_and_a_missing_name_nothing(root):
+    fill(root, "a.txt", ".hidden")
+    assert below(root, list_files(storage.join(root, "a.txt"))) == ["a.txt"]
+    assert below(root, list_files(storage.join(root, ".hidden"))) == [".hidden"]  # asked for by name
+    assert list_files(storage.join(root, "b.txt")) == []
+    assert list_files(storage.join(root, "*.jsonl")) == []
+
+
+def test_a_glob_gives_the_files_that_match_and_no_folders(root):
+    fill(root, "a1.txt", "a2.txt", "a3.bin", "a4.txt/inner.bin", "c/a5.txt", "c/d/a6.txt")
+    assert below(root, list_files(storage.join(root, "*.txt"))) == ["a1.txt", "a2.txt"]
+    assert below(root, list_files(storage.join(root, "a[1-3].*"))) == ["a1.txt", "a2.txt", "a3.bin"]
+    assert below(root, list_files(storage.join(root, "a?.bin"))) == ["a3.bin"]
+    assert below(root, list_files(storage.join(root, "*", "a5.txt"))) == ["c/a5.txt"]
+    assert below(root, list_files(storage.join(root, "**", "a6.txt"))) == ["c/d/a6.txt"]
+
+
+@pytest.mark.parametrize("name", ["a[1].txt", "what?.txt", "star*.txt", "{a,b}.txt", "sp ace.txt", "ü#&=,.txt"])
+def test_a_name_that_exists_is_literal(root, name):
+    fill(root, name, "a1.txt", "whats.txt", "stars.txt")
+    assert below(root, list_files(storage.join(root, name))) == [name]
+
+
+def test_a_folder_that_exists_is_literal(root):
+    fill(root, "part[0]/x.txt", "part0/y.txt")
+    assert below(root, list_files(storage.join(root, "part[0]"))) == ["part[0]/x.txt"]
+
+
+def test_a_folder_below_a_hidden_one_gives_its_files(root):
+    """Hidden is judged from the folder that is asked for, not from the root."""
+    fill(root, ".cache/data/a.txt", ".cache/data/.b.txt")
+    assert below(root, list_files(storage.join(root, ".cache", "data"))) == [".cache/data/a.txt"]
+
+
+def test_an_object_stores_names_can_be_opened_as_listed(memory):
+    fill(memory, "a.txt", "b/c.txt")
+    found = list_files(memory)
+    assert all(path.startswith("memory://") for path in found)
+    assert [read_bytes(path) for path in found] == [b"x", b"x"]
+
+
+# --- the small ones
+
+
+def test_join_takes_a_folder_with_or_without_its_slash():
+    assert storage.join("a", "b", "c") == storage.join("a/", "b", "c") == "a/b/c"
+    assert storage.join("memory://x") == "memory://x"
+
+
+def test_kinds_of_paths(root):
+    path = storage.join(root, "sub", "a.txt")
+    publish_bytes(path, b"x")
+    assert storage.is_folder(storage.join(root, "sub"))
+    assert not storage.is_folder(path)
+    assert storage.is_local(path) == (not root.startswith("memory:"))
+
+
+def test_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/../b") == str(tmp_path / "b")
+    assert storage.absolute(f"file://{tmp_path}/b") == str(tmp_path / "b")
+    assert storage.absolute("memory://a/b") == "memory://a/b"
+
+
+def test_make_folder_leaves_one_that_exists(tmp_path):
+    folder = str(tmp_path / "a" / "b")
+    storage.make_folder(folder)
+    publish_bytes(f"{folder}/c", b"x")
+    storage.make_folder(folder)
+    assert read_bytes(f"{folder}/c") == b"x"
+
+
+def test_remove_takes_what_is_there_and_what_is_not(root):
+    path = storage.join(root, "a.txt")
+    publish_bytes(path, b"x")
+    storage.remove(path)
+    assert not storage.exists(path)
+    storage.remove(path)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, storage.CHUNK_BYTES, 2 * storage.CHUNK_BYTES + 1])
+def test_sha256_is_of_the_whole_file(root, size_bytes):
+    content = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)
+    path = storage.join(root, "a.bin")
+    publish_bytes(path, content)
+    assert storage.sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+# --- the digest of what passes
+
+
+def test_a_digesting_file_knows_what_passed():
+    beneath = io.BytesIO()
+    file = DigestingFile(beneath)
+    assert file.tell() == 0
+    assert file.sha256() == hashlib.sha256(b"").hexdigest()
+    assert [file.write(part) for part in (b"one", b"", b"three")] == [3, 0, 5]
+    assert file.tell() == 8
+    assert beneath.getvalue() == b"onethree"
+    assert file.sha256() == hashlib.sha256(b"onethree").hexdigest()
+    assert not file.closed
+
+
+def test_a_digesting_file_flushes_the_one_beneath(tmp_path):
+    with (tmp_path / "a").open("wb") as beneath:
+        file = DigestingFile(beneath)
+        file.write(b"buffered")
+        assert (tmp_path / "a").read_bytes() == b""
+        file.flush()
+        assert (tmp_path / "a").read_bytes() == b"buffered"
