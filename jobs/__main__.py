@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import secrets
 import sys
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,14 @@ def _help(verb: str) -> str:
 
 def _set_up() -> None:
     """What belongs to a process and not to the library: Ray's environment, before ray is imported, and logging."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray_environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no word on accelerators that a task does not ask for
+        "RAY_AUTH_MODE": "token",  # a Ray of this command's own lets nobody else in, and leaves no token in the home folder
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    for name, value in ray_environment.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     pipeline = logging.getLogger("pipeline")
     pipeline.setLevel(logging.INFO)

@@ -91,27 +91,33 @@ def main(arguments: Sequence[str]) -> None:
     config = load(Config, arguments)
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")
-    begun_seconds = time.monotonic()
     console = Console()
+    begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
+        ready_seconds = time.monotonic()
         manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar)
+        seconds = time.monotonic() - ready_seconds
     print_summary(
         manifest,
         data=config.data,
         read_bytes=bar.read_bytes,
-        seconds=time.monotonic() - begun_seconds,
+        seconds=seconds,
+        around_seconds=time.monotonic() - begun_seconds - seconds,
         console=console,
     )
 
 
-def print_summary(manifest: Manifest, *, data: str, read_bytes: int, seconds: float, console: Console) -> None:
+def print_summary(
+    manifest: Manifest, *, data: str, read_bytes: int, seconds: float, around_seconds: float, console: Console
+) -> None:
     """What the corpus holds and how long it took.
 
     Args:
         manifest: the corpus.
         data: its folder.
         read_bytes: size of the input, 0 if not known.
-        seconds: of the whole job.
+        seconds: of the preparation.
+        around_seconds: to start and stop what ran its tasks.
         console: where to.
     """
     table = Table("split", "shards", "tokens", "OOV rate")
@@ -122,7 +128,8 @@ def print_summary(manifest: Manifest, *, data: str, read_bytes: int, seconds: fl
     speed = f"{read_bytes / seconds / 1e6:.1f} MB/s, " if read_bytes else ""
     lines = [
         f"vocabulary: {manifest.vocab_size:,} words",
-        f"time: {seconds:.1f} s ({speed}{num_tokens / seconds:,.0f} tokens/s)",
+        f"time: {seconds:.1f} s ({speed}{num_tokens / seconds:,.0f} tokens/s),"
+        f" and {around_seconds:.1f} s to start and stop the workers",
         f"data: {data}",
     ]
     if manifest.versions:

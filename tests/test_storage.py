@@ -95,7 +95,9 @@ def test_a_local_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_p
     events = []
     fsync, rename = os.fsync, Path.rename
     monkeypatch.setattr(
-        os, "fsync", lambda descriptor: (events.append(os.readlink(f"/proc/self/fd/{descriptor}")), fsync(descriptor))
+        os,
+        "fsync",
+        lambda descriptor: (events.append(str(Path(f"/proc/self/fd/{descriptor}").readlink())), fsync(descriptor)),
     )
     monkeypatch.setattr(Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1])
     with publish(str(tmp_path / "c.bin")) as file:
@@ -107,14 +109,14 @@ def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
     (tmp_path / "c.bin.tmp").write_bytes(b"half, and longer than the new content")
     publish_bytes(str(tmp_path / "c.bin"), b"new")
     assert read_bytes(str(tmp_path / "c.bin")) == b"new"
-    assert os.listdir(tmp_path) == ["c.bin"]
+    assert [each.name for each in tmp_path.iterdir()] == ["c.bin"]
 
 
 def test_publishing_over_a_folder_fails_and_leaves_no_temporary(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(IsADirectoryError):
         publish_bytes(str(tmp_path / "c"), b"new")
-    assert os.listdir(tmp_path) == ["c"]
+    assert [each.name for each in tmp_path.iterdir()] == ["c"]
 
 
 # --- list_files

@@ -146,7 +146,7 @@ class AdaptiveSoftmax(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _head_logits(self, hidden_NH: Tensor) -> Tensor:
-        weight_CH = self.head_weight
+        weight_CH: Tensor = self.head_weight
         if self.embedding_VH is not None:
             weight_CH = torch.cat([self.embedding_VH[: self.edges[0]], weight_CH])
         return _at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))

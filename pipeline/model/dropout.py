@@ -41,7 +41,7 @@ def lane_dropout(input_TLH: Tensor, keys_L: Tensor, *, p: float) -> Tensor:
     dropped = min(round(p * DRAWS), DRAWS - 1)
     if dropped == 0:
         return input_TLH
-    num_steps, num_lanes, width = input_TLH.shape
+    num_steps, _, width = input_TLH.shape
     places_TH = _places(num_steps, (width + 1) // 2, input_TLH.device)
     bits = _mix32(places_TH[:, None, :] ^ keys_L[None, :, None])
     draws_TLH = bits.view(torch.int16)[:, :, :width]

@@ -15,7 +15,7 @@ from pipeline.model.dropout import lane_dropout
 
 
 class State(NamedTuple):
-    """What a recurrence carries from window to window: hidden_KLP [layers, lanes, P] and cell_KLH [layers, lanes, H]."""
+    """What a recurrence carries from window to window: [layers, lanes, P] and [layers, lanes, H]."""
 
     hidden_KLP: Tensor
     cell_KLH: Tensor

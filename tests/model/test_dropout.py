@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.model import dropout
@@ -50,6 +50,21 @@ def test_golden_mask():
     ]
 
 
+def test_golden_mask_of_an_even_width():
+    kept = lane_dropout(torch.ones(3, 1, 4), keys_of(lanes=[0])[0], p=0.5)
+    assert kept[:, 0].int().tolist() == [[2, 0, 0, 2], [2, 2, 2, 2], [0, 2, 2, 2]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("width", [8, 9])
+def test_a_lane_draws_the_same_mask_on_any_device(width):
+    keys_L = keys_of()[0]
+    for p in (0.01, 0.35, 0.5, 0.9):
+        on_device = lane_dropout(torch.ones(5, 4, width, device="cuda"), keys_L.cuda(), p=p)
+        assert torch.equal(on_device.cpu(), lane_dropout(torch.ones(5, 4, width), keys_L, p=p))
+
+
 def test_the_mixers_are_the_published_ones():
     """SplitMix64 from state 0, and lowbias32."""
     assert int(dropout._mix64(np.array([0], dtype=np.uint64))[0]) == 0xE220A8397B1DCDAF
@@ -61,6 +76,7 @@ def test_the_mixers_are_the_published_ones():
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63), st.integers(0, 2**40), st.lists(st.integers(0, 10**6), min_size=1, max_size=6))
 def test_a_key_hangs_on_its_own_lane_and_site_only(seed, step, lanes):
     together = lane_keys(seed=seed, step=step, lanes=lanes, num_sites=3)
@@ -72,9 +88,7 @@ def test_a_key_hangs_on_its_own_lane_and_site_only(seed, step, lanes):
 
 def test_keys_of_neighbouring_numbers_all_differ():
     """2^15 draws of 2^32 have 0.125 pairs in common on average; this fixed set has none."""
-    keys = [
-        lane_keys(seed=seed, step=step, lanes=range(16), num_sites=8) for seed in range(16) for step in range(16)
-    ]
+    keys = [lane_keys(seed=seed, step=step, lanes=range(16), num_sites=8) for seed in range(16) for step in range(16)]
     assert len(np.unique(np.stack(keys))) == 16 * 16 * 16 * 8
 
 
@@ -95,6 +109,7 @@ def test_the_same_keys_give_the_same_mask_and_the_global_generator_is_not_touche
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=8), st.integers(0, 100))
 def test_some_lanes_have_the_masks_that_they_have_among_all(lanes, step):
     whole = mask_of(keys_of(step=step, lanes=range(8))[0])

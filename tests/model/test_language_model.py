@@ -89,7 +89,7 @@ def test_nats_are_those_of_embedding_recurrence_and_softmax_in_turn(short):
     torch.testing.assert_close(nats_N, model.softmax.target_nats(hidden_TLH.flatten(0, 1), split))
     torch.testing.assert_close(state, expected)
     assert state.hidden_KLP.requires_grad  # whoever carries it cuts it off
-    assert model.num_sites == 3
+    assert (model.num_sites, model.vocab_size) == (3, 23)
 
 
 def test_without_keys_nothing_is_dropped():

@@ -28,9 +28,7 @@ def stacked_of(*, num_layers=3, projection_size=None, dropout=0.0, seed=0):
 
 
 def input_of(num_steps, *, seed=1, num_lanes=LANES):
-    return torch.randn(
-        num_steps, num_lanes, INPUT, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    return torch.randn(num_steps, num_lanes, INPUT, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def drawn_state(lstm, *, seed=2, num_lanes=LANES):

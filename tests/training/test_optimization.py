@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -94,6 +94,7 @@ def test_plateau_ends_at_the_smallest_rate():
     assert [rate(optim, validations=[1.0] * (n + 1)) for n in range(6)] == [8, 4, 2, 1.5, 1.5, 1.5]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1, 9), max_size=20), st.integers(1, 4))
 def test_plateau_never_raises_the_rate(validations, patience):
     optim = optim_of(schedule={"kind": "plateau", "patience": patience})
@@ -124,6 +125,11 @@ def test_cosine_beyond_the_end_stays_there():
 def test_cosine_of_a_run_no_longer_than_its_warmup_divides_by_nothing(total_steps):
     optim = optim_of(schedule={"kind": "cosine", "warmup_steps": 4})
     assert [rate(optim, step=step, total_steps=total_steps) for step in (0, 3, 4)] == [0.25, 1.0, 1.0]
+
+
+def test_cosine_of_one_step_after_the_warmup():
+    optim = optim_of(schedule={"kind": "cosine", "warmup_steps": 4})
+    assert [rate(optim, step=step, total_steps=5) for step in (4, 5)] == [1.0, 0.0]
 
 
 # --- optimizers

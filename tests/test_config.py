@@ -1,0 +1,482 @@
+"""The configuration: what is refused, in which words, and that text reaches its field as it was typed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.config import (
+    CONF,
+    Config,
+    EvaluateConfig,
+    VerifyConfig,
+    flat,
+    groups,
+    judge,
+    leaves,
+    load,
+    nearest,
+    shown,
+)
+from pipeline.errors import ConfigError
+
+EXPERIMENTS = groups()["experiment"]
+CUTOFFS = "model.softmax.cutoffs"
+
+
+def refused(message):
+    return pytest.raises(ConfigError, match=f"^{re.escape(message)}$")
+
+
+# --- keys and choices
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modle.dropout=0.1", "unknown key modle.dropout; did you mean model.dropout?"),
+        ("model.dropuot=0.1", "unknown key model.dropuot; did you mean model.dropout?"),
+        ("lanes=3", "unknown key lanes"),
+        ("xyzzy=1", "unknown key xyzzy"),
+        ("+data=x", "unknown key +data; did you mean data?"),
+        ("++stream.bptt=3", "unknown key ++stream.bptt; did you mean stream.bptt?"),
+        ("modle=lstm", "unknown key modle; did you mean model?"),
+        ("stream={bptt: 3}", "unknown key stream; did you mean stream.seed?"),
+        ("hydra.run.dir=x", "unknown key hydra.run.dir"),
+        ("data", "argument 'data' is not of the form key=value"),
+        ("~data", "argument '~data' is not of the form key=value"),
+        ("=x", "argument '=x' is not of the form key=value"),
+        ("", "argument '' is not of the form key=value"),
+        ("data=", "data= has no value; give one, or null"),
+        ("stream.bptt=", "stream.bptt= has no value; give one, or null"),
+        ("optim=adamm", "optim=adamm is not one of adagrad, adam, adamw, sgd; did you mean adam?"),
+        ("optim=zzz", "optim=zzz is not one of adagrad, adam, adamw, sgd"),
+        ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
+        ("model=", "model= is not one of lstm"),
+        ("cluster=null", "cluster=null is not one of local, none"),
+        ("corpus=file", "corpus=file is not one of datasets, files, python_docs; did you mean files?"),
+    ],
+)
+def test_unknown_keys_and_choices_are_refused_with_the_nearest(override, message):
+    with refused(message):
+        load(Config, [override])
+
+
+def test_a_verb_knows_the_keys_of_its_own_tree_only():
+    with refused("unknown key stream.bptt"):
+        load(VerifyConfig, ["stream.bptt=3"], name="verify")
+    with refused("unknown key model"):
+        load(VerifyConfig, ["model=lstm"], name="verify")
+    with refused("unknown key splt; did you mean split?"):
+        load(EvaluateConfig, ["splt=valid"], name="evaluate")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("sgdd", "; did you mean sgd?"), ("sgd", "; did you mean sgd?"), ("zzz", ""), ("", "")]
+)
+def test_nearest(word, expected):
+    assert nearest(word, ["adam", "sgd"]) == expected
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stream.num_lanes=0", "stream.num_lanes=0: it must be greater than or equal to 1"),
+        ("stream.num_lanes=1.5", "stream.num_lanes=1.5: it must be a valid integer"),
+        ("stream.num_lanes=many", 'stream.num_lanes="many": it must be a valid integer'),
+        ("stream.num_lanes=020", 'stream.num_lanes="020": it must be a valid integer'),
+        ("stream.num_lanes=null", "stream.num_lanes=null: it must be a valid integer"),
+        ("stream.num_lanes=true", "stream.num_lanes=true: it must be a valid integer"),
+        ("stream.num_lanes={a:1}", 'stream.num_lanes={"a": 1}: it must be a valid integer'),
+        ("stream.bptt=-1", "stream.bptt=-1: it must be greater than or equal to 1"),
+        ("stream.seed=-1", "stream.seed=-1: it must be greater than or equal to 0"),
+        ("stream.state=carri", "stream.state=\"carri\": it must be 'reset' or 'carry'; did you mean carry?"),
+        ("stream.verify=all", "stream.verify=\"all\": it must be 'digest' or 'size'"),
+        ("max_steps=0", "max_steps=0: it must be greater than or equal to 1, or null"),
+        ("max_epochs=0", "max_epochs=0: it must be greater than or equal to 1, or null"),
+        ("precision=fp16", "precision=\"fp16\": it must be 'fp32' or 'bf16'; did you mean bf16?"),
+        ("accelerator=gpu", "accelerator=\"gpu\": it must be 'auto', 'cpu' or 'cuda'; did you mean cpu?"),
+        ("optim.lr=0", "optim.lr=0: it must be greater than 0"),
+        ("optim.lr=nan", "optim.lr=NaN: it must be a finite number"),
+        ("optim.lr=inf", "optim.lr=Infinity: it must be a finite number"),
+        ("optim.lr=true", "optim.lr=true: it must be a valid number"),
+        ("optim.clip_norm=0", "optim.clip_norm=0: it must be greater than 0, or null"),
+        ("optim.clip_norm=x", 'optim.clip_norm="x": it must be a valid number, or null'),
+        ("optim.momentum=1", "optim.momentum=1: it must be less than 1"),
+        ("optim.weight_decay=-0.1", "optim.weight_decay=-0.1: it must be greater than or equal to 0"),
+        ("optim.weight_decay=inf", "optim.weight_decay=Infinity: it must be a finite number"),
+        ("optim.name=sgdd", "optim.name=\"sgdd\": it must be 'sgd', 'adagrad', 'adam' or 'adamw'; did you mean sgd?"),
+        ("optim.schedule.divide_by=1", "optim.schedule.divide_by=1: it must be greater than 1"),
+        ("optim.schedule.divide_by=inf", "optim.schedule.divide_by=Infinity: it must be a finite number"),
+        ("optim.schedule.patience=0", "optim.schedule.patience=0: it must be greater than or equal to 1"),
+        ("model.dropout=1", "model.dropout=1: it must be less than 1"),
+        ("model.dropout=-0.1", "model.dropout=-0.1: it must be greater than or equal to 0"),
+        ("model.tied=yes", 'model.tied="yes": it must be a valid boolean'),
+        ("model.tied=1", "model.tied=1: it must be a valid boolean"),
+        ("model.init_scale=0", "model.init_scale=0: it must be greater than 0"),
+        ("model.projection_size=0", "model.projection_size=0: it must be greater than or equal to 1, or null"),
+        ("model.softmax.div_value=0.5", "model.softmax.div_value=0.5: it must be greater than or equal to 1"),
+        ("model.softmax.div_value=inf", "model.softmax.div_value=Infinity: it must be a finite number"),
+        (f"{CUTOFFS}=[1,a]", f'{CUTOFFS}="a": it must be a valid integer'),
+        (f"{CUTOFFS}=[0,5]", f"{CUTOFFS}=0: it must be greater than or equal to 1"),
+        ("corpus.vocabulary.size=2", "corpus.vocabulary.size=2: it must be greater than or equal to 3, or null"),
+        ("corpus.vocabulary.min_count=0", "corpus.vocabulary.min_count=0: it must be greater than or equal to 1"),
+        ("corpus.unit_bytes=1023", "corpus.unit_bytes=1023: it must be greater than or equal to 1024"),
+        ("corpus.text_column=null", "corpus.text_column=null: it must be a valid string"),
+        ("corpus.words=word", "corpus.words=\"word\": it must be 'whitespace' or 'words'; did you mean words?"),
+        ("cluster.kind=ray", "cluster.kind=\"ray\": it must be 'none' or 'local'"),
+        ("cluster.num_cpus=0", "cluster.num_cpus=0: it must be greater than or equal to 1, or null"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last=0: it must be greater than or equal to 1"),
+        ("tracking.mode=of", "tracking.mode=\"of\": it must be 'auto', 'online' or 'offline'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(override, message):
+    with refused(message):
+        load(Config, [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stream.num_lanes=1",
+        "stream.seed=0",
+        "optim.momentum=0.999",
+        "optim.lr=1",  # an integer will do for a number
+        "optim.schedule.min_lr=20.0",
+        "model.dropout=0",
+        "model.projection_size=199",
+        f"{CUTOFFS}=[1]",
+        "corpus.vocabulary.size=3",
+        "corpus.vocabulary.size=null",
+        "corpus.unit_bytes=1024",
+        "checkpoint.keep_best=0",
+        "optim.clip_norm=null",
+    ],
+)
+def test_values_at_the_boundary_are_allowed(override):
+    load(Config, [override])
+
+
+@pytest.mark.parametrize("override", ["model.dropout=(", "model.dropout=a=b", "stream.bptt=1,2", "stream.bptt=${x}"])
+def test_what_hydra_cannot_read_is_refused_in_one_line(override):
+    with pytest.raises(ConfigError) as error:
+        load(Config, [override])
+    assert "\n" not in str(error.value)
+
+
+# --- combinations
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["corpus.source=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
+        (["corpus=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
+        (
+            ["corpus=python_docs", "corpus.test=x"],
+            "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test",
+        ),
+        (
+            ["corpus.valid=x", "corpus.valid_fraction=0.25"],
+            "corpus.valid is given and corpus.valid_fraction=0.25 would cut it from train; use corpus.valid_fraction=0",
+        ),
+        (
+            ["corpus.test=x", "corpus.test_fraction=0.1"],
+            "corpus.test is given and corpus.test_fraction=0.1 would cut it from train; use corpus.test_fraction=0",
+        ),
+        (
+            ["corpus.valid_fraction=0.5", "corpus.test_fraction=0.5"],
+            "corpus.valid_fraction + corpus.test_fraction=1 leaves no train; keep it below 1",
+        ),
+        (
+            [f"{CUTOFFS}=[]"],
+            f"{CUTOFFS}=[] leaves adaptive softmax no tail; give some or use kind=full",
+        ),
+        ([f"{CUTOFFS}=[3,2]"], f"{CUTOFFS}=[3, 2] must rise strictly"),
+        ([f"{CUTOFFS}=[2,2]"], f"{CUTOFFS}=[2, 2] must rise strictly"),
+        (
+            ["model.projection_size=200"],
+            "model.projection_size=200 must be below model.hidden_size=200; use a smaller one or null",
+        ),
+        (
+            ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
+            "model.tied=true needs model.embedding_size=100 equal to the output's 200;"
+            " use model.embedding_size=200 or model.tied=false",
+        ),
+        (
+            ["model.tied=true", "model.softmax.div_value=1", "model.projection_size=50"],
+            "model.tied=true needs model.embedding_size=200 equal to the output's 50;"
+            " use model.embedding_size=50 or model.tied=false",
+        ),
+        (
+            ["model.tied=true"],
+            "model.tied=true shares rows of full width, model.softmax.div_value=4 narrows them;"
+            " use model.softmax.div_value=1 or model.tied=false",
+        ),
+        (
+            ["optim.schedule.min_lr=20.5"],
+            "optim.schedule.min_lr=20.5 is above optim.lr=20; use a smaller one",
+        ),
+        (["max_epochs=null"], "max_epochs=null and max_steps=null would never end; give one of them"),
+    ],
+)
+def test_combinations_that_cannot_be_are_refused(overrides, message):
+    with refused(message):
+        load(Config, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["max_epochs=null", "max_steps=5"],
+        ["max_epochs=3", "max_steps=5"],
+        ["corpus.valid_fraction=0.5", "corpus.test_fraction=0.25"],
+        ["corpus.valid=x", "corpus.test_fraction=0.25"],
+        ["model.softmax.kind=full", f"{CUTOFFS}=[]"],
+        ["model.tied=true", "model.softmax.kind=full", f"{CUTOFFS}=[]"],
+        ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=50", "model.projection_size=50"],
+        ["corpus=datasets", "corpus.dataset=wikitext"],
+    ],
+)
+def test_combinations_that_can_be_are_allowed(overrides):
+    load(Config, overrides)
+
+
+def test_all_that_is_wrong_is_named_in_one_line():
+    with refused("stream.num_lanes=0: it must be greater than or equal to 1; optim.lr=-1: it must be greater than 0"):
+        load(Config, ["stream.num_lanes=0", "optim.lr=-1"])
+
+
+# --- text is taken as it is typed
+
+VERBATIM = [
+    "a b",
+    " a ",
+    " ",
+    "a=b",
+    "=",
+    "a,b",
+    "~",
+    "~/x",
+    "{a,b}",
+    "x[0-9].txt",
+    "[0-9]",
+    "(a)",
+    "a(",
+    "#x",
+    "a#b",
+    "a&b",
+    "'",
+    "a'b",
+    "''",
+    '"a"',
+    "'a'",
+    "\\",
+    "a\\b",
+    "a\\",
+    "a\\\\",
+    "a\\b\\",
+    "\\'",
+    "a\\'b",
+    "\\\\'x",
+    "'\\",
+    "$",
+    "${",
+    "${x}",
+    "a${oc.env:HOME}b",
+    "\\${x}",
+    "\\\\${x}",
+    "???",
+    "2024",
+    "1e3",
+    "0x10",
+    "nan",
+    "true",
+    "NULL",
+    "~null",
+    "glob(*)",
+    "a: b",
+    "- a",
+    "%20",
+    "*",
+    "a\tb",
+    "a\nb",
+    "ünï/数据",
+    "s3://bucket/key?x=1&y=2",
+]
+TYPED = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
+    | st.sampled_from(list("\\'\"${}[](),=~#&?: nul")),
+    min_size=1,
+    max_size=12,
+).filter(lambda text: text != "null")
+
+
+@pytest.mark.parametrize("value", VERBATIM)
+def test_special_characters_reach_a_text_field(value):
+    assert load(VerifyConfig, [f"data={value}"], name="verify").data == value
+
+
+@settings(max_examples=60, deadline=None)
+@given(TYPED)
+@example("\\'")
+@example("\\${a}")
+def test_any_text_reaches_a_text_field(value):
+    assert load(VerifyConfig, [f"data={value}"], name="verify").data == value
+
+
+@settings(max_examples=25, deadline=None)
+@given(TYPED.filter(lambda text: not (text.startswith("[") and text.endswith("]"))))
+@example("a,b")
+@example("x[0-9]")
+def test_any_text_reaches_a_field_that_may_be_a_list(value):
+    assert load(Config, [f"corpus.train={value}"]).corpus.train == (value,)
+
+
+def test_several_texts_reach_their_own_fields():
+    config = load(Config, ["data=a=b", "run=${c}", "corpus.vocabulary.path=d e", "tracking.project=2024", "data=f"])
+    assert (config.data, config.run, config.corpus.vocabulary.path) == ("f", "${c}", "d e")  # the last one counts
+    assert config.tracking.project == "2024"
+
+
+def test_null_is_nothing_and_the_last_override_counts():
+    assert load(VerifyConfig, ["data=null"], name="verify").data is None
+    assert load(VerifyConfig, ["data=a", "data=null"], name="verify").data is None
+    assert load(VerifyConfig, ["data=null", "data=a"], name="verify").data == "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[a]", ("a",)),
+        ("[a,b]", ("a", "b")),
+        ("[ a , b b,]", ("a", "b b")),
+        ("[2024,1e3,null,true]", ("2024", "1e3", "null", "true")),
+        ("[x[0-9].txt,~/y=z]", ("x[0-9].txt", "~/y=z")),
+        ("[a'b,c\\]", ("a'b", "c\\")),
+        ("[${a},???]", ("${a}", "???")),
+    ],
+)
+def test_lists_of_text(value, expected):
+    assert load(Config, [f"corpus.train={value}"]).corpus.train == expected
+
+
+@pytest.mark.parametrize("value", ["[]", "[ ]", "[,]"])
+def test_an_empty_list_of_paths_is_refused(value):
+    with pytest.raises(ConfigError, match=r"^corpus\.train=\[\]: "):
+        load(Config, [f"corpus.train={value}"])
+
+
+def test_a_text_field_that_is_no_list_takes_brackets_as_they_are():
+    assert load(Config, ["corpus.text_column=[a,b]"]).corpus.text_column == "[a,b]"
+
+
+# --- the tree
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment):
+    """With a place for the data where it leaves that open."""
+    config = load(Config, [f"experiment={experiment}", "data=a", "run=b"])
+    assert flat(config).keys() == leaves(Config).keys()
+    assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups().items() for each in found])
+def test_every_choice_of_every_group_composes(group, choice):
+    load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
+
+
+def test_groups_are_the_folders_of_conf():
+    found = groups()
+    assert list(found) == sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    assert found["optim"] == ["adagrad", "adam", "adamw", "sgd"]
+    assert set(found) == {"cluster", "corpus", "experiment", "model", "optim"}
+
+
+def test_a_group_is_chosen_whatever_the_order_of_overrides():
+    config = load(Config, ["optim.lr=0.5", "optim=adam", "cluster=none"])
+    assert (config.optim.name, config.optim.lr, config.cluster.kind) == ("adam", 0.5, "none")
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"), [(Config, "config"), (EvaluateConfig, "evaluate"), (VerifyConfig, "verify")]
+)
+def test_every_verb_has_its_defaults(schema, name):
+    assert flat(load(schema, [], name=name)).keys() == leaves(schema).keys()
+
+
+def test_the_tree_is_frozen():
+    config = load(Config, [])
+    with pytest.raises(ValidationError, match="frozen"):
+        config.data = "x"
+    with pytest.raises(ValidationError, match="frozen"):
+        config.model.softmax.kind = "full"
+    assert isinstance(config.model.softmax.cutoffs, tuple)
+
+
+def test_no_field_has_a_default():
+    """Values live in conf/ alone."""
+
+    def fields(schema):
+        for name, field in schema.model_fields.items():
+            yield name, field
+            if hasattr(field.annotation, "model_fields"):
+                yield from fields(field.annotation)
+
+    for schema in (Config, EvaluateConfig, VerifyConfig):
+        assert [name for name, field in fields(schema) if not field.is_required()] == []
+
+
+def test_a_tree_survives_its_json():
+    config = load(Config, ["corpus.train=[a,b]", "optim.clip_norm=null"])
+    assert judge(Config, config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datta": "x"}, "unknown key datta; did you mean data?"),
+        ({"data": 5}, "data=5: it must be a valid string, or null"),
+        ({"data": ...}, "data is not given"),
+    ],
+)
+def test_a_tree_from_a_file_is_judged_alike(change, message):
+    tree = {"data": "a"} | change
+    with refused(message):
+        judge(VerifyConfig, json.dumps({key: value for key, value in tree.items() if value is not ...}))
+
+
+def test_an_unknown_key_within_a_section_is_named_in_full():
+    tree = json.loads(load(Config, []).model_dump_json())
+    tree["model"]["softmax"]["cutofs"] = []
+    with refused("unknown key model.softmax.cutofs; did you mean model.softmax.cutoffs?"):
+        judge(Config, json.dumps(tree))
+
+
+def test_shown_values_can_be_typed_again():
+    config = load(Config, ["data=a b", "corpus.train=[a,b]", "optim.lr=0.5", "corpus.lowercase=true"])
+    typed = shown(config)
+    assert typed["data"] == "a b"
+    assert typed["run"] == "null"
+    assert typed[CUTOFFS] == "[2000,10000]"
+    assert typed["corpus.lowercase"] == "true"
+
+
+def test_the_output_is_as_wide_as_the_projection_or_the_cell():
+    assert load(Config, []).model.output_size == 200
+    assert load(Config, ["model.projection_size=30"]).model.output_size == 30
+
+
+def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):
+    here = load(Config, [])
+    monkeypatch.chdir(tmp_path)
+    assert load(Config, []) == here
+    assert list(Path(tmp_path).iterdir()) == []  # and Hydra leaves no folder behind
