@@ -1,8 +1,8 @@
 """How much faster two tasks at a time prepare one big file than one does, interleaved in one run.
 
-`python benchmarks/prepare.py [--text FILE] [--rounds 3]`: each side is the whole command `python -m jobs prepare`; without --text
-the file is 150 MB of made words with punctuation. Two ratios: of what the command reports for the preparation itself, and of the
-whole command, in which starting and stopping Ray weighs the same on both sides.
+`python benchmarks/prepare.py [--text FILE] [--rounds 3]`: each side is the whole command `python -m jobs prepare`;
+without --text the file is 150 MB of made words with punctuation. Two ratios: of what the command reports for the
+preparation itself, and of the whole command, in which starting and stopping Ray weighs the same on both sides.
 """
 
 import argparse
@@ -37,8 +37,10 @@ def prepare(text: Path, data: Path, *, num_cpus: int) -> tuple[float, float]:
     """Seconds of the preparation as the command reports them, and of the whole command."""
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "prepare", f"corpus.train={text}", "corpus.words=words", f"data={data}"]
-        + [f"cluster.num_cpus={num_cpus}"],
+        [
+            *(sys.executable, "-m", "jobs", "prepare", f"data={data}"),
+            *(f"corpus.train={text}", "corpus.words=words", f"cluster.num_cpus={num_cpus}"),
+        ],
         check=True,
         capture_output=True,
         text=True,

@@ -3,8 +3,8 @@
 `python benchmarks/step.py` trains V=10,000, 2 x 200, 20 lanes x 35 (adaptive softmax, Adagrad) on made text:
 
 - `plain`: nn.Embedding, nn.LSTM, nn.AdaptiveLogSoftmaxWithLoss, a for loop; ids in memory, nothing logged or saved;
-- `train`: the whole of `python -m jobs train`: Lightning, token shards, metrics.jsonl, Weights & Biases offline, a checkpoint at each
-  round's end (300 steps; the default interval is 1000).
+- `train`: the whole of `python -m jobs train`: Lightning, token shards, metrics.jsonl, Weights & Biases offline, a
+  checkpoint at each round's end (300 steps; the default interval is 1000).
 
 Both take turns; the table shows each round and the ratio of the sums. Results go to benchmarks/results/ with --save.
 """

@@ -56,7 +56,8 @@ def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{does}" for verb, (does, *_) in VERBS.items())
-    return f"usage: python -m jobs VERB [key=value ...]\n\n{verbs}\n\npython -m jobs VERB --help shows groups, keys and values"
+    more = "python -m jobs VERB --help shows groups, keys and values"
+    return f"usage: python -m jobs VERB [key=value ...]\n\n{verbs}\n\n{more}"
 
 
 def _help(verb: str) -> str:
@@ -77,7 +78,7 @@ def _set_up() -> None:
     ray_environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no word on accelerators that a task does not ask for
-        "RAY_AUTH_MODE": "token",  # a Ray of this command's own lets nobody else in, and leaves no token in the home folder
+        "RAY_AUTH_MODE": "token",  # a Ray of this command's own lets nobody else in; no token goes to the home folder
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     for name, value in ray_environment.items():

@@ -1,6 +1,7 @@
 """`python -m jobs evaluate`: perplexity of a trained model on a split, as a table or as JSON."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from pipeline.config import EvaluateConfig, load
-from pipeline.corpus.manifest import check_vocabulary, read_manifest, verify_split
+from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
 from pipeline.training.restore import TrainedModel, load_trained
@@ -55,12 +56,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
         raise CorpusError(
             f"data={data} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"
-            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's corpus"
+            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
+            " corpus"
         )
     tokens = open_split(data, manifest, config.split)
-    verify_split(data, manifest, config.split)
-    unigram = score_unigram(tokens, counts_V=check_vocabulary(data, manifest).counts)
-    with Progress(*Progress.get_default_columns(), TextColumn("words"), console=Console(stderr=True), transient=True) as bar:
+    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True, num_threads=os.cpu_count() or 1)
+    unigram = score_unigram(tokens, counts_V=vocabulary.counts)
+    with Progress(
+        *Progress.get_default_columns(), TextColumn("words"), console=Console(stderr=True), transient=True
+    ) as bar:
         task = bar.add_task(f"scoring {config.split}", total=len(tokens))
         score = score_tokens(trained.model.to(device), tokens, progress=lambda words: bar.advance(task, words))
     return Evaluation(
@@ -93,7 +97,9 @@ def _table(evaluation: Evaluation) -> Table:
     table.add_row("targets", f"{evaluation.score.num_targets:,}")
     table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
     table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.2f}")
-    chosen = "not validated yet, so the last" if not trained.num_validations else f"of {trained.num_validations} validated"
+    chosen = (
+        "not validated yet, so the last" if not trained.num_validations else f"of {trained.num_validations} validated"
+    )
     table.add_row("checkpoint", f"step {trained.step} ({chosen})")
     table.add_row("protocol", PROTOCOL)
     return table

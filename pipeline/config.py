@@ -1,9 +1,9 @@
 """The configuration: one tree for all verbs.
 
-In: overrides as typed (`experiment=wikitext2 optim.lr=0.5`). Out: a frozen, strictly typed tree. Refuses, before anything
-runs and in one line: unknown keys (with the nearest known one), wrong types, values that cannot be, impossible
-combinations. Hydra composes the folder conf/; the schema below judges what comes out. Values live in conf/ alone: no
-field has a default here.
+In: overrides as typed (`experiment=wikitext2 optim.lr=0.5`). Out: a frozen, strictly typed tree. Refuses, before
+anything runs and in one line: unknown keys (with the nearest known one), wrong types, values that cannot be,
+impossible combinations. Hydra composes the folder conf/; the schema below judges what comes out. Values live in conf/
+alone: no field has a default here.
 """
 
 import difflib
@@ -71,7 +71,9 @@ class CorpusConfig(Section):
         if self.source == "datasets" and self.dataset is None:
             raise ValueError("corpus.dataset=null names no data set; give corpus.dataset=NAME")
         if self.source == "python_docs" and (self.train or self.valid or self.test):
-            raise ValueError("corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test")
+            raise ValueError(
+                "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test"
+            )
         for split in ("valid", "test"):
             if getattr(self, split) is not None and getattr(self, f"{split}_fraction") > 0:
                 fraction = getattr(self, f"{split}_fraction")
@@ -90,7 +92,7 @@ class StreamConfig(Section):
 
     num_lanes: PositiveInt  # rows of the global batch, whatever the number of devices
     bptt: PositiveInt  # tokens of each lane in a step
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     state: Literal["reset", "carry"]  # at an epoch's start: zero, or each lane's own end
     verify: Literal["digest", "size"]  # what of each shard is checked before the first step
 
@@ -100,7 +102,9 @@ class SoftmaxConfig(Section):
 
     kind: Literal["adaptive", "full"]
     cutoffs: tuple[PositiveInt, ...]  # adaptive: where the tail clusters begin
-    div_value: Annotated[float, Field(ge=1)]  # adaptive: each tail cluster's width is the one before divided by it
+    div_value: Annotated[
+        float, Field(ge=1, allow_inf_nan=False)
+    ]  # adaptive: each tail cluster's width is the one before divided by it
 
     @model_validator(mode="after")
     def _cutoffs_fit(self) -> Self:
@@ -154,9 +158,11 @@ class ScheduleConfig(Section):
     kind: Literal["constant", "step", "plateau", "cosine"]
     warmup_steps: Count  # linear from 0 to lr, before the rest
     hold_epochs: Count  # step: epochs at the full rate
-    divide_by: Annotated[float, Field(gt=1)]  # step: at each later epoch; plateau: when patience is used up
+    divide_by: Annotated[
+        float, Field(gt=1, allow_inf_nan=False)
+    ]  # step: at each later epoch; plateau: when patience is used up
     patience: PositiveInt  # plateau: validations without a better one
-    min_lr: Annotated[float, Field(ge=0)]  # plateau and cosine end there
+    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # plateau and cosine end there
 
 
 class OptimConfig(Section):
@@ -165,7 +171,7 @@ class OptimConfig(Section):
     name: Literal["sgd", "adagrad", "adam", "adamw"]
     lr: Positive
     momentum: Share  # sgd
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     clip_norm: Positive | None  # of the global gradient
     schedule: ScheduleConfig
 
@@ -270,13 +276,26 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    checked = [_checked(schema, override) for override in overrides]
+    texts: dict[str, str] = {}
+    others: list[str] = []
+    for override in overrides:
+        key, value = _checked(schema, override)
+        if _is_text(leaves(schema).get(key)):
+            texts[key] = value
+        else:
+            others.append(override)
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base=None):
-            composed = compose(config_name=name, overrides=checked)
+            composed = compose(config_name=name, overrides=others)
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+    for key, value in texts.items():  # Hydra's grammar and OmegaConf's `${` and `???` never see a path
+        *path, last = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node[part]
+        node[last] = _text(value, may_be_list=_is_list(leaves(schema)[key]))
     return judge(schema, json.dumps(tree))
 
 
@@ -285,7 +304,9 @@ def judge(schema: type[Tree], tree_json: str) -> Tree:
     try:
         return schema.model_validate_json(tree_json)
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_complaint(schema, dict(each)) for each in error.errors()))) from error
+        raise ConfigError(
+            "; ".join(dict.fromkeys(_complaint(schema, dict(each)) for each in error.errors()))
+        ) from error
 
 
 def groups() -> dict[str, list[str]]:
@@ -336,45 +357,41 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _checked(schema: type[Section], override: str) -> str:
-    """The override as Hydra understands it, after its key and choice are known to exist."""
+def _checked(schema: type[Section], override: str) -> tuple[str, str]:
+    """The key and the value of an override, after its key and choice are known to exist."""
     key, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not key:
         raise ConfigError(f"argument {override!r} is not of the form key=value")
     known = leaves(schema)
     choices = groups() if schema is Config else {}
     if key in choices:
         if value not in choices[key]:
-            raise ConfigError(
-                f"{key}={value} is not one of {', '.join(choices[key])}{nearest(value, choices[key])}"
-            )
-        return override
-    if key not in known:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(choices[key])}{nearest(value, choices[key])}")
+    elif key not in known:
         raise ConfigError(f"unknown key {key}{nearest(key.lstrip('+~'), [*known, *choices])}")
-    if not value:
+    elif not value:
         raise ConfigError(f"{key}= has no value; give one, or null")
-    if not _is_text(known[key]) or value == "null":
-        return override
-    if value.startswith("[") and value.endswith("]") and _is_list(known[key]):
-        return f"{key}=[{','.join(_quoted(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
-    return f"{key}={_quoted(value)}"
+    return key, value
 
 
-def _quoted(value: str) -> str:
-    """Text that Hydra's grammar gives back as it is; a dollar sign would start an interpolation."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'") if value.endswith("\\") else value.replace("'", "\\'")
-    return "'" + escaped.replace("${", "\\${") + "'"
+def _text(value: str, *, may_be_list: bool) -> str | list[str] | None:
+    """The value of a text field as typed: verbatim, but for `null` and, where a list may stand, `[a,b]`."""
+    if value == "null":
+        return None
+    if may_be_list and value.startswith("[") and value.endswith("]"):
+        return [item.strip() for item in value[1:-1].split(",") if item.strip()]
+    return value
 
 
-def _parts(annotation: Any) -> tuple[Any, ...]:
+def _parts(annotation: object) -> tuple[object, ...]:
     return (annotation, *(part for argument in get_args(annotation) for part in _parts(argument)))
 
 
-def _is_text(annotation: Any) -> bool:
+def _is_text(annotation: object) -> bool:
     return any(part is str for part in _parts(annotation))
 
 
-def _is_list(annotation: Any) -> bool:
+def _is_list(annotation: object) -> bool:
     return any(get_origin(part) is tuple for part in _parts(annotation))
 
 

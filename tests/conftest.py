@@ -39,9 +39,7 @@ def make_corpus(tmp_path: Path) -> MakeCorpus:
     def make(name: str = "data", *, num_types: int = 60, shards: int = 2, **num_words: int) -> str:
         data = str(tmp_path / name)
         sizes = num_words or {"train": 1000, "valid": 150, "test": 170}
-        texts = {
-            split: made_text(size, seed=i, num_types=num_types) for i, (split, size) in enumerate(sizes.items())
-        }
+        texts = {split: made_text(size, seed=i, num_types=num_types) for i, (split, size) in enumerate(sizes.items())}
         words = {split: split_words(text, words="whitespace", lowercase=False) for split, text in texts.items()}
         vocabulary = cut_vocabulary(merge_counts([count_words(words["train"])]), size=None, min_count=1)
         write_vocabulary(vocabulary, f"{data}/vocabulary.arrow")

@@ -3,8 +3,9 @@
 In: the number of targets of a split, lanes and bptt. Out: bounds, lengths and counts, for any step, without reading
 anything. Refuses more lanes than targets, and a world size that does not divide the lanes.
 
-The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes' lengths
-differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt) windows.
+The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes'
+lengths differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt)
+windows.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class LanePlan:
     def lengths(self, window: int) -> NDArray[np.int64]:
         """Targets of each lane in a window: int64 [num_lanes], `bptt` but in the last window of an epoch."""
         starts = np.array([self.lane_start(lane) for lane in range(self.num_lanes + 1)], dtype=np.int64)
-        return np.clip(np.diff(starts) - window * self.bptt, 0, self.bptt)
+        left: NDArray[np.int64] = np.diff(starts) - window * self.bptt
+        return left.clip(0, self.bptt)
 
     def targets_in(self, window: int) -> int:
         """Targets of the global batch in a window of an epoch."""

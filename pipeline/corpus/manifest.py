@@ -87,6 +87,10 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     tool_version: str
 
+    def only(self, split: str) -> "Manifest":
+        """The manifest of the same corpus with one of its splits alone."""
+        return self.model_copy(update={"splits": {split: self.splits[split]}})
+
     @property
     def fingerprint(self) -> str:
         """sha256 of what defines the token sequences: vocabulary, and shards' digests and token counts in order.
@@ -164,19 +168,22 @@ def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
     return vocabulary
 
 
-def verify_corpus(data: str, *, digests: bool, num_threads: int) -> None:
-    """Checks a corpus as a whole: manifest, vocabulary and shards. Arguments as in `check_shards`.
+def verify_corpus(data: str, manifest: Manifest, *, digests: bool, num_threads: int) -> Vocabulary:
+    """Checks a corpus against its manifest: vocabulary and shards. Arguments as in `check_shards`.
+
+    Returns:
+        the vocabulary, since it has been read.
 
     Raises:
         CorpusError: names the first bad shards, with what was found and what is needed.
     """
-    manifest = read_manifest(data)
-    check_vocabulary(data, manifest)
+    vocabulary = check_vocabulary(data, manifest)
     problems = check_shards(data, manifest, digests=digests, num_threads=num_threads)
     if problems:
         named = "; ".join(problems[:NUM_NAMED_PROBLEMS])
         more = f"; and {len(problems) - NUM_NAMED_PROBLEMS} more" if len(problems) > NUM_NAMED_PROBLEMS else ""
         raise CorpusError(f"data={data} has {len(problems)} bad token shard(s): {named}{more}; {MEND}")
+    return vocabulary
 
 
 def _problem(data: str, shard: Shard, *, digest: bool) -> str | None:

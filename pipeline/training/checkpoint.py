@@ -1,7 +1,7 @@
 """Checkpoints: written whole, refused unless whole, kept as configured.
 
-In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark that it is committed, `step-<n>.ckpt.sha256`. Refuses, by name,
-a file that does not match its digest and a checkpoint of another run.
+In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark that it is committed,
+`step-<n>.ckpt.sha256`. Refuses, by name, a file that does not match its digest and a checkpoint of another run.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Batches: a window, its targets split for the softmax, its dropout keys; all of it arithmetic, done on the CPU.
 
-In: a token sequence, its lane plan, the lanes of this rank. Out: tensors ready to be sent. The position is an argument, so a loader has no
-state to save.
+In: a token sequence, its lane plan, the lanes of this rank. Out: tensors ready to be sent. The position is an argument,
+so a loader has no state to save.
 
 Shape suffixes: T time, L lanes of this rank, N their targets, S dropout sites.
 """
@@ -74,8 +74,8 @@ def read_batches(
 class StepLoader:
     """What Lightning iterates over: the batches from the step at hand to the run's end, as one pass.
 
-    Lightning asks for an iterator before it restores the step from a checkpoint; a generator reads the step when its first batch
-    is wanted, which is after that.
+    Lightning asks for an iterator before it restores the step from a checkpoint; a generator reads the step when its
+    first batch is wanted, which is after that.
 
     Args:
         read: (first step) → the batches from it on.

@@ -1,7 +1,7 @@
 """The step, as Lightning calls it: one batch is one window of this rank's lanes, one optimizer update.
 
-In: batches of `training/data.py`. Out: gradients of the global mean nats; the carried state and what a checkpoint needs beyond weights.
-Refuses nothing: what it is given was judged before.
+In: batches of `training/data.py`. Out: gradients of the global mean nats; the carried state and what a checkpoint needs
+beyond weights. Refuses nothing: what it is given was judged before.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """What a run tells: `metrics.jsonl`, the terminal, Weights & Biases.
 
-In: what the module measured. Out: one record for each logged step. `metrics.jsonl` is the truth; a tracker is a copy of it, and one that fails
-is dropped with a warning and never stops training.
+In: what the module measured. Out: one record for each logged step. `metrics.jsonl` is the truth; a tracker is a copy of
+it, and one that fails is dropped with a warning and never stops training.
 """
 
 import json
@@ -142,7 +142,7 @@ class GuardedTracker:
 
     def finish(self) -> None:
         """No record follows."""
-        self._guarded(lambda: self._tracker.finish())
+        self._guarded(self._tracker.finish)
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:

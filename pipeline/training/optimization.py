@@ -1,7 +1,7 @@
 """How the weights move: the optimizer, and the learning rate as a pure function.
 
-In: the `optim` section, a step, and the validations so far. Out: a torch optimizer; a learning rate. Nothing is kept between steps,
-so a resumed run has the rate of an undisturbed one.
+In: the `optim` section, a step, and the validations so far. Out: a torch optimizer; a learning rate. Nothing is kept
+between steps, so a resumed run has the rate of an undisturbed one.
 """
 
 import math
@@ -16,17 +16,19 @@ from pipeline.config import OptimConfig, ScheduleConfig
 def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer that the section names; each is torch's own, with torch's defaults where the section is silent."""
     weights = list(parameters)
-    common = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    lr, weight_decay = optim.lr, optim.weight_decay
     match optim.name:
         case "sgd":
-            return torch.optim.SGD(weights, **common, momentum=optim.momentum, fused=True)
+            return torch.optim.SGD(weights, lr=lr, weight_decay=weight_decay, momentum=optim.momentum, fused=True)
         case "adagrad":
             # torch fuses Adagrad on the CPU only
-            return torch.optim.Adagrad(weights, **common, fused=all(each.device.type == "cpu" for each in weights))
+            return torch.optim.Adagrad(
+                weights, lr=lr, weight_decay=weight_decay, fused=all(each.device.type == "cpu" for each in weights)
+            )
         case "adam":
-            return torch.optim.Adam(weights, **common, fused=True)
+            return torch.optim.Adam(weights, lr=lr, weight_decay=weight_decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(weights, **common, fused=True)
+            return torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(

@@ -1,7 +1,7 @@
 """A trained model, back from its run folder.
 
-In: a run folder. Out: its configuration and the model of its best or last checkpoint, ready to score with. Refuses a folder without a run, a run
-without a checkpoint, a damaged one.
+In: a run folder. Out: its configuration and the model of its best or last checkpoint, ready to score with. Refuses a
+folder without a run, a run without a checkpoint, a damaged one.
 """
 
 import json

@@ -1,7 +1,7 @@
 """One training run, from a prepared corpus to a checkpoint.
 
-In: the configuration. Out: a run folder with `config.yaml`, `metrics.jsonl` and checkpoints. The same call again resumes. Refuses a corpus that
-does not verify, a checkpoint that is damaged or of another run.
+In: the configuration. Out: a run folder with `config.yaml`, `metrics.jsonl` and checkpoints. The same call again
+resumes. Refuses a corpus that does not verify, a checkpoint that is damaged or of another run.
 """
 
 import json
@@ -45,7 +45,6 @@ from pipeline.training.monitor import (
 log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,8 @@ def train(config: Config) -> Outcome:
     first_step = _step_at_hand(config.run, identity)
     if first_step >= total_steps:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
-    verify_corpus(config.data, digests=config.stream.verify == "digest", num_threads=os.cpu_count() or 1)
+    digests = config.stream.verify == "digest"
+    verify_corpus(config.data, manifest, digests=digests, num_threads=os.cpu_count() or 1)
     _write_config(config)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     module = LanguageModelModule(
@@ -196,9 +196,7 @@ def _write_config(config: Config) -> None:
     storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())
 
 
-def _fit(
-    module: LanguageModelModule, config: Config, manifest: Manifest, *, device: str, first_step: int
-) -> None:
+def _fit(module: LanguageModelModule, config: Config, manifest: Manifest, *, device: str, first_step: int) -> None:
     """Hands the module to Lightning, with what stands around it."""
     assert config.data is not None and config.run is not None
     tokens = open_split(config.data, manifest, "train")
@@ -219,7 +217,7 @@ def _fit(
     trainer = Trainer(
         accelerator=device,
         devices=1,
-        precision=PRECISIONS[config.precision],
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=-1,
         max_steps=module.total_steps,
         callbacks=[monitor, Checkpointer(config.run, config.checkpoint)],

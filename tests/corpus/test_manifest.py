@@ -82,7 +82,7 @@ def problems(data, *, digests):
 
 
 def verify(data, *, digests=False):
-    verify_corpus(str(data), digests=digests, num_threads=2)
+    verify_corpus(str(data), read_manifest(str(data)), digests=digests, num_threads=2)
 
 
 # --- the file

@@ -74,7 +74,7 @@ def digests(data):
 def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
     data = str(tmp_path / "data")
     manifest = prepare(config(texts, vocabulary={"size": 40, "min_count": 1, "path": None}), data, run_tasks=run_here)
-    verify_corpus(data, digests=True, num_threads=1)
+    verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
     assert read_manifest(data) == manifest
     text = "".join((texts / f"{number}.txt").read_text() for number in range(3))
     counts = {}
@@ -163,7 +163,7 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     assert calls.count("encode_unit") == 1 and calls.count("merge_range") == 0
     assert [unit.split for unit in redone()] == ["valid"]
     assert not (tmp_path / "data" / "valid" / "00001.arrow").exists()
-    verify_corpus(data, digests=True, num_threads=1)
+    verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
 
 
 def test_damaged_lost_and_stale_shards(texts, tmp_path):

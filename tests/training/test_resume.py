@@ -130,7 +130,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert_same_end(whole, torn, total)
 
 
-def test_the_corpus_has_the_windows_that_the_cases_name(make_corpus: Callable[..., str], small_config: SmallConfig) -> None:
+def test_the_corpus_has_the_windows_that_the_cases_name(
+    make_corpus: Callable[..., str], small_config: SmallConfig
+) -> None:
     data = make_corpus()
     run = f"{data}/run"
     outcome = train(small_config(f"data={data}", f"run={run}", "max_epochs=1"))

@@ -1,0 +1,87 @@
+"""Law 5 on one process: the trainer's steps are those of the plain formula, written out here without Lightning."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Config
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.stream import read_window
+from pipeline.model.adaptive_softmax import split_targets
+from pipeline.model.dropout import lane_keys
+from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
+from pipeline.training.trainer import build_model, open_split, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
+]
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_steps_are_those_of_the_plain_loop(
+    carry: bool, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    data, num_steps = make_corpus(), 60  # beyond the first epoch's partial last window
+    config = small_config(
+        f"data={data}",
+        f"run={tmp_path / 'run'}",
+        f"max_steps={num_steps}",
+        "optim=sgd",
+        "optim.lr=2",
+        "optim.clip_norm=0.3",
+        "logging.every_steps=60",
+        f"stream.state={'carry' if carry else 'reset'}",
+    )
+    train(config)
+    trained = load_checkpoint(checkpoint_path(str(tmp_path / "run"), num_steps))
+
+    manifest = read_manifest(data)
+    tokens = open_split(data, manifest, "train")
+    plan = LanePlan(num_targets=len(tokens), num_lanes=3, bptt=7)
+    model = build_model(config.model, vocab_size=manifest.vocab_size)
+    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2, fused=True)
+    state = model.recurrence.zero_state(3)
+    total_nats, num_targets, norms = 0.0, 0, []
+    for step in range(num_steps):
+        window = read_window(tokens, plan, step=step, lanes=range(3))
+        if window.starts_epoch and not carry:
+            state = model.recurrence.zero_state(3)
+        nats_N, state = model(
+            torch.from_numpy(window.inputs_TL),
+            state,
+            split_targets(window.targets_N, cutoffs=(10, 30)),
+            keys_SL=torch.from_numpy(lane_keys(seed=1, step=step, lanes=range(3), num_sites=3)),
+            short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
+            rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
+        )
+        state = state.detached()
+        optimizer.zero_grad()
+        (nats_N.sum() / window.num_targets).backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        norm = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
+        norms.append(float(norm))
+        for gradient in gradients:
+            assert gradient is not None
+            gradient.mul_(min(1.0, 0.3 / (float(norm) + 1e-6)))
+        optimizer.step()
+        total_nats += nats_N.sum().item()
+        num_targets += len(window.targets_N)
+
+    assert max(norms) > 0.3 > min(norms), "the test must see steps that are clipped and steps that are not"
+    for name, weights in model.state_dict().items():
+        torch.testing.assert_close(trained["state_dict"][f"model.{name}"], weights, rtol=1e-4, atol=1e-6)
+    own = trained["wordlanes"]
+    assert own["tokens_seen"] == num_targets
+    torch.testing.assert_close(own["hidden_KLP"], state.hidden_KLP, rtol=1e-4, atol=1e-6)
+    record = [line for line in Path(tmp_path, "run", "metrics.jsonl").read_text().splitlines() if "train/" in line][-1]
+    values = json.loads(record)
+    assert values["train/nats_per_token"] == pytest.approx(total_nats / num_targets, rel=1e-5)
+    assert values["train/gradient_norm"] == pytest.approx(norms[-1], rel=1e-3)
+    assert values["tokens_seen"] == num_targets
+    assert values["epoch"] == 1
