@@ -28,7 +28,7 @@ check: lint test
 
 # how many deliberate faults in the core the tests notice; takes long
 mutants: $(INSTALLED)
-	$(BIN)/mutmut run
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
 clean:

@@ -32,6 +32,14 @@ def committed_steps(run: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def remove_uncommitted(run: str) -> None:
+    """Removes what a kill left behind of a checkpoint that it cut short."""
+    committed = {checkpoint_path(run, step) for step in committed_steps(run)}
+    for path in storage.list_files(storage.join(run, FOLDER)):
+        if path.endswith(".tmp") or (path.endswith(".ckpt") and path not in committed):
+            storage.remove(path)
+
+
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str) -> None:
     """Writes a checkpoint whole, then its digest, which commits it."""
     with storage.publish(path) as file:

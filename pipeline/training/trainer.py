@@ -28,6 +28,7 @@ from pipeline.training.checkpoint import (
     committed_steps,
     load_checkpoint,
     own_part,
+    remove_uncommitted,
 )
 from pipeline.training.data import StepLoader, read_batches
 from pipeline.training.module import LanguageModelModule
@@ -89,6 +90,7 @@ def train(config: Config) -> Outcome:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
     digests = config.stream.verify == "digest"
     verify_corpus(config.data, manifest, digests=digests, num_threads=os.cpu_count() or 1)
+    remove_uncommitted(config.run)
     _write_config(config)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     module = LanguageModelModule(

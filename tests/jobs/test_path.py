@@ -1,4 +1,4 @@
-"""The whole path as a user types it: prepare → verify → train → evaluate, and what each verb prints and leaves behind."""
+"""The whole path as a user types it: prepare → verify → train → evaluate; what each verb prints and leaves behind."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import VERBS, main
-from pipeline.config import groups, leaves
+from pipeline.config import Config, groups, leaves, load
 from pipeline.corpus.manifest import read_manifest
 from pipeline.scoring.perplexity import PROTOCOL
 from pipeline.training.restore import read_config
@@ -112,7 +112,7 @@ def test_the_whole_path_as_it_is_typed(tmp_path):
     verified = typed("verify", f"data={data}")
     assert (verified.returncode, verified.stderr) == (0, "")
     assert verified.stdout == (
-        "ok: 3 token shards, train 1,080 tokens, valid 182 tokens, test 228 tokens, vocabulary 52 words\n"
+        "ok: 3 token shards, test 228 tokens, train 1,080 tokens, valid 182 tokens, vocabulary 52 words\n"
     )
 
     trained = typed(*train_typed(data, run))
@@ -235,8 +235,6 @@ def test_the_configuration_of_a_run_is_read_back_as_it_was(made):
     config = read_config(str(made.run))
     assert (config.data, config.run) == (str(made.data), str(made.run))
     assert (config.max_steps, config.optim.name, config.model.softmax.cutoffs) == (STEPS, "adam", (10, 30))
-    from pipeline.config import Config, load
-
     assert config == load(Config, train_typed(made.data, made.run)[1:])
 
 
@@ -253,7 +251,7 @@ def test_relative_folders_are_kept_absolute(made, tmp_path, monkeypatch, capsys)
 # --- tracking
 
 
-class Unreachable(RuntimeError):
+class UnreachableError(RuntimeError):
     """What a dashboard raises."""
 
 
@@ -261,14 +259,14 @@ def test_a_tracker_that_cannot_start_does_not_stop_training(made, tmp_path, monk
     import wandb
 
     def refuse(**_):
-        raise Unreachable("no way to the dashboard")
+        raise UnreachableError("no way to the dashboard")
 
     monkeypatch.setattr(wandb, "init", refuse)
     run = tmp_path / "run"
     tracked = ["tracking.kind=wandb", "tracking.mode=offline"]
     assert main(train_typed(made.data, run, *tracked)) == 0
     assert [each.getMessage() for each in caplog.records if "tracking" in each.getMessage()] == [
-        "tracking stops, training goes on: Unreachable: no way to the dashboard"
+        "tracking stops, training goes on: UnreachableError: no way to the dashboard"
     ]
     assert without_speed(records(run)) == without_speed(records(made.run))
 
@@ -285,7 +283,7 @@ def test_a_tracker_that_breaks_midway_does_not_stop_training(made, tmp_path, mon
         def log(self, record):
             self.logged += 1
             if self.logged == 3:
-                raise Unreachable("the line is cut")
+                raise UnreachableError("the line is cut")
 
         def finish(self):
             raise AssertionError("a broken tracker is left alone")

@@ -14,6 +14,7 @@ from pipeline.training.checkpoint import (
     checkpoint_path,
     committed_steps,
     load_checkpoint,
+    remove_uncommitted,
     save_checkpoint,
 )
 from pipeline.training.restore import load_trained
@@ -48,6 +49,18 @@ def test_a_checkpoint_without_its_digest_is_not_committed(tmp_path: Path) -> Non
         load_checkpoint(checkpoint_path(str(tmp_path), 100))
     with pytest.raises(CheckpointError, match=r"step-8\.ckpt does not exist"):
         load_checkpoint(checkpoint_path(str(tmp_path), 8))
+
+
+def test_what_a_kill_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for step in (3, 20):
+        save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
+    folder = tmp_path / "checkpoints"
+    Path(f"{checkpoint_path(str(tmp_path), 20)}.sha256").unlink()
+    (folder / "step-21.ckpt.tmp").write_bytes(b"half")
+    (folder / "notes.txt").write_text("the user's")
+    remove_uncommitted(str(tmp_path))
+    assert sorted(each.name for each in folder.iterdir()) == ["notes.txt", "step-3.ckpt", "step-3.ckpt.sha256"]
+    remove_uncommitted(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: bytes([data[0] ^ 1]) + data[1:]])
