@@ -20,6 +20,7 @@ its blocks, its count table, and, where the vocabulary is made, by the vocabular
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,8 @@ Result = TypeVar("Result")
 
 FORMAT = 1  # to be raised when the same text would give other words or other bytes
 WORK = "work"
+ANY_NAME = re.compile(r".*")
+SHARD_NAME = re.compile(r"\d{5,}\.arrow(\.tmp)?")
 FIRST_BLOCK_BYTES = 4096
 RANGE_ROWS = 1 << 19  # rows of count tables that one merge takes
 SAMPLE_ROWS = 1 << 13  # one word of so many is told to the driver, which cuts the ranges by them
@@ -617,9 +620,10 @@ def _check_sizes(manifest: Manifest, data: str) -> None:
 def _remove_stale(
     jobs: Sequence[Job], train_keys: Sequence[str], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str
 ) -> None:
-    """Removes what an earlier, other corpus left in the folder."""
+    """Removes what an earlier, other corpus left in the folder; what does not look like a shard is the user's own."""
     for split in SPLITS:
-        _remove_others(storage.join(data, split), keep=[storage.join(data, job.shard) for job in jobs])
+        shards = storage.join(data, split)
+        _remove_others(shards, keep=[storage.join(data, job.shard) for job in jobs], only=SHARD_NAME)
         _remove_others(storage.join(data, WORK, split), keep=[storage.join(data, job.receipt) for job in jobs])
     _remove_others(storage.join(data, WORK, "counts"), keep=[_counts_path(data, key) for key in train_keys])
     _remove_others(storage.join(data, WORK, "vocabulary"), keep=[vocabulary.path])
@@ -628,9 +632,9 @@ def _remove_stale(
         _remove_others(storage.join(data, WORK, "docs"), keep=[])
 
 
-def _remove_others(folder: str, *, keep: Sequence[str]) -> None:
+def _remove_others(folder: str, *, keep: Sequence[str], only: re.Pattern[str] = ANY_NAME) -> None:
     """Removes the files of a folder of ours that are not to be kept, half-written ones too."""
     kept = {storage.resolve(path)[1] for path in keep}
     for path in storage.list_files(folder):
-        if storage.resolve(path)[1] not in kept:
+        if storage.resolve(path)[1] not in kept and only.fullmatch(path.rpartition("/")[2]):
             storage.remove(path)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline import storage
 from pipeline.config import Config, judge
@@ -18,6 +20,7 @@ from pipeline.training.checkpoint import best_step, checkpoint_path, committed_s
 from pipeline.training.trainer import CONFIG_NAME, build_model
 
 WEIGHTS_PREFIX = "model."
+MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,13 @@ def read_config(run: str) -> Config:
     path = storage.join(run, CONFIG_NAME)
     if not storage.exists(path):
         raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
-    tree = OmegaConf.to_container(OmegaConf.create(storage.read_bytes(path).decode()))
-    return judge(Config, json.dumps(tree))
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(storage.read_bytes(path).decode()))
+        return judge(Config, json.dumps(tree))
+    except (ConfigError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{path} is not the configuration of a run: {' '.join(str(error).split())}; {MEND}"
+        ) from error
 
 
 def load_trained(run: str, which: Literal["best", "last"]) -> TrainedModel:

@@ -166,6 +166,14 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
 
 
+def test_the_users_own_files_stay(texts, tmp_path):
+    own = tmp_path / "data" / "train" / "novel.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("it was a dark and stormy night\n")
+    prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+    assert own.read_text() == "it was a dark and stormy night\n"
+
+
 def test_damaged_lost_and_stale_shards(texts, tmp_path):
     corpus, data = config(texts), tmp_path / "data"
     prepare(corpus, str(data), run_tasks=run_here)

@@ -6,6 +6,7 @@ its line must hold: the value found and the mend.
 
 import gzip
 import hashlib
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,10 +136,10 @@ TYPED = {
     "train without data": (["train", "run=x"], ["data=null is not given; use data=FOLDER"]),
     "train without run": (["train", "data=x"], ["run=null is not given; use run=FOLDER"]),
     "evaluate without run": (["evaluate"], ["run=null is not given; use run=FOLDER"]),
-    "prepare without text": (["prepare", "data=x"], ["corpus.train=null", "use corpus.train=PATH"]),
+    "prepare without text": (["prepare", "data=x", "cluster=none"], ["corpus.train=null", "use corpus.train=PATH"]),
     "run in an object store": (
-        ["train", "data=x", "run=s3://b/run"],
-        ["run=s3://b/run is not a local folder; use one"],
+        ["train", "data=x", "run=memory://run"],
+        ["run=memory://run is not a local folder; use one"],
     ),
 }
 
@@ -409,13 +410,13 @@ RUN = {
     "evaluate: configuration of the run spoilt": Case(
         lambda w: (w.run / "config.yaml").write_text((w.run / "config.yaml").read_text().replace("bptt: 7", "bptt: 0")),
         World.evaluate,
-        ("stream.bptt=0: it must be greater than or equal to 1",),
+        ("{run}/config.yaml is not", "stream.bptt=0: it must be greater than or equal to 1", "writes it anew"),
     ),
     "evaluate: configuration of the run cut": Case(
-        lambda w: halve(w.run / "config.yaml"), World.evaluate, ("is not given",)
+        lambda w: halve(w.run / "config.yaml"), World.evaluate, ("{run}/config.yaml is not", "is not given")
     ),
     "evaluate: configuration of the run is no YAML": Case(
-        lambda w: (w.run / "config.yaml").write_text("{data: [\n"), World.evaluate, ("{run}/config.yaml",)
+        lambda w: (w.run / "config.yaml").write_text("{data: [\n"), World.evaluate, ("{run}/config.yaml is not",)
     ),
 }
 
@@ -445,6 +446,7 @@ def test_verify_names_the_shard_with_one_flipped_bit(split, at, world, capsys):
 
 
 def test_preparing_again_mends_a_flipped_bit(world, capsys):
+    assert main(world.prepare()) == 0  # the manifest names the places of the texts, which are the copy's now
     before = digests(world.data)
     flip_bit(world.data / "train" / "00000.arrow", at=0.5)
     assert main(world.prepare()) == 0
@@ -467,7 +469,7 @@ def test_cuda_that_is_not_there(world, capsys):
 
 
 def test_a_run_goes_on_once_the_mistake_is_mended(world, capsys):
-    """The mend that the line names works: the checkpoint before the damaged one is taken."""
+    """The mend that the line names works: the checkpoint before is taken, which is that of the epoch's end."""
     assert main(world.train()) == 0
     newest = world.run / "checkpoints" / "step-60.ckpt"
     halve(newest)
@@ -476,7 +478,7 @@ def test_a_run_goes_on_once_the_mistake_is_mended(world, capsys):
     newest.unlink()
     Path(f"{newest}.sha256").unlink()
     assert main(world.train()) == 0
-    assert capsys.readouterr().out.endswith("is trained to step 60 (from step 30)\n")
+    assert capsys.readouterr().out.endswith("is trained to step 60 (from step 52)\n")
 
 
 @pytest.mark.xfail(strict=True, reason="prepare removes the manifest before it has read all of a held-out file")
@@ -484,10 +486,20 @@ def test_a_run_goes_on_once_the_mistake_is_mended(world, capsys):
 def test_a_held_out_file_that_is_damaged_far_within_costs_no_corpus(name, world, capsys):
     path = world.texts / name
     if name.endswith(".gz"):
-        truncated_gzip(path, 40_000)
+        packed = gzip.compress(random.Random(0).randbytes(3_000_000).hex(" ", 4).encode(), compresslevel=1)
+        path.write_bytes(packed[: len(packed) * 3 // 4])
     else:
-        path.write_text('{"text": "w1 w2 w3"}\n' * 10_000 + '{"text": 5}\n')
+        path.write_text('{"text": "w1 w2 w3"}\n' * 150_000 + '{"text": 5}\n')
     refused(world, capsys, world.prepare(f"corpus.valid={path}"))
+
+
+@pytest.mark.xfail(strict=True, reason="what fsspec says of a protocol reaches the user as a stack trace")
+@pytest.mark.parametrize("verb", ["prepare", "verify", "train", "evaluate"])
+def test_a_protocol_that_nobody_knows(verb, tmp_path, capsys):
+    place = ["run=nosuch://x"] if verb == "evaluate" else ["data=nosuch://x"]
+    more = {"prepare": [f"corpus.train={tmp_path}/a.txt", "cluster=none"], "train": [f"run={tmp_path}/run"]}
+    (tmp_path / "a.txt").write_text("a b\n")
+    assert "nosuch://x" in refused(World(tmp_path), capsys, [verb, *place, *more.get(verb, [])])
 
 
 def test_every_verb_refuses_an_unknown_key_and_an_unknown_flag(tmp_path, capsys, monkeypatch):
