@@ -10,7 +10,7 @@ from typing import Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from pipeline import storage
 from pipeline.config import Config, judge
