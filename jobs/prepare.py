@@ -15,6 +15,7 @@ from pipeline.cluster import task_runner
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.prepare import prepare
+from pipeline.corpus.sources import list_sources
 from pipeline.errors import ConfigError
 
 
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str]) -> None:
     config = load(Config, arguments)
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")
+    if config.corpus.source != "python_docs":
+        list_sources(config.corpus)  # what is missing is told before anything is started
     console = Console()
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:

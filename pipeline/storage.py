@@ -15,12 +15,21 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.errors import ConfigError
+
 CHUNK_BYTES = 1 << 20
 
 
 def resolve(path: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path and the path as that file system names it."""
-    filesystem, name = fsspec.core.url_to_fs(path)
+    """The file system of a path and the path as that file system names it.
+
+    Raises:
+        ConfigError: the path's protocol is not known, or its package is not installed.
+    """
+    try:
+        filesystem, name = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
     return filesystem, str(name)
 
 

@@ -129,7 +129,7 @@ def test_the_vocabulary_of_one_billion_words_is_given_by_its_size():
     assert recipe("text8_grave").corpus.vocabulary.size is None
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("wikitext2", 6), ("demo", 3)])
+@pytest.mark.parametrize(("name", "epochs"), [("wikitext2", 5), ("demo", 3)])
 def test_the_recipes_of_our_own(name, epochs):
     config = recipe(name)
     model, optim = config.model, config.optim

@@ -204,7 +204,7 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
     receipts |= _encode(missing, vocabulary, corpus, data, run=run)
     manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
     _check_sizes(manifest, data)
-    _remove_stale(jobs, train_keys, vocabulary, corpus, data)
+    _remove_stale(jobs, vocabulary, corpus, data)
     write_manifest(manifest, data)
     return manifest
 
@@ -327,16 +327,22 @@ def _empty_split(split: str, corpus: CorpusConfig) -> str:
 def _count(
     units: Sequence[WorkUnit], digested: Sequence[Digested], corpus: CorpusConfig, data: str, *, run: _Runner
 ) -> list[Counted]:
-    """The distinct count tables of train's units."""
-    train = {each.key: unit for unit, each in zip(units, digested, strict=True) if unit.split == "train"}
+    """Counts the words of every unit, once for equal ones; returns the tables of train's.
+
+    Only these make the vocabulary. The others are read all the same, so that damaged text is found before anything of
+    an older corpus is removed.
+    """
+    distinct = {each.key: unit for unit, each in zip(units, digested, strict=True)}
+    train_keys = {each.key for unit, each in zip(units, digested, strict=True) if unit.split == "train"}
     count = partial(count_unit, corpus=corpus, data=data)
-    return run(
+    counted = run(
         "count",
         count,
-        list(train.items()),
+        list(distinct.items()),
         num_bytes=lambda item: item[1].size_bytes,
         num_words=lambda counted: counted.num_words,
     )
+    return [each for each in counted if each.key in train_keys]
 
 
 def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) -> Counted:
@@ -617,15 +623,13 @@ def _check_sizes(manifest: Manifest, data: str) -> None:
                 raise CorpusError(f"{path} has {found} bytes, needed {shard.size_bytes}: who changed it? prepare again")
 
 
-def _remove_stale(
-    jobs: Sequence[Job], train_keys: Sequence[str], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str
-) -> None:
+def _remove_stale(jobs: Sequence[Job], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> None:
     """Removes what an earlier, other corpus left in the folder; what does not look like a shard is the user's own."""
     for split in SPLITS:
         shards = storage.join(data, split)
         _remove_others(shards, keep=[storage.join(data, job.shard) for job in jobs], only=SHARD_NAME)
         _remove_others(storage.join(data, WORK, split), keep=[storage.join(data, job.receipt) for job in jobs])
-    _remove_others(storage.join(data, WORK, "counts"), keep=[_counts_path(data, key) for key in train_keys])
+    _remove_others(storage.join(data, WORK, "counts"), keep=[_counts_path(data, job.unit_key) for job in jobs])
     _remove_others(storage.join(data, WORK, "vocabulary"), keep=[vocabulary.path])
     _remove_others(storage.join(data, WORK, "merged"), keep=[])
     if corpus.source != "python_docs":

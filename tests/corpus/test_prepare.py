@@ -154,14 +154,14 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     calls = Calls()
     changed = prepare(config(texts), data, run_tasks=calls)
     counted = calls.count("count_unit")
-    assert counted == len(changed.splits["train"].shards)
+    assert counted == sum(len(split.shards) for split in changed.splits.values())
     assert len([unit for unit in redone() if unit.path.endswith("1.txt")]) >= 2
     (texts.parent / "valid.txt").write_text("w1 w2 unheard\n")
     calls = Calls()
     after = prepare(config(texts), data, run_tasks=calls)
     assert after.splits["train"] == changed.splits["train"]
     assert calls.count("encode_unit") == 1 and calls.count("merge_range") == 0
-    assert [unit.split for unit in redone()] == ["valid"]
+    assert [unit.split for unit in redone()] == ["valid", "valid"]  # counted, encoded
     assert not (tmp_path / "data" / "valid" / "00001.arrow").exists()
     verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
 

@@ -481,7 +481,6 @@ def test_a_run_goes_on_once_the_mistake_is_mended(world, capsys):
     assert capsys.readouterr().out.endswith("is trained to step 60 (from step 52)\n")
 
 
-@pytest.mark.xfail(strict=True, reason="prepare removes the manifest before it has read all of a held-out file")
 @pytest.mark.parametrize("name", ["long.txt.gz", "long.jsonl"])
 def test_a_held_out_file_that_is_damaged_far_within_costs_no_corpus(name, world, capsys):
     path = world.texts / name
@@ -493,7 +492,6 @@ def test_a_held_out_file_that_is_damaged_far_within_costs_no_corpus(name, world,
     refused(world, capsys, world.prepare(f"corpus.valid={path}"))
 
 
-@pytest.mark.xfail(strict=True, reason="what fsspec says of a protocol reaches the user as a stack trace")
 @pytest.mark.parametrize("verb", ["prepare", "verify", "train", "evaluate"])
 def test_a_protocol_that_nobody_knows(verb, tmp_path, capsys):
     place = ["run=nosuch://x"] if verb == "evaluate" else ["data=nosuch://x"]
