@@ -41,7 +41,7 @@ def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
     table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.1f}")
     table.add_row("LSTM perplexity", f"{evaluation.score.perplexity:.1f} on {evaluation.score.num_targets:,} tokens")
     table.add_row("training speed", f"{_words_per_second(config.run):,.0f} words/s")
-    table.add_row("checkpoint", evaluation.trained.path)
+    table.add_row("checkpoint", _from_here(evaluation.trained.path))
     table.add_row("the curves", _curves(config.run))
     return table
 
@@ -56,4 +56,12 @@ def _words_per_second(run: str) -> float:
 def _curves(run: str) -> str:
     """The command that draws what the tracker kept, in the terminal."""
     folder = Path(run, "wandb")
-    return f"{Path(sys.executable).parent}/wandb leet {folder}" if folder.exists() else f"{run}/{METRICS_NAME}"
+    if not folder.exists():
+        return _from_here(str(Path(run, METRICS_NAME)))
+    return f"{_from_here(str(Path(sys.executable).parent / 'wandb'))} leet {_from_here(str(folder))}"
+
+
+def _from_here(path: str) -> str:
+    """The path as one types it: relative where it lies below the working folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -129,13 +129,13 @@ def test_the_vocabulary_of_one_billion_words_is_given_by_its_size():
     assert recipe("text8_grave").corpus.vocabulary.size is None
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("wikitext2", 5), ("demo", 3)])
-def test_the_recipes_of_our_own(name, epochs):
+@pytest.mark.parametrize(("name", "limits"), [("wikitext2", (5, None)), ("demo", (None, 3500))])
+def test_the_recipes_of_our_own(name, limits):
     config = recipe(name)
     model, optim = config.model, config.optim
     assert (model.embedding_size, model.hidden_size, model.num_layers, model.dropout) == (200, 200, 2, 0.2)
     assert (config.stream.num_lanes, config.stream.bptt) == (20, 35)
-    assert (config.max_epochs, config.max_steps) == (epochs, None)
+    assert (config.max_epochs, config.max_steps) == limits
     assert (optim.name, optim.lr, optim.clip_norm, optim.schedule.kind) == ("sgd", 20, 0.25, "cosine")
 
 
