@@ -250,6 +250,8 @@ def _fit(module: LanguageModelModule, config: Config, manifest: Manifest, *, dev
     try:
         resumed = checkpoint_path(config.run, first_step) if first_step else None
         trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+    except SystemExit as error:  # Lightning 2.6 takes Ctrl-C for a wish to exit with 1
+        raise KeyboardInterrupt from error
     finally:
         display.stop()
         metrics.close()

@@ -130,6 +130,27 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert_same_end(whole, torn, total)
 
 
+def test_ctrl_c_is_told_as_such_and_costs_nothing_but_the_steps_since_the_checkpoint(
+    make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
+    common = [f"data={make_corpus()}", "max_steps=30", "checkpoint.every_steps=7"]
+    train(small_config(*common, f"run={whole}"))
+
+    def press(self: LanguageModelModule, *arguments: Any) -> None:
+        if self.global_step == 17:
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModelModule, "on_train_batch_end", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_config(*common, f"run={torn}"))
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert train(small_config(*common, f"run={torn}")).first_step == 14
+    assert_same_end(whole, torn, 30)
+
+
 def test_the_corpus_has_the_windows_that_the_cases_name(
     make_corpus: Callable[..., str], small_config: SmallConfig
 ) -> None:
