@@ -6,12 +6,10 @@ Refuses: a shard that is truncated, has another token count than its manifest sa
 flipped bit is found by `manifest.verify_corpus` only, since Arrow keeps no checksums.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +62,7 @@ def write_shard(
     schema = _schema(vocab_size=vocab_size, vocabulary_fingerprint=vocabulary_fingerprint, source=source)
     num_tokens = num_unk = 0
     with storage.publish(path) as file:
-        sink = _DigestingFile(file)
+        sink = storage.DigestingFile(file)
         with pa.ipc.new_file(sink, schema) as writer:
             for tokens in _rechunk(ids, vocab_size=vocab_size):
                 writer.write_batch(pa.record_batch([pa.array(tokens)], schema=schema))
@@ -97,32 +95,6 @@ def _rechunk(ids: Iterable[Ids], *, vocab_size: int) -> Iterator[Ids]:
                 filled = 0
     if filled:
         yield buffer[:filled]
-
-
-class _DigestingFile:
-    """A file to write to that takes the digest of what passes, as pyarrow wants a file to be."""
-
-    closed = False
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._size_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self._file.write(data)
-        self._digest.update(data)
-        self._size_bytes += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._size_bytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
 
 
 class TokenSequence:
