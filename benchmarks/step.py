@@ -4,7 +4,7 @@
 
 - `plain`: nn.Embedding, nn.LSTM, nn.AdaptiveLogSoftmaxWithLoss, a for loop; ids in memory, nothing logged or saved;
 - `train`: the whole of `python -m jobs train`: Lightning, token shards, metrics.jsonl, Weights & Biases offline, a
-  checkpoint at each round's end (300 steps; the default interval is 1000).
+  checkpoint in the middle of each round (150 steps; the default interval is 1000).
 
 Both take turns; the table shows each round and the ratio of the sums. Results go to benchmarks/results/ with --save.
 """
@@ -128,6 +128,7 @@ def train_round(folder: str, *, last_step: int, device: str, precision: str, tra
                 f"precision={precision}",
                 f"tracking.kind={tracking}",
                 "logging.progress=false",
+                f"checkpoint.every_steps={ROUND_STEPS // 2}",
             ],
         )
     )

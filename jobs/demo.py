@@ -10,8 +10,10 @@ from rich.table import Table
 
 from jobs import prepare, train
 from jobs.evaluate import Evaluation, evaluate
+from pipeline import storage
 from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.errors import ConfigError
 from pipeline.training.monitor import METRICS_NAME
 
 
@@ -19,7 +21,10 @@ def main(arguments: Sequence[str]) -> None:
     """Prepares, trains, evaluates; each step goes on from what an earlier call has finished."""
     overrides = ["experiment=demo", *arguments]
     config = load(Config, overrides)
-    assert config.data is not None and config.run is not None, "the experiment names both folders"
+    if config.data is None or config.run is None:
+        raise ConfigError("the demo needs data=FOLDER and run=FOLDER; leave them out for its own")
+    if not config.corpus.test_fraction:
+        raise ConfigError("corpus.test_fraction=0 leaves the demo no test split to score; use one above 0")
     print("1/3 prepare")
     prepare.main(overrides)
     print("2/3 train", flush=True)
@@ -33,16 +38,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
     assert config.run is not None
+    run = storage.absolute(config.run)
     table = Table(show_header=False)
-    for name in ("train", "valid", "test"):
-        table.add_row(f"words of {name}", f"{manifest.splits[name].num_tokens:,}")
+    for name, split in manifest.splits.items():
+        table.add_row(f"words of {name}", f"{split.num_tokens:,}")
     table.add_row("vocabulary", f"{manifest.vocab_size:,} words")
     table.add_row("OOV rate of test", f"{evaluation.oov_rate:.2%}")
     table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.1f}")
     table.add_row("LSTM perplexity", f"{evaluation.score.perplexity:.1f} on {evaluation.score.num_targets:,} tokens")
-    table.add_row("training speed", f"{_words_per_second(config.run):,.0f} words/s")
+    table.add_row("training speed", f"{_words_per_second(run):,.0f} words/s")
     table.add_row("checkpoint", _from_here(evaluation.trained.path))
-    table.add_row("the curves", _curves(config.run))
+    table.add_row("the curves", _curves(run))
     return table
 
 

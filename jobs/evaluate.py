@@ -14,7 +14,7 @@ from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
 from pipeline.training.restore import TrainedModel, load_trained
-from pipeline.training.trainer import choose_device, open_split
+from pipeline.training.trainer import choose_device, open_split, settle_numerics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.run is None:
         raise ConfigError("run=null is not given; use run=FOLDER")
     device = choose_device(config.accelerator)
+    settle_numerics()
     trained = load_trained(config.run, config.checkpoint)
     data = config.data or trained.config.data
     assert data is not None
@@ -97,9 +98,6 @@ def _table(evaluation: Evaluation) -> Table:
     table.add_row("targets", f"{evaluation.score.num_targets:,}")
     table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
     table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.2f}")
-    chosen = (
-        "not validated yet, so the last" if not trained.num_validations else f"of {trained.num_validations} validated"
-    )
-    table.add_row("checkpoint", f"step {trained.step} ({chosen})")
+    table.add_row("checkpoint", f"step {trained.step}, {trained.chosen}")
     table.add_row("protocol", PROTOCOL)
     return table

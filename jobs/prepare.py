@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.cluster import task_runner
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest
-from pipeline.corpus.prepare import prepare
+from pipeline.corpus.prepare import check_given_vocabulary, prepare
 from pipeline.corpus.sources import list_sources
 from pipeline.errors import ConfigError
 
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     config = load(Config, arguments)
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")
+    check_given_vocabulary(config.corpus)
     if config.corpus.source != "python_docs":
         list_sources(config.corpus)  # what is missing is told before anything is started
     console = Console()

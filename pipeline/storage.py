@@ -131,6 +131,9 @@ def publish(path: str) -> Iterator[BinaryIO]:
 
     Yields:
         a binary file to write to.
+
+    Raises:
+        ConfigError: the place cannot be written to, or its disk is full.
     """
     filesystem, name = resolve(path)
     if not isinstance(filesystem, LocalFileSystem):
@@ -138,18 +141,33 @@ def publish(path: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, remote)
         return
     target = Path(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
+    with _writable(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("wb")
     try:
-        with temporary.open("wb") as file:
+        with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(target)
+            with _writable(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _writable(path):
+            temporary.rename(target)
+            flush_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    flush_folder(target.parent)
+
+
+@contextmanager
+def _writable(path: str) -> Iterator[None]:
+    """Tells of a place that cannot be written to in the user's terms."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}); mend the path, its rights or the disk's space"
+        ) from error
 
 
 class DigestingFile:

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from pipeline import storage
+from pipeline.errors import ConfigError
 from pipeline.storage import DigestingFile, list_files, publish, publish_bytes, read_bytes
 
 
@@ -114,7 +115,7 @@ def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
 
 def test_publishing_over_a_folder_fails_and_leaves_no_temporary(tmp_path):
     (tmp_path / "c").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConfigError, match="cannot be written"):
         publish_bytes(str(tmp_path / "c"), b"new")
     assert [each.name for each in tmp_path.iterdir()] == ["c"]
 

@@ -123,6 +123,8 @@ def read_manifest(data: str) -> Manifest:
         raise CorpusError(
             f"data={data} holds no {MANIFEST_NAME}; prepare the corpus with `python -m jobs prepare`, or mend the path"
         ) from error
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}); mend it, or {MEND}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

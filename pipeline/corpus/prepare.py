@@ -66,7 +66,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FORMAT = 1  # to be raised when the same text would give other words or other bytes
-WORK = "work"
+WORK = ".work"  # what a rerun need not redo; hidden, so that it is never taken for text or for a folder of the user's
 ANY_NAME = re.compile(r".*")
 SHARD_NAME = re.compile(r"\d{5,}\.arrow(\.tmp)?")
 FIRST_BLOCK_BYTES = 4096
@@ -258,9 +258,22 @@ def _unit_bytes(unit: WorkUnit) -> int:
 # --- list ---
 
 
+def check_given_vocabulary(corpus: CorpusConfig) -> None:
+    """Looks whether the vocabulary that the configuration names is a file.
+
+    Raises:
+        CorpusError: it is missing, or a folder.
+    """
+    given = corpus.vocabulary.path
+    if given is not None and (storage.is_folder(given) or not storage.exists(given)):
+        found = "a folder" if storage.is_folder(given) else "missing"
+        raise CorpusError(f"corpus.vocabulary.path={given} is {found}; name a vocabulary.arrow or a text file")
+
+
 def _list(corpus: CorpusConfig, data: str, *, run: _Runner) -> tuple[list[WorkUnit], dict[str, str]]:
     """The units of all splits in their order, and what versions the embedded corpus was made of."""
     versions: dict[str, str] = {}
+    check_given_vocabulary(corpus)
     if corpus.source == "python_docs":
         packages = python_docs.list_packages()
         versions = python_docs.versions(packages)
@@ -353,12 +366,20 @@ def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) 
         if not storage.exists(path):
             blocks = read_blocks(unit, corpus)
             words = (split_words(block, words=corpus.words, lowercase=corpus.lowercase) for block in blocks)
-            _write_counts(merge_counts(map(count_words, words)), path)
+            counts = merge_counts(map(count_words, words))
+            _refuse_changed(unit, corpus, key=key)
+            _write_counts(counts, path)
         table = _read_counts(path)
         # Where the sampling begins depends on the key, so that small tables too are sampled evenly.
         rows = range(int(key[:8], 16) % SAMPLE_ROWS, table.num_rows, SAMPLE_ROWS)
         samples = tuple(table["word"][row].as_py() for row in rows)
         return Counted(key, pc.sum(table["count"], min_count=0).as_py(), table.num_rows, samples)
+
+
+def _refuse_changed(unit: WorkUnit, corpus: CorpusConfig, *, key: str) -> None:
+    """Compares a file's unit with its key again; reading a data set once more would cost as much as preparing it."""
+    if unit.format != "dataset" and digest_unit(unit, corpus=corpus).key != key:
+        raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
 
 
 def _counts_path(data: str, key: str) -> str:
@@ -385,8 +406,6 @@ def _make_vocabulary(
 ) -> MadeVocabulary:
     """Makes the vocabulary in the work folder, unless it is there: the corpus stays whole until it is replaced."""
     given = corpus.vocabulary.path
-    if given is not None and not storage.exists(given):
-        raise CorpusError(f"corpus.vocabulary.path={given} is missing; mend the path")
     size = corpus.vocabulary.size if given is None else None
     rules = [size, corpus.vocabulary.min_count, given and storage.sha256(given)]
     path = storage.join(data, WORK, "vocabulary", f"{_hash([FORMAT, *sorted(train_keys), *rules])}.arrow")
@@ -548,9 +567,7 @@ def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, d
             vocab_size=vocabulary.size,
             source=job.unit.name,
         )
-        # Reading a data set once more would cost as much as encoding it.
-        if job.unit.format != "dataset" and digest_unit(job.unit, corpus=corpus).key != job.unit_key:
-            raise CorpusError(f"{job.unit.path} changed while it was prepared; leave it as it is and prepare again")
+        _refuse_changed(job.unit, corpus, key=job.unit_key)
         receipt = Receipt(job.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk)
         storage.publish_bytes(storage.join(data, job.receipt), json.dumps(asdict(receipt)).encode())
         return receipt

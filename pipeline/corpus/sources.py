@@ -451,11 +451,23 @@ def _rows_of_dataset(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[list[byte
     if dataset.num_shards > 1:
         dataset = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
     name, row = f"data set {corpus.dataset}, {unit.path}, shard {unit.start}", 0
-    for batch in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+    for batch in _batches(dataset, name):
         _check_column(batch.schema, name, column=corpus.text_column)
         for chunk in batch[corpus.text_column].chunks:
             yield _documents(chunk, name, first_row=row, column=corpus.text_column)
             row += len(chunk)
+
+
+def _batches(dataset: "IterableDataset", name: str) -> Iterator[pa.Table]:
+    """The rows of a data set; what its builder says of damaged data is the user's to know."""
+    import datasets
+
+    try:
+        yield from dataset.with_format("arrow").iter(batch_size=BATCH_ROWS)
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, pa.ArrowException):  # `_readable` tells of these
+            raise
+        raise CorpusError(f"{name} cannot be read ({' '.join(str(error).split())}); mend the data") from error
 
 
 def _documents(texts: pa.Array, name: str, *, first_row: int, column: str) -> list[bytes]:

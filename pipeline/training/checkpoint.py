@@ -27,8 +27,8 @@ def checkpoint_path(run: str, step: int) -> str:
 
 def committed_steps(run: str) -> list[int]:
     """The steps of which the run folder holds a committed checkpoint, rising."""
-    names = storage.list_files(storage.join(run, FOLDER, "step-*.ckpt.sha256"))
-    found = [re.search(r"step-(\d+)\.ckpt\.sha256$", name) for name in names]
+    names = storage.list_files(storage.join(run, FOLDER))
+    found = [re.search(r"/step-(\d+)\.ckpt\.sha256$", name) for name in names]
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -56,8 +56,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     """
     mark = f"{path}.sha256"
     if not storage.exists(path) or not storage.exists(mark):
-        missing = mark if storage.exists(path) else path
-        raise CheckpointError(f"{missing} does not exist; give a run folder with a committed checkpoint")
+        missing, there = (mark, path) if storage.exists(path) else (path, mark)
+        raise CheckpointError(f"{missing} does not exist; remove {there} to go on from the checkpoint before")
     needed = storage.read_bytes(mark).decode().strip()
     if (found := storage.sha256(path)) != needed:
         raise CheckpointError(

@@ -21,7 +21,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> t
         case "sgd":
             return torch.optim.SGD(weights, lr=lr, weight_decay=weight_decay, momentum=optim.momentum, fused=True)
         case "adagrad":
-            # torch fuses Adagrad on the CPU only
+            # fused Adagrad is tried on the CPU only
             return torch.optim.Adagrad(
                 weights, lr=lr, weight_decay=weight_decay, fused=all(each.device.type == "cpu" for each in weights)
             )

@@ -8,9 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+import yaml
 
 from pipeline import storage
 from pipeline.config import Config, judge
@@ -33,7 +31,7 @@ class TrainedModel:
         path: the checkpoint.
         step: optimizer steps that it has seen.
         vocabulary_fingerprint: of the words that its ids stand for.
-        num_validations: validations that the choice was made from.
+        chosen: why this checkpoint, for people.
     """
 
     config: Config
@@ -41,7 +39,7 @@ class TrainedModel:
     path: str
     step: int
     vocabulary_fingerprint: str
-    num_validations: int
+    chosen: str
 
 
 def read_config(run: str) -> Config:
@@ -54,9 +52,8 @@ def read_config(run: str) -> Config:
     if not storage.exists(path):
         raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(storage.read_bytes(path).decode()))
-        return judge(Config, json.dumps(tree))
-    except (ConfigError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        return judge(Config, json.dumps(yaml.safe_load(storage.read_bytes(path).decode())))
+    except (ConfigError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} is not the configuration of a run: {' '.join(str(error).split())}; {MEND}"
         ) from error
@@ -76,10 +73,14 @@ def load_trained(run: str, which: Literal["best", "last"]) -> TrainedModel:
     step = steps[-1]
     checkpoint = load_checkpoint(checkpoint_path(run, step))
     validations = own_part(checkpoint)["validations"]
-    best = best_step(validations, steps)
-    if which == "best" and best is not None and best != step:
-        step = best
-        checkpoint = load_checkpoint(checkpoint_path(run, step))
+    chosen = "the last"
+    if which == "best":
+        best = best_step(validations, steps)
+        num_validated = sum(each in validations for each in steps)
+        chosen = "the last, since none is validated" if best is None else f"the best of {num_validated} validated"
+        if best is not None and best != step:
+            step = best
+            checkpoint = load_checkpoint(checkpoint_path(run, step))
     weights = {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
     model = build_model(config.model, vocab_size=len(weights["embedding_VE"]))
     model.load_state_dict(weights)
@@ -89,5 +90,5 @@ def load_trained(run: str, which: Literal["best", "last"]) -> TrainedModel:
         path=checkpoint_path(run, step),
         step=step,
         vocabulary_fingerprint=own_part(checkpoint)["identity"]["vocabulary"],
-        num_validations=len(validations),
+        chosen=chosen,
     )

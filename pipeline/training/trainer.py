@@ -4,12 +4,17 @@ In: the configuration. Out: a run folder with `config.yaml`, `metrics.jsonl` and
 resumes. Refuses a corpus that does not verify, a checkpoint that is damaged or of another run.
 """
 
+import fcntl
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from pipeline import storage
@@ -46,6 +51,7 @@ from pipeline.training.monitor import (
 log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,12 @@ def train(config: Config) -> Outcome:
     if "train" not in manifest.splits:
         raise CorpusError(f"data={config.data} has no split train, only {', '.join(manifest.splits)}; prepare one")
     device = choose_device(config.accelerator)
-    torch.set_flush_denormal(True)  # a CPU takes some ten times longer for numbers that are next to zero
+    if config.optim.schedule.kind == "plateau" and "valid" not in manifest.splits:
+        raise ConfigError(
+            f"optim.schedule.kind=plateau waits for validations and data={config.data} has no split valid;"
+            " prepare one or use optim.schedule.kind=cosine"
+        )
+    settle_numerics()
     plan = LanePlan(
         num_targets=manifest.splits["train"].num_tokens,
         num_lanes=config.stream.num_lanes,
@@ -91,6 +102,23 @@ def train(config: Config) -> Outcome:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
     digests = config.stream.verify == "digest"
     verify_corpus(config.data, manifest, digests=digests, num_threads=os.cpu_count() or 1)
+    with _held(config.run):
+        _train_from(first_step, model, config, manifest, plan=plan, device=device, identity=identity)
+    return Outcome(run=config.run, step=total_steps, first_step=first_step)
+
+
+def _train_from(
+    first_step: int,
+    model: LanguageModel,
+    config: Config,
+    manifest: Manifest,
+    *,
+    plan: LanePlan,
+    device: str,
+    identity: dict[str, str],
+) -> None:
+    """The part that writes to the run folder."""
+    assert config.run is not None
     remove_uncommitted(config.run)
     _write_config(config)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
@@ -98,13 +126,30 @@ def train(config: Config) -> Outcome:
         model,
         plan=plan,
         optim=config.optim,
-        total_steps=total_steps,
+        total_steps=_total_steps(config, plan),
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
         carry=config.stream.state == "carry",
         identity=identity,
     )
     _fit(module, config, manifest, device=device, first_step=first_step)
-    return Outcome(run=config.run, step=total_steps, first_step=first_step)
+
+
+@contextmanager
+def _held(run: str) -> Iterator[None]:
+    """Keeps a run folder to this process.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    storage.make_folder(run)
+    with Path(run, LOCK_NAME).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"run={run} is being trained by another process; wait for it or use another run=FOLDER"
+            ) from error
+        yield
 
 
 def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
@@ -136,6 +181,12 @@ def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
         vocabulary_fingerprint=manifest.vocabulary_fingerprint,
         vocab_size=manifest.vocab_size,
     )
+
+
+def settle_numerics() -> None:
+    """Makes fp32 mean fp32, and small numbers no slower than others; for the process, before its first tensor work."""
+    torch.backends.cudnn.allow_tf32 = False  # torch runs cuDNN's LSTM in TF32 unless told otherwise
+    torch.set_flush_denormal(True)  # a CPU takes some ten times longer for numbers that are next to zero
 
 
 def choose_device(accelerator: str) -> str:
@@ -192,10 +243,8 @@ def _step_at_hand(run: str, identity: dict[str, str]) -> int:
 
 
 def _write_config(config: Config) -> None:
-    from omegaconf import OmegaConf
-
     assert config.run is not None
-    text = OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())
 
 

@@ -183,7 +183,7 @@ def test_damaged_lost_and_stale_shards(texts, tmp_path):
     damaged[len(damaged) // 2] ^= 1
     shard.write_bytes(damaged)
     (data / "train" / "00002.arrow").unlink()
-    (data / "work" / "train" / "00003.json").unlink()
+    (data / ".work" / "train" / "00003.json").unlink()
     (data / "train" / "99999.arrow").write_bytes(b"stale")
     (data / "test").mkdir()
     (data / "test" / "00000.arrow.tmp").write_bytes(b"stale")
@@ -229,14 +229,14 @@ def test_identical_files_count_twice(tmp_path):
 def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
     data = tmp_path / "data"
     prepare(config(texts), str(data), run_tasks=run_here)
-    before = {name: digest for name, digest in digests(data).items() if not name.startswith("work/")}
+    before = {name: digest for name, digest in digests(data).items() if not name.startswith(".work/")}
     blank = tmp_path / "blank.txt"
     blank.write_text(" \n\n")
 
     def refused(error, message, **changes):
         with pytest.raises(error, match=message):
             prepare(config(texts, **changes), str(data), run_tasks=run_here)
-        assert {name: digest for name, digest in digests(data).items() if not name.startswith("work/")} == before
+        assert {name: digest for name, digest in digests(data).items() if not name.startswith(".work/")} == before
 
     refused(CorpusError, "holds no words", train=str(blank))
     refused(CorpusError, "is missing, or a glob", valid="nothing-here.txt")
@@ -317,7 +317,7 @@ def test_embedded_corpus_of_a_made_package(tmp_path, monkeypatch):
     assert manifest.versions == {"made": "1.2"}
     assert sum(split.num_tokens for split in manifest.splits.values()) == 60 * 12
     for name, split in manifest.splits.items():
-        rows = (tmp_path / "data" / "work" / "docs" / f"{name}.jsonl").read_text().splitlines()
+        rows = (tmp_path / "data" / ".work" / "docs" / f"{name}.jsonl").read_text().splitlines()
         assert split.num_tokens == 12 * len(rows) > 0 and len(split.shards) == 1
     calls = Calls()
     assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest

@@ -288,7 +288,7 @@ TEXT = {
     "vocabulary that is missing": Case(
         nothing,
         lambda w: w.prepare(f"corpus.vocabulary.path={w.folder}/absent"),
-        ("corpus.vocabulary.path={folder}/absent is missing; mend the path",),
+        ("corpus.vocabulary.path={folder}/absent is missing; name a vocabulary.arrow or a text file",),
     ),
     "min_count above every count": Case(
         nothing, lambda w: w.prepare("corpus.vocabulary.min_count=9999"), ("vocabulary.min_count=9999 cuts every word",)

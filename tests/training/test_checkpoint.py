@@ -1,5 +1,6 @@
 """Law 7 for checkpoints: whole or absent, refused by name; which are kept, which is the best."""
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,8 +119,8 @@ def test_the_last_ones_and_the_best_are_kept(
     best = min(validations, key=lambda step: (validations[step], step))
     assert best not in (48, 50), "the case must keep a best that is not among the last"
     assert committed_steps(run) == sorted({best, 48, 50})
-    assert load_trained(run, "best").step == best
-    assert load_trained(run, "last").step == 50
+    assert (load_trained(run, "best").step, load_trained(run, "best").chosen) == (best, "the best of 3 validated")
+    assert (load_trained(run, "last").step, load_trained(run, "last").chosen) == (50, "the last")
     weights = load_checkpoint(checkpoint_path(run, best))["state_dict"]
     restored = load_trained(run, "best").model.state_dict()
     assert all(torch.equal(weights[f"model.{name}"], tensor) for name, tensor in restored.items())
@@ -132,7 +133,32 @@ def test_without_a_validation_the_best_is_the_last(
     data = make_corpus(train=400)
     train(small_config(f"data={data}", f"run={run}", "max_steps=3"))
     trained = load_trained(run, "best")
-    assert (trained.step, trained.num_validations) == (3, 0)
+    assert (trained.step, trained.chosen) == (3, "the last, since none is validated")
+
+
+def test_a_run_folder_is_named_literally_and_held_by_one_process(
+    make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = str(tmp_path / "lr[1]*${x")
+    config = small_config(f"data={make_corpus()}", f"run={run}", "max_steps=3")
+    train(config)
+    assert committed_steps(run) == [3]
+    longer = config.model_copy(update={"max_steps": 5})
+    with Path(run, ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is being trained by another process"):
+            train(longer)
+    assert train(longer).first_step == 3
+    assert load_trained(run, "last").config.run == run
+
+
+def test_plateau_needs_validations(
+    make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    data = make_corpus(train=300, test=50)
+    overrides = (f"data={data}", f"run={tmp_path / 'run'}", "max_steps=3", "optim.schedule.kind=plateau")
+    with pytest.raises(ConfigError, match="has no split valid; prepare one or use"):
+        train(small_config(*overrides))
 
 
 def test_a_run_without_a_checkpoint_is_refused(
