@@ -1,6 +1,7 @@
 """Law 7 for checkpoints: whole or absent, refused by name; which are kept, which is the best."""
 
 import fcntl
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage: Callable[[bytes], bytes
     Path(path).write_bytes(damage(Path(path).read_bytes()))
     with pytest.raises(CheckpointError, match=r"step-5\.ckpt is damaged: found sha256 .* needed .*; remove it"):
         load_checkpoint(path)
+
+
+def test_what_is_not_tensors_and_plain_values_is_not_unpickled(tmp_path: Path) -> None:
+    path = checkpoint_path(str(tmp_path), 5)
+    save_checkpoint({"folder": tmp_path}, path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_stands_at_every_nth_step_at_each_validation_and_at_the_end(
+    make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    often = ("checkpoint.every_steps=8", "checkpoint.validate_every_steps=12", "checkpoint.keep_last=100")
+    train(small_config(f"data={make_corpus()}", f"run={run}", "max_steps=30", *often))
+    assert committed_steps(run) == [8, 12, 16, 24, 30]
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
