@@ -56,7 +56,7 @@ class LanePlan:
 
     def lengths(self, window: int) -> NDArray[np.int64]:
         """Targets of each lane in a window: int64 [num_lanes], `bptt` but in the last window of an epoch."""
-        starts = np.array([self.lane_start(lane) for lane in range(self.num_lanes + 1)], dtype=np.int64)
+        starts = np.arange(self.num_lanes + 1, dtype=np.int64) * self.num_targets // self.num_lanes
         left: NDArray[np.int64] = np.diff(starts) - window * self.bptt
         return left.clip(0, self.bptt)
 
