@@ -1,15 +1,26 @@
 """`python -m jobs VERB [key=value ...]`: finds the verb, and ends a user's mistake in one line and exit code 2."""
 
 import importlib
-import logging
 import os
 import secrets
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from pipeline.config import Config, EvaluateConfig, Section, VerifyConfig, groups, leaves, load, nearest, shown
-from pipeline.errors import ConfigError, PipelineError
+from jobs import console
+from pipeline.config import (
+    Config,
+    EvaluateConfig,
+    Section,
+    StatusConfig,
+    VerifyConfig,
+    groups,
+    leaves,
+    load,
+    nearest,
+    shown,
+)
+from pipeline.errors import ConfigError, PipelineError, Stopped
 
 # name: what it does, what it reads, the file of conf/ that it starts from, its flags
 VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
@@ -17,6 +28,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "verify": ("re-read a prepared corpus and compare digests", VerifyConfig, "verify", ()),
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
+    "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
 USER_MISTAKE = 2
@@ -37,6 +49,9 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         _refuse_flags(verb, rest)
         importlib.import_module(f"jobs.{verb}").main(rest)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return 128 + signal.Signals[stopped.cause].value
     except PipelineError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
@@ -73,31 +88,23 @@ def _help(verb: str) -> str:
     return "\n".join(lines)
 
 
-def _set_up() -> None:
+def _set_up(arguments: Sequence[str]) -> None:
     """What belongs to a process and not to the library: the environment of ray and torch, and logging."""
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no word on accelerators that a task does not ask for
-        "RAY_AUTH_MODE": "token",  # a Ray of this command's own lets nobody else in; no token goes to the home folder
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # torch's threads wait busily for each other, and two runs on the same two cores stand almost still: 2 x 200
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed
         "GOMP_SPINCOUNT": "10000",
     }
+    if "cluster=ray" not in arguments:  # which has its own
+        # a Ray of this command's own lets nobody else in; no token goes to the home folder
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    pipeline = logging.getLogger("pipeline")
-    pipeline.setLevel(logging.INFO)
-    pipeline.propagate = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    pipeline.addHandler(handler)
-    warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")  # only slower
-    # Lightning 2.6 calls a function of torch's that torch has deprecated (`_pytree.py`), on every fit
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.pytorch\.utilities\._pytree")
+    console.set_up()
 
 
 if __name__ == "__main__":
-    _set_up()
+    _set_up(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

@@ -13,8 +13,8 @@ from pipeline.config import EvaluateConfig, load
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
+from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
-from pipeline.training.trainer import choose_device, open_split, settle_numerics
 
 
 @dataclass(frozen=True, kw_only=True)

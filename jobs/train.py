@@ -1,16 +1,77 @@
 """`python -m jobs train`: trains a language model on a prepared corpus, or goes on with a run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
+import torch
+
+from jobs import console
+from pipeline import storage
+from pipeline.cluster import Launch, Loss, launched_ranks, run_workers
 from pipeline.config import Config, load
+from pipeline.training.ledger import Ledger, read_events
+from pipeline.training.monitor import Display, Follower
 from pipeline.training.trainer import Outcome, train
+from pipeline.training.worker import Ending, Job, exchange_seconds, work
+
+log = logging.getLogger("pipeline.jobs")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Trains and says how it ended."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it tells of itself; set after its import
-    report(train(load(Config, arguments)))
+    report(run(load(Config, arguments)))
+
+
+def run(config: Config) -> Outcome:
+    """Trains on the cluster of the configuration."""
+    console.quiet_lightning()
+    launched = launched_ranks() if config.cluster.kind == "none" else None
+    return train(config, start_workers=_start_workers, launched=launched)
+
+
+def _start_workers(job: Job) -> Ending | str:
+    config = job.config
+    assert config.run is not None
+    launch = Launch(
+        cluster=config.cluster,
+        use_gpu=config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available()),
+        timeout_seconds=exchange_seconds(config),
+        name=f"attempt-{job.attempt}",
+        folder=storage.join(config.run, "ray"),
+        set_up=console.set_up,
+        on_loss=partial(_tell_of_loss, config.run, job.attempt),
+    )
+    with _shown(job):
+        ending: Ending | str = run_workers(work, job, launch)
+    return ending
+
+
+@contextmanager
+def _shown(job: Job) -> Iterator[None]:
+    """Ray's workers have no terminal: what they write to the run folder is shown here."""
+    config = job.config
+    if config.cluster.kind == "none":
+        yield
+        return
+    assert config.run is not None
+    display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
+    follower = Follower(config.run, display)
+    follower.start()
+    try:
+        yield
+    finally:
+        follower.stop()
+
+
+def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
+    """A hang was told of by the rank that noticed it. This may be called on another machine than the command's."""
+    events = read_events(run)
+    if events and events[-1]["event"] == "fault" and events[-1]["kind"] == "hang":
+        return
+    log.warning("worker: rank %s %s", loss.rank, loss.cause)
+    Ledger(run, attempt=attempt).write("fault", kind="worker", cause=loss.cause, rank=loss.rank, fatal=True)
 
 
 def report(outcome: Outcome) -> None:

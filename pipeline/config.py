@@ -188,9 +188,22 @@ class CheckpointConfig(Section):
     """When to validate and to save, and what to keep."""
 
     every_steps: PositiveInt
+    every_minutes: Positive | None  # besides; null: by steps alone
     keep_last: PositiveInt
     keep_best: Count  # by validation nats
+    keep_every_steps: PositiveInt | None  # each checkpoint whose step is a multiple of it; null: none for that reason
     validate_every_steps: PositiveInt | None  # null: at the end of each epoch
+
+
+class GuardConfig(Section):
+    """What is watched while a run goes on."""
+
+    on_bad_loss: Literal["stop", "skip", "ignore"]  # skip: go back to a checkpoint before, and pass its window over
+    spike_deviations: Positive | None  # a loss this far above the mean of those before it is bad; null: only not finite
+    spike_window_steps: Annotated[int, Field(ge=2)]  # how many are before it
+    skip_steps: PositiveInt  # windows passed over: the bad one, and those before it
+    max_skips: PositiveInt  # bad losses of a run before it stops after all
+    hang_seconds: Positive | None  # a rank without a step for so long hangs; null: nobody watches
 
 
 class LoggingConfig(Section):
@@ -209,10 +222,33 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Which machine."""
+    """Which machines."""
 
-    kind: Literal["none", "local"]
-    num_cpus: PositiveInt | None  # tasks at a time; null: one for each core
+    kind: Literal["none", "local", "ray"]
+    num_cpus: PositiveInt | None  # prepare: tasks at a time; null: one for each core
+    num_workers: PositiveInt | None  # train: processes, one for each device; null: 1, or what torchrun or srun started
+    min_workers: PositiveInt | None  # train: Ray goes on with as few as these; null: with all or none
+    cpus_per_worker: PositiveInt | None  # train: threads of each; null: the machine's cores, shared out
+    address: str | None  # kind=ray: of the running cluster; null: the one that this machine belongs to
+    max_failures: Count  # train: worker groups lost before the run is given up; machines taken with notice do not count
+    resize_seconds: Positive  # train: how often Ray looks for machines to grow onto
+    grace_seconds: Positive  # train: from a wish to stop until a worker is killed
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        if self.kind == "none" and self.min_workers is not None:
+            raise ValueError(
+                f"cluster.min_workers={self.min_workers} needs Ray; use cluster=local, cluster=ray"
+                " or cluster.min_workers=null"
+            )
+        if self.min_workers is not None and self.min_workers > (self.num_workers or 1):
+            raise ValueError(
+                f"cluster.min_workers={self.min_workers} is above cluster.num_workers={self.num_workers or 1};"
+                " use a smaller one"
+            )
+        if self.kind != "ray" and self.address is not None:
+            raise ValueError(f"cluster.address={self.address} is that of a running Ray; use it with cluster=ray")
+        return self
 
 
 class Config(Section):
@@ -229,6 +265,7 @@ class Config(Section):
     model: ModelConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
     logging: LoggingConfig
     tracking: TrackingConfig
     cluster: ClusterConfig
@@ -254,6 +291,12 @@ class VerifyConfig(Section):
     """What `verify` reads."""
 
     data: str | None
+
+
+class StatusConfig(Section):
+    """What `status` reads."""
+
+    run: str | None
 
 
 Tree = TypeVar("Tree", bound=Section)

@@ -4,7 +4,8 @@
     ├── ConfigError      a key, a value or a combination that cannot be
     ├── CorpusError      input text or a prepared corpus that is missing, damaged or of another kind
     ├── CheckpointError  a checkpoint that is missing, damaged or of another run
-    └── ClusterError     a task or a worker that was lost and could not be replaced
+    ├── ClusterError     a task or a worker that was lost and could not be replaced
+    └── LossError        a loss that is not finite, or a spike
 
 A message is one line that names the value found, the value needed and the mend. The command line prints it
 without a stack trace and exits with code 2. What is our own mistake raises `AssertionError` instead.
@@ -29,3 +30,19 @@ class CheckpointError(PipelineError):
 
 class ClusterError(PipelineError):
     """A task or a worker was lost and could not be replaced."""
+
+
+class LossError(PipelineError):
+    """A loss is not finite or a spike, and the run was to stop then."""
+
+
+class Stopped(Exception):  # noqa: N818 it is no error: all is saved
+    """A run was asked to stop, and has.
+
+    Attributes:
+        cause: the signal's name.
+    """
+
+    def __init__(self, message: str, *, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause

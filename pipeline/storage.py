@@ -1,13 +1,15 @@
 """Where bytes live: local disk and object stores through one small set of functions (fsspec).
 
 In: paths (`runs/a`, `file:///data`, `s3://bucket/key`). Out: whole artifacts. Refuses: half-written ones, since what
-is published appears under its name complete or not at all.
+is published appears under its name complete or not at all; an object store that does not serve, as ConfigError. A file
+that is not there raises FileNotFoundError, wherever it is missing.
 """
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,19 +20,41 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import ConfigError
 
 CHUNK_BYTES = 1 << 20
+NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 
 
 def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a path and the path as that file system names it.
 
+    Listings are not kept: they would hide what another process has written or removed since.
+
     Raises:
         ConfigError: the path's protocol is not known, or its package is not installed.
     """
     try:
-        filesystem, name = fsspec.core.url_to_fs(path)
+        filesystem, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
     return filesystem, str(name)
+
+
+@contextmanager
+def _reached(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """`resolve`, for calls on what it gives: tells of an object store that does not serve in the user's terms.
+
+    What a local disk raises stays as it is, and so does that a file is missing.
+    """
+    filesystem, name = resolve(path)
+    try:
+        yield filesystem, name
+    except Exception as error:  # each store has errors of its own; botocore's are not even an OSError
+        missing = isinstance(error, FileNotFoundError) and name in str(error)  # a missing bucket is told otherwise
+        if missing or isinstance(filesystem, LocalFileSystem):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be reached ({reason}); mend its bucket, the credentials or the endpoint"
+        ) from error
 
 
 def is_local(path: str) -> bool:
@@ -49,72 +73,78 @@ def absolute(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder of that name is there."""
-    filesystem, name = resolve(path)
-    return bool(filesystem.exists(name))
+    """Whether a file or folder of that name is there; a bucket that is missing holds nothing."""
+    with _reached(path) as (filesystem, name):
+        return bool(filesystem.exists(name))
 
 
 def is_folder(path: str) -> bool:
-    """Whether the path is a folder."""
-    filesystem, name = resolve(path)
-    return bool(filesystem.isdir(name))
+    """Whether the path is a folder; in an object store, whether a name below it is there."""
+    with _reached(path) as (filesystem, name):
+        return bool(filesystem.isdir(name))
 
 
 def size_bytes(path: str) -> int:
     """Size of a file in bytes."""
-    filesystem, name = resolve(path)
-    return int(filesystem.size(name))
+    with _reached(path) as (filesystem, name):
+        return int(filesystem.size(name))
 
 
 def list_files(pattern: str) -> list[str]:
     """The files that a path, a glob or a folder (with all below it) names, sorted; empty if there is none.
 
     A name that exists is taken literally even if it holds glob characters. Hidden files (a leading dot) of a folder
-    are passed over.
+    are passed over, and so are the empty objects by which consoles mark folders.
     """
-    filesystem, name = resolve(pattern)
-    if filesystem.isfile(name):
-        found = [name]
-    elif filesystem.isdir(name):
-        root = name.rstrip("/") + "/"
-        found = [str(each) for each in filesystem.find(name)]
-        found = [each for each in found if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
-    else:
-        found = [str(each) for each in filesystem.glob(name) if filesystem.isfile(each)]
-    return sorted(str(filesystem.unstrip_protocol(each)) if not is_local(pattern) else each for each in found)
+    with _reached(pattern) as (filesystem, name):
+        if filesystem.isfile(name):
+            found = [name]
+        elif filesystem.isdir(name):
+            root = name.rstrip("/") + "/"
+            found = [str(each) for each in filesystem.find(name) if not str(each).endswith("/")]
+            found = [each for each in found if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
+        else:
+            types = {str(each): info["type"] for each, info in filesystem.glob(name, detail=True).items()}
+            # only a local link is of type other: to ask an object store again would be a request for each name
+            found = [each for each, of in types.items() if of == "file" or (of == "other" and filesystem.isfile(each))]
+        local = isinstance(filesystem, LocalFileSystem)
+        return sorted(each if local else str(filesystem.unstrip_protocol(each)) for each in found)
 
 
 def open_read(path: str) -> BinaryIO:
     """The file opened for reading bytes, as it lies (nothing is decompressed)."""
-    filesystem, name = resolve(path)
-    return cast(BinaryIO, filesystem.open(name, "rb"))
+    with _reached(path) as (filesystem, name):
+        return cast(BinaryIO, filesystem.open(name, "rb"))
 
 
 def read_bytes(path: str) -> bytes:
     """The whole file."""
-    with open_read(path) as file:
+    with open_read(path) as file, _reached(path):
         return file.read()
 
 
 def sha256(path: str) -> str:
     """Digest of a file's bytes, as 64 hexadecimal digits; reads 1 MiB at a time."""
     digest = hashlib.sha256()
-    with open_read(path) as file:
+    with open_read(path) as file, _reached(path):
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def make_folder(path: str) -> None:
-    """Makes the folder and those above it; one that exists is left as it is."""
-    filesystem, name = resolve(path)
-    filesystem.makedirs(name, exist_ok=True)
+    """Makes the folder and those above it; one that exists is left as it is.
+
+    An object store has no folders, so there is nothing to make: least of all a bucket, for a name that was mistyped.
+    """
+    if is_local(path):
+        with _writable(path):
+            Path(resolve(path)[1]).mkdir(parents=True, exist_ok=True)
 
 
 def remove(path: str) -> None:
     """Removes a file if it is there."""
-    filesystem, name = resolve(path)
-    if filesystem.exists(name):
+    with suppress(FileNotFoundError), _reached(path) as (filesystem, name):
         filesystem.rm_file(name)
 
 
@@ -123,8 +153,10 @@ def publish(path: str) -> Iterator[BinaryIO]:
     """Writes a file whole or not at all.
 
     On a local disk the bytes go to `<path>.tmp` in the same folder, are flushed to the disk and renamed; the folder is
-    flushed too. An object store shows an object only once its upload is complete. If the body raises, the old
-    content stays and no temporary is left.
+    flushed too. For an object store they go to a nameless file in the temporary folder, which needs the room, and are
+    uploaded from there; the object shows only once its upload is complete. If the body raises, the old content stays
+    and no temporary is left. A kill may leave uploaded parts that no name shows: let the bucket remove incomplete
+    uploads.
 
     Args:
         path: the name under which the artifact appears; its folder is made if need be.
@@ -133,40 +165,115 @@ def publish(path: str) -> Iterator[BinaryIO]:
         a binary file to write to.
 
     Raises:
-        ConfigError: the place cannot be written to, or its disk is full.
+        ConfigError: the place cannot be written to or reached, or its disk is full.
     """
-    filesystem, name = resolve(path)
-    if not isinstance(filesystem, LocalFileSystem):
-        with filesystem.transaction, filesystem.open(name, "wb") as remote:
-            yield cast(BinaryIO, remote)
-        return
-    target = Path(name)
+    with _renamed(path) if is_local(path) else _uploaded(path) as file:
+        yield file
+
+
+@contextmanager
+def _renamed(path: str) -> Iterator[BinaryIO]:
+    """`publish` on a local disk."""
+    target = Path(resolve(path)[1])
     temporary = target.with_name(target.name + ".tmp")
     with _writable(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("wb")
     try:
-        with file:
-            yield file
-            with _writable(path):
-                file.flush()
-                os.fsync(file.fileno())
+        with _watched(file, path) as watched:
+            yield watched
         with _writable(path):
+            os.fsync(file.fileno())
             temporary.rename(target)
             flush_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _close(file)
 
 
 @contextmanager
-def _writable(path: str) -> Iterator[None]:
+def _uploaded(path: str) -> Iterator[BinaryIO]:
+    """`publish` in an object store.
+
+    The file to write to that a store itself gives would save the room: but it uploads what it has got when it is closed
+    or collected as garbage, whole or not, and its transactions are shared by all threads.
+    """
+    place = f"the temporary folder (TMPDIR) where {path} waits for its upload"
+    with _writable(place):
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 closed below, where it may fail
+    try:
+        with _watched(file, place) as watched:
+            yield watched
+        with _reached(path) as (filesystem, name):
+            filesystem.put_file(f"/dev/fd/{file.fileno()}", name, max_concurrency=NUM_PARTS)
+    finally:
+        _close(file)
+
+
+@contextmanager
+def _watched(file: BinaryIO, place: str) -> Iterator[BinaryIO]:
+    """Gives a body a file to write to, flushes it, and tells of what could not be written in the user's terms.
+
+    The body's own errors stay what they are. A failed write is told even where the body raises something else for it,
+    as torch and Arrow do, or nothing.
+    """
+    watched = _WatchedFile(file)
+    try:
+        yield cast(BinaryIO, watched)
+    except Exception:
+        if watched.failure is None:
+            raise
+    with _writable(place):
+        if watched.failure is not None:
+            raise watched.failure
+        file.flush()
+
+
+def _close(file: BinaryIO) -> None:
+    """Closes a file of which nothing more is needed: after a failure, what is still buffered may not fit either."""
+    with suppress(OSError):
+        file.close()
+
+
+class _WatchedFile:
+    """A file to write to that remembers its first failure; all else is the file's own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Writes the bytes; returns their number."""
+        with self._remembering():
+            return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hands what is buffered to the disk."""
+        with self._remembering():
+            self._file.flush()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+
+@contextmanager
+def _writable(place: str) -> Iterator[None]:
     """Tells of a place that cannot be written to in the user's terms."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written ({error.strerror}); mend the path, its rights or the disk's space"
+            f"{place} cannot be written ({error.strerror}); mend the path, its rights or the disk's space"
         ) from error
 
 
@@ -213,3 +320,25 @@ def publish_bytes(path: str, data: bytes) -> None:
     """`publish` for content that is at hand."""
     with publish(path) as file:
         file.write(data)
+
+
+def append_line(path: str, line: str) -> None:
+    """Adds a line to a file, which is made if need be; a reader sees the whole line or nothing of it.
+
+    On a local disk it is one write at the file's end, which a disk that becomes full may cut. An object store knows no
+    appending: the object is published anew, so there a file of lines should be short and have one writer.
+
+    Raises:
+        ConfigError: the place cannot be written to or reached, or its disk is full.
+    """
+    data = line.encode() + b"\n"
+    if not is_local(path):
+        publish_bytes(path, (read_bytes(path) if exists(path) else b"") + data)
+        return
+    with _writable(path):
+        descriptor = os.open(resolve(path)[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while data:  # a second time only on a disk that is full, which then tells so
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)

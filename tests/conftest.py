@@ -1,11 +1,13 @@
 """Small prepared corpora and configurations that the tests share; all text is made here."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
@@ -15,11 +17,45 @@ from pipeline.corpus.vocabulary import count_words, cut_vocabulary, merge_counts
 
 MakeCorpus = Callable[..., str]
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no finding
+settings.load_profile("patient")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """The tests' tensors are tiny: threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """An S3 of this session's own (moto), and a bucket there, `s3://bucket`: a test takes a name of its own below it.
+
+    The environment leads to it, so that child processes find it too; a developer's own S3 is out of reach meanwhile.
+    """
+    import boto3
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("AWS_", "FSSPEC_")):
+                patch.delenv(name)
+        patch.delitem(fsspec.config.conf, "s3", raising=False)
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
 
 
 def made_text(num_words: int, *, seed: int, num_types: int = 60) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import MAX_RETRIES, run_here, task_runner
-from pipeline.config import ClusterConfig
+from pipeline.config import Config, load
 from pipeline.errors import ClusterError, CorpusError
 
 # Ray leaves sockets and processes of its own to the collector.
@@ -18,8 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
 ]
 
-NONE = ClusterConfig(kind="none", num_cpus=None)
-TWO = ClusterConfig(kind="local", num_cpus=2)
+NONE = load(Config, []).cluster
+TWO = load(Config, ["cluster=local", "cluster.num_cpus=2"]).cluster
 
 
 @pytest.fixture(autouse=True)

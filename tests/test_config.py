@@ -57,7 +57,7 @@ def refused(message):
         ("optim=zzz", "optim=zzz is not one of adagrad, adam, adamw, sgd"),
         ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
         ("model=", "model= is not one of lstm"),
-        ("cluster=null", "cluster=null is not one of local, none"),
+        ("cluster=null", "cluster=null is not one of local, none, ray"),
         ("corpus=file", "corpus=file is not one of datasets, files, python_docs; did you mean files?"),
     ],
 )
@@ -131,7 +131,7 @@ def test_nearest(word, expected):
         ("corpus.unit_bytes=1023", "corpus.unit_bytes=1023: it must be greater than or equal to 1024"),
         ("corpus.text_column=null", "corpus.text_column=null: it must be a valid string"),
         ("corpus.words=word", "corpus.words=\"word\": it must be 'whitespace' or 'words'; did you mean words?"),
-        ("cluster.kind=ray", "cluster.kind=\"ray\": it must be 'none' or 'local'"),
+        ("cluster.kind=raj", "cluster.kind=\"raj\": it must be 'none', 'local' or 'ray'; did you mean ray?"),
         ("cluster.num_cpus=0", "cluster.num_cpus=0: it must be greater than or equal to 1, or null"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0: it must be greater than or equal to 1"),
         ("tracking.mode=of", "tracking.mode=\"of\": it must be 'auto', 'online' or 'offline'"),

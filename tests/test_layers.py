@@ -17,8 +17,8 @@ HOMES = {  # a heavy dependency: where it may be imported
     "wandb": "pipeline/training/monitor.py",
     "datasets": "pipeline/corpus/sources.py",
     "pyarrow": "pipeline/corpus/",
-    "lightning": "pipeline/training/",
-    "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "jobs/"),
+    "lightning": ("pipeline/training/", "pipeline/cluster.py"),
+    "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "pipeline/cluster.py", "jobs/"),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
 }

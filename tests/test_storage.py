@@ -1,24 +1,31 @@
 """Storage: an artifact is whole or absent, on the local disk and in an object store."""
 
+import contextlib
 import hashlib
 import io
 import os
+import resource
 import uuid
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
+import torch
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.storage import DigestingFile, list_files, publish, publish_bytes, read_bytes
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def root(request, tmp_path):
     """A folder of each kind of file system."""
     if request.param == "local":
         yield str(tmp_path)
+        return
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex}"
         return
     folder = f"memory:///{uuid.uuid4().hex}"
     yield folder
@@ -120,6 +127,105 @@ def test_publishing_over_a_folder_fails_and_leaves_no_temporary(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["c"]
 
 
+# --- a disk without room
+
+
+@pytest.fixture(params=["full", "limited"])
+def filled(request, tmp_path):
+    """A file, and the reason why no megabyte can be written in its stead."""
+    path = str(tmp_path / "c.bin")
+    publish_bytes(path, b"old")
+    if request.param == "full":  # not a byte; the temporary is made through the link
+        Path(f"{path}.tmp").symlink_to("/dev/full")
+        yield path, "No space left on device"
+        return
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))  # the kernel cuts the write that passes it
+    try:
+        yield path, "File too large"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def write_at_once(file):
+    file.write(bytes(1 << 20))
+
+
+def write_little_by_little(file):
+    for _ in range(1 << 10):
+        file.write(bytes(1 << 10))
+
+
+def write_and_flush(file):
+    for _ in range(1 << 10):
+        file.write(bytes(1 << 10))
+        file.flush()
+
+
+def write_unheard(file):
+    """Must not be published, cut as it is, because the body went on."""
+    with contextlib.suppress(OSError):
+        file.write(bytes(1 << 20))
+
+
+def write_checkpoint(file):
+    """Torch raises a RuntimeError for a write that fails."""
+    torch.save({"weights": torch.zeros(1 << 18)}, DigestingFile(file))
+
+
+def write_table(file):
+    with pa.ipc.new_file(file, pa.schema([("ids", pa.int64())])) as writer:
+        writer.write_batch(pa.record_batch({"ids": pa.array(range(1 << 17))}))
+
+
+@pytest.mark.parametrize(
+    "write", [write_at_once, write_little_by_little, write_and_flush, write_unheard, write_checkpoint, write_table]
+)
+def test_a_disk_without_room_is_told_in_one_line_and_the_old_content_stays(filled, write):
+    path, reason = filled
+    with pytest.raises(ConfigError) as caught, publish(path) as file:
+        write(file)
+    assert str(caught.value) == f"{path} cannot be written ({reason}); mend the path, its rights or the disk's space"
+    assert read_bytes(path) == b"old"
+    assert [each.name for each in Path(path).parent.iterdir()] == ["c.bin"]
+
+
+def test_a_byte_that_has_no_room_is_told_at_the_end(tmp_path):
+    (tmp_path / "c.bin.tmp").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="No space left on device"):
+        publish_bytes(str(tmp_path / "c.bin"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bodys_own_error_stays_what_it_is(tmp_path):
+    """Even one of another full disk: this one has room."""
+    path = str(tmp_path / "c.bin")
+    with pytest.raises(FileNotFoundError), publish(path) as file:
+        file.write(read_bytes(str(tmp_path / "missing")))
+    with pytest.raises(OSError, match="No space left") as caught, publish(path) as file:
+        file.write(b"x")
+        Path("/dev/full").write_bytes(b"x")
+    assert type(caught.value) is OSError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bodys_own_error_is_told_where_what_it_wrote_has_no_room(tmp_path):
+    """What is buffered is written when the file is closed, and fails then."""
+    (tmp_path / "c.bin.tmp").symlink_to("/dev/full")
+    with pytest.raises(BrokenError), publish(str(tmp_path / "c.bin")) as file:
+        file.write(b"x")
+        raise BrokenError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_has_no_room_is_told(filled):
+    path, reason = filled
+    if reason == "No space left on device":
+        path = f"{path}.tmp"
+    with pytest.raises(ConfigError, match=rf"cannot be written \({reason}\)"):
+        storage.append_line(path, "x" * (1 << 20))
+
+
 # --- list_files
 
 
@@ -182,6 +288,26 @@ def test_an_object_stores_names_can_be_opened_as_listed(memory):
 # --- the small ones
 
 
+def test_lines_are_added(root):
+    path = storage.join(root, "a.jsonl")
+    storage.make_folder(root)
+    for line in ("one", "zwölf", ""):
+        storage.append_line(path, line)
+    assert read_bytes(path) == "one\nzwölf\n\n".encode()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "a").touch()
+    for name in ("a", "a/b"):
+        with pytest.raises(ConfigError, match=f"^{tmp_path}/{name} cannot be written"):
+            storage.make_folder(str(tmp_path / name))
+
+
+def test_a_protocol_that_nobody_knows_is_told():
+    with pytest.raises(ConfigError, match=r"^nowhere://a cannot be reached"):
+        storage.exists("nowhere://a")
+
+
 def test_join_takes_a_folder_with_or_without_its_slash():
     assert storage.join("a", "b", "c") == storage.join("a/", "b", "c") == "a/b/c"
     assert storage.join("memory://x") == "memory://x"
@@ -192,7 +318,7 @@ def test_kinds_of_paths(root):
     publish_bytes(path, b"x")
     assert storage.is_folder(storage.join(root, "sub"))
     assert not storage.is_folder(path)
-    assert storage.is_local(path) == (not root.startswith("memory:"))
+    assert storage.is_local(path) == ("://" not in root)
 
 
 def test_absolute(tmp_path, monkeypatch):

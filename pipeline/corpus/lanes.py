@@ -1,11 +1,15 @@
 """Which lane reads which tokens, and which rank holds which lane: pure arithmetic.
 
 In: the number of targets of a split, lanes and bptt. Out: bounds, lengths and counts, for any step, without reading
-anything. Refuses more lanes than targets, and a world size that does not divide the lanes.
+anything. Refuses more lanes than targets, more ranks than lanes and, where equal shares are asked for, a world size
+that does not divide the lanes.
 
 The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes'
 lengths differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt)
 windows.
+
+Rank r of W holds lanes [r·B//W, (r+1)·B//W), so the ranks' shares differ by one lane at most. A run begins with equal
+shares; uneven ones are those of an elastic group that has lost a node.
 """
 
 from dataclasses import dataclass
@@ -60,6 +64,11 @@ class LanePlan:
         left: NDArray[np.int64] = np.diff(starts) - window * self.bptt
         return left.clip(0, self.bptt)
 
+    def lane_ranges(self, window: int) -> list[tuple[int, int]]:
+        """[start, stop) of the split's targets that each lane reads in a window; empty if the lane has none left."""
+        starts = [self.lane_start(lane) + window * self.bptt for lane in range(self.num_lanes)]
+        return [(start, start + length) for start, length in zip(starts, self.lengths(window).tolist(), strict=True)]
+
     def targets_in(self, window: int) -> int:
         """Targets of the global batch in a window of an epoch."""
         return min(self.bptt * self.num_lanes, self.num_targets - window * self.bptt * self.num_lanes)
@@ -71,15 +80,33 @@ class LanePlan:
 
 
 def rank_lanes(num_lanes: int, *, world_size: int, rank: int) -> range:
-    """The lanes that a rank holds: [r·B//W, (r+1)·B//W).
+    """The lanes that a rank holds: [r·B//W, (r+1)·B//W), one at least.
 
     Raises:
-        ConfigError: the world size does not divide the lanes; names the nearest numbers of lanes that fit.
+        ConfigError: there are more ranks than lanes.
     """
-    if num_lanes % world_size:
-        below = num_lanes // world_size * world_size
-        nearest = " or ".join(str(each) for each in (below, below + world_size) if each)
+    if world_size > num_lanes:
         raise ConfigError(
-            f"stream.num_lanes={num_lanes} is not divisible by world_size={world_size}; use stream.num_lanes={nearest}"
+            f"world_size={world_size} leaves ranks without a lane, as stream.num_lanes={num_lanes};"
+            f" use world_size={num_lanes} or fewer, or stream.num_lanes={world_size} or more"
         )
     return range(rank * num_lanes // world_size, (rank + 1) * num_lanes // world_size)
+
+
+def check_world_size(num_lanes: int, world_size: int, *, name: str) -> None:
+    """Refuses a world size that cannot deal equal shares of the lanes.
+
+    Args:
+        num_lanes: rows of the global batch.
+        world_size: ranks that are asked for.
+        name: the configuration's key for it.
+
+    Raises:
+        ConfigError: the world size does not divide the lanes; names the nearest ones that do.
+    """
+    if num_lanes % world_size:
+        dividing = [each for each in range(1, num_lanes + 1) if num_lanes % each == 0]
+        below = [each for each in dividing if each < world_size][-1:]
+        above = [each for each in dividing if each > world_size][:1]  # none beyond the lanes
+        nearest = " or ".join(str(each) for each in (*below, *above))
+        raise ConfigError(f"{name}={world_size} does not divide stream.num_lanes={num_lanes}; use {name}={nearest}")

@@ -4,6 +4,7 @@ In: batches of `training/data.py`. Out: gradients of the global mean nats; the c
 beyond weights. Refuses nothing: what it is given was judged before.
 """
 
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import lightning
@@ -17,6 +18,7 @@ from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrent import State
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
+from pipeline.training.peers import Peers
 
 OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
 
@@ -32,10 +34,16 @@ class LanguageModelModule(lightning.LightningModule):
         validate_every: steps between validations; the one at the run's end may stand between two of them.
         carry: each lane carries its state on at an epoch's start, instead of zero.
         identity: what a checkpoint is stamped with: plain values, by name.
+        peers: the ranks of the run.
+        lanes: those of this rank.
+        first_batch: this rank's share of the batch of step 0.
+        skipped: steps whose windows are passed over: no update, and no lane's state moves.
 
     Attributes:
         validations: nats per token of each validation so far, by step.
-        interval_nats, interval_targets: summed since the last logged step, over this rank's lanes.
+        unsettled_nats: of each step since the last `settle`, summed over this rank's lanes.
+        interval_nats, interval_targets: of the steps since the last logged one, over all ranks.
+        loss_history: losses by which the next ones are judged.
         gradient_norm: of the global gradient in the last step, before clipping.
     """
 
@@ -49,6 +57,10 @@ class LanguageModelModule(lightning.LightningModule):
         validate_every: int,
         carry: bool,
         identity: dict[str, str],
+        peers: Peers,
+        lanes: range,
+        first_batch: Callable[[], Batch],
+        skipped: Collection[int] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,10 +70,16 @@ class LanguageModelModule(lightning.LightningModule):
         self.validate_every = validate_every
         self.carry = carry
         self.identity = identity
+        self.peers = peers
+        self.lanes = lanes
+        self.first_batch = first_batch
+        self.skipped = set(skipped)
         self.state: State | None = None
         self.validations: dict[int, float] = {}
-        self.interval_nats = torch.zeros((), dtype=torch.float64)
+        self.unsettled_nats: list[Tensor] = []
+        self.interval_nats = 0.0
         self.interval_targets = 0
+        self.loss_history: list[float] = []
         self.gradient_norm = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -84,7 +102,8 @@ class LanguageModelModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Puts what a checkpoint brought where the steps are computed."""
-        self.interval_nats = self.interval_nats.to(self.device)
+        if self.peers.world_size > 2:
+            self.rehearse(self.first_batch())
         if self.state is not None:
             self.state = State(self.state.hidden_KLP.to(self.device), self.state.cell_KLH.to(self.device))
 
@@ -101,6 +120,8 @@ class LanguageModelModule(lightning.LightningModule):
         """
         if self.state is None or (batch.starts_epoch and not self.carry):
             self.state = self.model.recurrence.zero_state(batch.inputs_TL.shape[1])
+        if self.global_step in self.skipped:
+            return self._no_loss()
         nats_N, state = self.model(
             batch.inputs_TL,
             self.state,
@@ -111,9 +132,62 @@ class LanguageModelModule(lightning.LightningModule):
         )
         self.state = state.detached()
         total_nats: Tensor = nats_N.sum()
-        self.interval_nats += total_nats.detach()
-        self.interval_targets += batch.num_targets
+        self.unsettled_nats.append(total_nats.detach())
         return total_nats * (self.trainer.world_size / batch.num_targets)
+
+    def _no_loss(self) -> Tensor:
+        """Zero, with zero gradients for every parameter: DDP waits for each of them, in every step."""
+        self.unsettled_nats.append(torch.zeros((), device=self.device))
+        return torch.stack([parameter.sum() * 0 for parameter in self.parameters()]).sum()
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One update; none where the window is passed over."""
+        if self.global_step in self.skipped:
+            assert optimizer_closure is not None
+            optimizer_closure()
+            self.gradient_norm = torch.zeros(())
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def rehearse(self, batch: Batch) -> None:
+        """One backward pass of a batch, of which nothing is kept; all ranks do it before their first step.
+
+        DDP lays its buckets out anew after the first backward pass that it sees, and a sum over three ranks or more is
+        rounded by the layout: without this, the first step after a resume would not have the bits of the same step of
+        a run that was never stopped.
+        """
+        kept = self.state, self.skipped
+        self.state, self.skipped = None, set()
+        batch = self.trainer.strategy.batch_to_device(batch, self.device)
+        loss: Any = self.trainer.strategy.training_step(batch, 0)
+        loss.backward()
+        self.zero_grad()
+        self.unsettled_nats.clear()
+        self.state, self.skipped = kept
+
+    def settle(self, also: Sequence[float]) -> tuple[list[tuple[int, float]], list[float]]:
+        """Brings together what the ranks know of the steps since the last call; a collective.
+
+        It waits for the device, and is therefore not to be called in every step.
+
+        Args:
+            also: what else to sum over the ranks in the same message.
+
+        Returns:
+            (step, nats of the global batch) of each of these steps, where the first update leads to step 1; and the
+            sums of `also`.
+        """
+        local = torch.stack(self.unsettled_nats).double().tolist() if self.unsettled_nats else []
+        self.unsettled_nats.clear()
+        sums = self.peers.sums([*local, *also])
+        first = self.global_step - len(local) + 1
+        return list(zip(range(first, self.global_step + 1), sums, strict=False)), sums[len(local) :]
 
     def configure_gradient_clipping(
         self,
@@ -126,24 +200,33 @@ class LanguageModelModule(lightning.LightningModule):
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resume needs: the carried state, the sums since the last logged step, the validations."""
+        """Adds what a resume needs: the state of all lanes, the sums since the last logged step, the validations.
+
+        A collective: all ranks save, and the first one writes.
+        """
         assert self.state is not None, "a checkpoint before the first step"
+        assert not self.unsettled_nats, "a checkpoint of steps that nobody has judged"
         checkpoint[OWN_KEY] = {
             "identity": self.identity,
             "tokens_seen": self.plan.tokens_seen(self.global_step),
-            "hidden_KLP": self.state.hidden_KLP.cpu(),
-            "cell_KLH": self.state.cell_KLH.cpu(),
-            "validations": self.validations,
-            "interval_nats": float(self.interval_nats),
+            "hidden_KLP": self.peers.lanes_of_all(self.state.hidden_KLP),
+            "cell_KLH": self.peers.lanes_of_all(self.state.cell_KLH),
+            "validations": dict(self.validations),
+            "interval_nats": self.interval_nats,
             "interval_targets": self.interval_targets,
+            "loss_history": list(self.loss_history),
+            "skipped": sorted(step for step in self.skipped if step < self.global_step),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it up again."""
+        """Takes it up again, with the state of this rank's lanes, however many ranks wrote it."""
         own = checkpoint[OWN_KEY]
-        self.state = State(own["hidden_KLP"], own["cell_KLH"])
+        first, end = self.lanes.start, self.lanes.stop
+        self.state = State(own["hidden_KLP"][:, first:end].clone(), own["cell_KLH"][:, first:end].clone())
         self.validations = own["validations"]
-        self.interval_nats = torch.tensor(own["interval_nats"], dtype=torch.float64)
+        self.interval_nats = own["interval_nats"]
         self.interval_targets = own["interval_targets"]
+        self.loss_history = own["loss_history"]
+        self.skipped |= set(own["skipped"])
         # a finished run whose limit has grown goes on; Lightning would take its last batch for the end
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -7,9 +7,13 @@ it, and one that fails is dropped with a warning and never stops training.
 import json
 import logging
 import math
+import os
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,12 +24,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.scoring.perplexity import Score
+from pipeline.training.ledger import Ledger, read_events
 from pipeline.training.module import LanguageModelModule
+from pipeline.training.peers import Peers
+from pipeline.training.pulse import Pulse, Schedule
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, float | int | None]
 METRICS_NAME = "metrics.jsonl"
+FOLLOW_SECONDS = 1.0  # between looks at what workers elsewhere have written
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
 
 
@@ -35,26 +43,46 @@ def finite(value: float) -> float | None:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a line, flushed with each.
+    """`metrics.jsonl`: one object a line. On a local disk each is there at once; an object store gets them by `commit`.
 
     Args:
-        path: in a local run folder.
-        last_step: records beyond it belong to steps that a kill has undone; they are removed.
+        path: in the run folder.
+        last_step: records beyond it belong to steps that are to be made again; they are removed.
+
+    Attributes:
+        reached_step: of the last record found, kept or not.
     """
 
     def __init__(self, path: str, *, last_step: int) -> None:
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
-        storage.publish_bytes(path, "".join(kept).encode())
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 closed by close()
+        found = _whole_lines(path)
+        steps = [int(json.loads(line)["step"]) for line in found]
+        self.reached_step = max(steps, default=0)
+        self._path = path
+        self._lines = [line for line, step in zip(found, steps, strict=True) if step <= last_step]
+        storage.publish_bytes(path, "".join(self._lines).encode())
+        self._file = Path(path).open("a", encoding="utf-8") if storage.is_local(path) else None  # noqa: SIM115
 
     def write(self, record: Record) -> None:
         """Adds a record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        line = json.dumps(record) + "\n"
+        if self._file is None:
+            self._lines.append(line)
+        else:
+            self._file.write(line)
+            self._file.flush()
+
+    def commit(self) -> None:
+        """Makes what was written so far outlast the machine; a checkpoint is not to be ahead of its records."""
+        if self._file is None:
+            storage.publish_bytes(self._path, "".join(self._lines).encode())
+        else:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No record follows."""
-        self._file.close()
+        self.commit()
+        if self._file is not None:
+            self._file.close()
 
 
 def _whole_lines(path: str) -> list[str]:
@@ -103,7 +131,7 @@ class WandbTracker:
             project=tracking.project,
             name=Path(run).name,
             id=_tracking_id(run),
-            dir=run,
+            dir=run if storage.is_local(run) else tempfile.mkdtemp(prefix="wandb-"),
             mode=mode,
             resume="allow" if mode == "online" else None,
             config=config,
@@ -132,7 +160,8 @@ def _tracking_id(run: str) -> str:
 class GuardedTracker:
     """A tracker whose failures end in a warning: after the first it is left alone."""
 
-    def __init__(self, start: Callable[[], Tracker]) -> None:
+    def __init__(self, start: Callable[[], Tracker], *, on_failure: Callable[[str], None] = lambda cause: None) -> None:
+        self._on_failure = on_failure
         self._tracker: Tracker = NoTracker()
         self._guarded(lambda: setattr(self, "_tracker", start()))
 
@@ -150,6 +179,7 @@ class GuardedTracker:
         except Exception as error:  # noqa: BLE001 whatever a tracker raises, training goes on; it is told below
             log.warning("tracking stops, training goes on: %s: %s", type(error).__name__, error)
             self._tracker = NoTracker()
+            self._on_failure(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 class Stopwatch:
@@ -233,76 +263,159 @@ class Display:
             log.info("%s", ", ".join(part for part in parts if part))
 
 
+class Follower:
+    """Shows a run whose workers have no terminal, from what they write to the run folder.
+
+    Args:
+        run: the run folder.
+        display: where to show it.
+    """
+
+    def __init__(self, run: str, display: Display) -> None:
+        self.run = run
+        self.display = display
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._num_records = len(_whole_lines(storage.join(run, METRICS_NAME)))
+        self._num_events = len(read_events(run))
+
+    def start(self) -> None:
+        """From now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Shows what is left."""
+        self._ended.set()
+        self._thread.join()
+        self.display.stop()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(FOLLOW_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        events = read_events(self.run)
+        for event in events[self._num_events :]:
+            self._tell(event)
+        self._num_events = len(events)
+        records = [json.loads(line) for line in _whole_lines(storage.join(self.run, METRICS_NAME))]
+        for record in records[self._num_records :]:
+            self.display.show(record["step"], record)
+        self._num_records = len(records)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "group":
+                self.display.start(event["step"])
+                log.info("%d workers go on from step %d", event["world_size"], event["step"])
+                records = _whole_lines(storage.join(self.run, METRICS_NAME))
+                self._num_records = sum(json.loads(line)["step"] <= event["step"] for line in records)
+            case "fault":
+                log.warning("%s: %s", event["kind"], event["cause"])
+            case "skip":
+                log.warning("step %d is passed over", event["step"])
+
+
 def _shown(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.2f}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Where the first rank tells things: records, the dashboard, the terminal, the ledger."""
+
+    metrics: MetricsFile
+    tracker: GuardedTracker
+    display: Display
+    ledger: Ledger
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self.display.stop()
+        self.metrics.close()
+        self.tracker.finish()
+
+
 class Monitor(Callback):
-    """Validates where it is due, and records: every N steps, and each validation.
+    """Validates where it is due, and records: every N steps, and each validation. The first rank does both.
 
     Args:
-        metrics: where the records go.
-        tracker: where else they go.
-        display: what the terminal shows.
-        every_steps: steps between records.
+        schedule: when something is due.
+        peers: the ranks.
+        pulse: what the ranks agreed on in this step.
         validate: scores the validation split; None if there is none.
+        reporter: of the first rank; None on the others.
     """
 
     def __init__(
         self,
         *,
-        metrics: MetricsFile,
-        tracker: GuardedTracker,
-        display: Display,
-        every_steps: int,
+        schedule: Schedule,
+        peers: Peers,
+        pulse: Pulse,
         validate: Callable[[], Score] | None,
+        reporter: Reporter | None,
     ) -> None:
-        self.metrics = metrics
-        self.tracker = tracker
-        self.display = display
-        self.every_steps = every_steps
+        self.schedule = schedule
+        self.peers = peers
+        self.pulse = pulse
         self.validate = validate
+        self.reporter = reporter
         self.watch = Stopwatch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self.display.start(trainer.global_step)
         self.watch.restart()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the step if it is due."""
+        if self.pulse.bad is not None:
+            return
         module = cast(LanguageModelModule, pl_module)
         step = trainer.global_step
         self.watch.add_tokens(batch.num_targets)
         record: Record = {}
-        if step % self.every_steps == 0:
+        if self.schedule.logs(step):
             record |= self._train_record(module)
-        if self.validate is not None and (step % module.validate_every == 0 or step == module.total_steps):
-            self.watch.pause()
-            score = self.validate()
-            module.validations[step] = score.nats_per_token
-            record |= {
-                "valid/nats_per_token": finite(score.nats_per_token),
-                "valid/perplexity": finite(score.perplexity),
-            }
-            self.watch.go_on()
+        if self.validate is not None and self.schedule.validates(step):
+            record |= self._validation_record(step, module, self.validate)
+        if self.reporter is None:
+            return
         if record:
             tokens_seen, epoch = module.plan.tokens_seen(step), module.plan.position(step - 1)[0]
             record = {"step": step, "tokens_seen": tokens_seen, "epoch": epoch} | record
-            self.metrics.write(record)
-            self.tracker.log(record)
-        self.display.show(step, record)
+            self.reporter.metrics.write(record)
+            self.reporter.tracker.log(record)
+        self.reporter.display.show(step, record)
 
     def _train_record(self, module: LanguageModelModule) -> Record:
-        score = Score(total_nats=float(module.interval_nats), num_targets=module.interval_targets)
-        module.interval_nats.zero_()
-        module.interval_targets = 0
+        nats, num_targets = module.interval_nats, module.interval_targets
+        module.interval_nats, module.interval_targets = 0.0, 0
+        score = Score(total_nats=nats if num_targets else math.nan, num_targets=num_targets or 1)
         return {
             "train/nats_per_token": finite(score.nats_per_token),
             "train/perplexity": finite(score.perplexity),
             "train/gradient_norm": finite(float(module.gradient_norm)),
             "train/learning_rate": module.trainer.optimizers[0].param_groups[0]["lr"],
             "speed/tokens_per_second": self.watch.tokens_per_second(),
+        }
+
+    def _validation_record(self, step: int, module: LanguageModelModule, validate: Callable[[], Score]) -> Record:
+        """One rank scores, since all must go on with the same number, and it is told to the others."""
+        self.watch.pause()
+        with self.pulse.unwatched():
+            began = time.perf_counter()
+            score = self.peers.from_first(validate() if self.peers.first else None)
+            seconds = time.perf_counter() - began
+        assert score is not None
+        module.validations[step] = score.nats_per_token
+        if self.reporter is not None:
+            self.reporter.ledger.write("validation", step=step, seconds=seconds)
+        self.watch.go_on()
+        return {
+            "valid/nats_per_token": finite(score.nats_per_token),
+            "valid/perplexity": finite(score.perplexity),
         }

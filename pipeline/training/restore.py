@@ -15,7 +15,8 @@ from pipeline.config import Config, judge
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.language_model import LanguageModel
 from pipeline.training.checkpoint import best_step, checkpoint_path, committed_steps, load_checkpoint, own_part
-from pipeline.training.trainer import CONFIG_NAME, build_model
+from pipeline.training.parts import build_model
+from pipeline.training.trainer import CONFIG_NAME
 
 WEIGHTS_PREFIX = "model."
 MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"

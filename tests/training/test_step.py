@@ -14,7 +14,8 @@ from pipeline.corpus.stream import read_window
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
 from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.training.trainer import build_model, open_split, train
+from pipeline.training.parts import build_model, open_split
+from pipeline.training.trainer import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit

@@ -1,0 +1,113 @@
+"""`python -m jobs status`: how a run stands, where its time went and what went wrong.
+
+In: `run=FOLDER`, of a run that goes on or has ended. Out: a line, a table and lists, or one JSON object. Refuses a
+folder without a ledger.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.config import StatusConfig, load
+from pipeline.errors import ConfigError
+from pipeline.training.ledger import EVENTS_NAME, Account, Failure, account, read_events
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the ledger and prints the account of it."""
+    config = load(StatusConfig, [each for each in arguments if each != "--json"], name="status")
+    found = status(config)
+    if "--json" in arguments:
+        print(json.dumps(as_json(found)))
+        return
+    print(_first_line(found))
+    Console().print(_table(found))
+    print("\n".join(_lines(found)))
+
+
+def status(config: StatusConfig) -> Account:
+    """The account of a run up to now.
+
+    Raises:
+        ConfigError: `run` is missing or holds no event.
+    """
+    if config.run is None:
+        raise ConfigError("run=null is not given; use run=FOLDER")
+    events = read_events(config.run)
+    if not events:
+        there = storage.exists(storage.join(config.run, EVENTS_NAME))
+        raise ConfigError(
+            f"run={config.run} holds {f'no whole event in {EVENTS_NAME}' if there else f'no {EVENTS_NAME}'};"
+            " give the folder that `python -m jobs train` wrote"
+        )
+    return account(events, now=time.time())
+
+
+def as_json(found: Account) -> dict[str, object]:
+    """The object that `--json` prints; times are unix seconds."""
+    return asdict(found) | {"shares": found.shares}
+
+
+def _first_line(found: Account) -> str:
+    parts = [found.state if found.state != "silent" else f"silent since {_local(found.last_time)}"]
+    if found.total_steps:
+        parts.append(f"step {found.step}/{found.total_steps} ({found.step / found.total_steps:.1%})")
+    else:
+        parts.append(f"step {found.step}")
+    if found.world_size is not None:
+        parts.append(f"world size {found.world_size}")
+    return ", ".join([*parts, _counted(found.num_attempts, "attempt")])
+
+
+def _table(found: Account) -> Table:
+    table = Table("time", "share", "seconds")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for category, share in found.shares.items():
+        table.add_row(category, f"{share:.1%}", f"{found.seconds[category]:,.1f}")
+    table.add_section()
+    table.add_row("wall", "", f"{sum(found.seconds.values()):,.1f}")
+    return table
+
+
+def _lines(found: Account) -> list[str]:
+    """What is counted, a line each; below it a line for each skip, failure and resize."""
+    return [
+        f"checkpoints: {found.num_checkpoints}, {found.checkpoint_seconds:,.1f} s in all,"
+        f" {found.largest_checkpoint_seconds:,.1f} s at most",
+        f"replayed: {_counted(found.tokens_replayed, 'token')} in {_counted(found.steps_replayed, 'step')}",
+        f"skipped: {_counted(found.tokens_skipped, 'token')} in {_counted(len(found.skips), 'window')}",
+        *(
+            f"  {_local(skip['time'])}  step {skip['step']}, epoch {skip['epoch']}, window {skip['window']}:"
+            f" {_counted(skip['num_tokens'], 'token')}"
+            for skip in found.skips
+        ),
+        f"failures: {len(found.failures)}",
+        *(_failure(failure) for failure in found.failures),
+        f"resizes: {len(found.resizes)}",
+        *(
+            f"  {_local(resize['time'])}  from {resize['from_size']} to {resize['to_size']} workers"
+            for resize in found.resizes
+        ),
+    ]
+
+
+def _failure(failure: Failure) -> str:
+    rank = "" if failure.rank is None else f", rank {failure.rank}"
+    went_on = "" if failure.fatal else ", training went on"
+    cause = " ".join(failure.cause.split())
+    return f"  {_local(failure.time)}  step {failure.step}, {failure.kind}{rank}{went_on}: {cause}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _local(time_seconds: float) -> str:
+    return datetime.fromtimestamp(time_seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")

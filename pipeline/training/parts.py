@@ -1,0 +1,97 @@
+"""What a run is made of, as its configuration says: the model, its tokens, their tiling, the numbers' kind.
+
+In: sections of the configuration and the manifest. Out: the parts, and the run's identity. Refuses a split that is not
+there, a device that is not there, more lanes than targets.
+"""
+
+import json
+
+import torch
+
+from pipeline.config import Config, ModelConfig, flat
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.tokens import TokenSequence
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.model.language_model import LanguageModel
+
+
+def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
+    """The model that the section describes; its weights are not drawn yet."""
+    return LanguageModel(
+        vocab_size=vocab_size,
+        embedding_size=model.embedding_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        projection_size=model.projection_size,
+        dropout=model.dropout,
+        tied=model.tied,
+        cutoffs=model.softmax.cutoffs if model.softmax.kind == "adaptive" else (),
+        div_value=model.softmax.div_value,
+    )
+
+
+def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
+    """The tokens of a split.
+
+    Raises:
+        CorpusError: the corpus has no such split.
+    """
+    if split not in manifest.splits:
+        raise CorpusError(f"split={split} is not in data={data}; use one of {', '.join(manifest.splits)}")
+    return TokenSequence(
+        data,
+        shards=manifest.splits[split].shards,
+        vocabulary_fingerprint=manifest.vocabulary_fingerprint,
+        vocab_size=manifest.vocab_size,
+    )
+
+
+def settle_numerics() -> None:
+    """Makes fp32 mean fp32, and small numbers no slower than others; for the process, before its first tensor work."""
+    torch.backends.cudnn.allow_tf32 = False  # torch runs cuDNN's LSTM in TF32 unless told otherwise
+    torch.set_flush_denormal(True)  # a CPU takes some ten times longer for numbers that are next to zero
+
+
+def choose_device(accelerator: str) -> str:
+    """`cuda` or `cpu`; `auto` takes a CUDA device if there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=cuda finds no CUDA device; use accelerator=auto or accelerator=cpu")
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dict[str, str]:
+    """What must be equal when a run is resumed, by dotted key: what it computes, not where, how long or how watched."""
+    values = flat(config)
+    names = [name for name in values if name.startswith(("model.", "optim."))]
+    names += ["precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
+    if config.optim.schedule.kind == "plateau":
+        names.append("checkpoint.validate_every_steps")
+    identity = {name: json.dumps(values[name]) for name in names}
+    identity |= {"corpus": manifest.fingerprint, "vocabulary": manifest.vocabulary_fingerprint}
+    if config.optim.schedule.kind == "cosine":
+        identity["total steps (optim.schedule.kind=cosine)"] = str(total_steps)
+    return identity
+
+
+def lane_plan(config: Config, manifest: Manifest) -> LanePlan:
+    """The tiling of the training split.
+
+    Raises:
+        ConfigError: there are more lanes than targets.
+    """
+    return LanePlan(
+        num_targets=manifest.splits["train"].num_tokens,
+        num_lanes=config.stream.num_lanes,
+        bptt=config.stream.bptt,
+    )
+
+
+def total_steps(config: Config, plan: LanePlan) -> int:
+    """Optimizer steps of the whole run, whichever limit comes first."""
+    by_epochs = config.max_epochs * plan.num_windows if config.max_epochs is not None else None
+    return min(limit for limit in (by_epochs, config.max_steps) if limit is not None)

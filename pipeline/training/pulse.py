@@ -1,0 +1,284 @@
+"""What the ranks agree on while they train: is the loss in order, is it time to save, does someone want to stop.
+
+In: the losses of the steps, signals, clocks. Out: the same answer on every rank, about once a second and wherever a
+record, a validation or a checkpoint is due. Between these, no step waits for a device or for another rank's word.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pipeline.config import GuardConfig
+from pipeline.training.ledger import Ledger
+from pipeline.training.losswatch import LossWatch
+from pipeline.training.module import LanguageModelModule
+from pipeline.training.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 1.0  # between two agreements
+MOST_STEPS = 1000  # between two agreements, whatever the clock says
+PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
+NOTICE_SECONDS = 5.0  # between two questions to the cluster, which are collectives of its own
+SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
+CAUSES = ("SIGTERM", "SIGINT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """In which steps something is due.
+
+    Attributes:
+        log_every, save_every, validate_every: steps between.
+        total_steps: of the run; its end is validated and saved too.
+    """
+
+    log_every: int
+    save_every: int
+    validate_every: int
+    total_steps: int
+
+    def logs(self, step: int) -> bool:
+        """Whether the step is recorded."""
+        return step % self.log_every == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint stands at the step, whatever else calls for one."""
+        return step % self.save_every == 0
+
+    def validates(self, step: int) -> bool:
+        """Whether the validation split is scored after the step."""
+        return step % self.validate_every == 0 or step == self.total_steps
+
+    def anything(self, step: int) -> bool:
+        """Whether the ranks must have judged all losses up to the step."""
+        return self.logs(step) or self.saves(step) or self.validates(step)
+
+
+class Host(Protocol):
+    """What the ranks ask the cluster that they run on."""
+
+    def stop_request(self) -> str | None:
+        """One of CAUSES if the run is to stop; asked on the first rank only."""
+
+    def preempted(self) -> bool:
+        """Whether a machine of the run is about to be taken away; a collective."""
+
+
+class Signals:
+    """Takes SIGTERM and Ctrl-C for wishes to stop. A second Ctrl-C, not right after the first, stops at once.
+
+    In a process whose training runs in another thread than the main one, which is not told of signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.cause: str | None = None
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def catch(self) -> None:
+        """From now on; over whatever handlers Lightning has put there."""
+        if threading.current_thread() is threading.main_thread():
+            for name in CAUSES:
+                number = signal.Signals[name]
+                self._before[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Puts the handlers back that stood there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.cause == name == "SIGINT" and time.monotonic() - self._since > SAME_WISH_SECONDS:
+            raise KeyboardInterrupt
+        self.cause, self._since = name, time.monotonic()
+
+
+class Pulse(Callback):
+    """Stands first among the callbacks; the others read what it found.
+
+    Args:
+        schedule: where the ranks must agree in any case.
+        guard: the section.
+        host: the cluster.
+        save_seconds: between checkpoints; None: by steps alone.
+        reached_step: steps up to this one were made before, and are made again now.
+        ledger: of the first rank; None on the others.
+        watchdog: told of each step; None: nobody watches.
+
+    Attributes:
+        bad: (step, why) of the first loss that is out of order.
+        stop: why the run stops after this step.
+        save: why a checkpoint is to be written now: `time` or `notice`.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        guard: GuardConfig,
+        host: Host,
+        save_seconds: float | None,
+        reached_step: int,
+        ledger: Ledger | None,
+        watchdog: Watchdog | None,
+    ) -> None:
+        self.schedule = schedule
+        self.guard = guard
+        self.host = host
+        self.save_seconds = save_seconds
+        self.reached_step = reached_step
+        self.ledger = ledger
+        self.watchdog = watchdog
+        self.bad: tuple[int, str] | None = None
+        self.stop: str | None = None
+        self.save: str | None = None
+        self._signals = Signals()
+        self._losses = LossWatch(deviations=None, window_steps=1)
+        self._next_step = 0
+        self._noticed = False
+        self._steps_again, self._seconds_again = 0, 0.0
+        self._batch_began = self._settled = self._saved = self._told = self._asked = time.perf_counter()
+        self._settled_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to listen."""
+        module = cast(LanguageModelModule, pl_module)
+        self._signals.catch()
+        self._losses = LossWatch(
+            deviations=self.guard.spike_deviations,
+            window_steps=self.guard.spike_window_steps,
+            history=module.loss_history,
+        )
+        self._next_step, self._settled_step = trainer.global_step + 1, trainer.global_step
+        self._settled = self._saved = self._told = self._asked = time.perf_counter()
+        if self.ledger is not None:
+            self.ledger.write("training", step=trainer.global_step)
+        if self.watchdog is not None:
+            self.watchdog.start(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Notes that the step has its data."""
+        self._batch_began = time.perf_counter()
+        if self.watchdog is not None:
+            self.watchdog.mark(trainer.global_step, "computing")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """Notes that what follows waits for the other ranks."""
+        if self.watchdog is not None:
+            self.watchdog.mark(trainer.global_step, "exchanging")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Agrees with the others if it is time to."""
+        module = cast(LanguageModelModule, pl_module)
+        step = trainer.global_step
+        if self.watchdog is not None:
+            self.watchdog.mark(step, "between steps")
+        if step <= self.reached_step:
+            self._steps_again += 1
+            self._seconds_again += time.perf_counter() - self._batch_began
+            if step == self.reached_step:
+                self._tell_again(module, step)
+        self.save = None
+        if step >= self._next_step or self.schedule.anything(step):
+            self._settle(module, step)
+            if self.bad is not None or self.stop is not None:
+                trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens no more."""
+        self._tell_again(cast(LanguageModelModule, pl_module), trainer.global_step)
+        self.release()
+
+    def release(self) -> None:
+        """Gives the signals back and ends the watch; a second call does nothing."""
+        self._signals.release()
+        if self.watchdog is not None:
+            self.watchdog.stop()
+
+    def saved(self) -> None:
+        """A checkpoint has been begun: the clock for the next one starts."""
+        self._saved = time.perf_counter()
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """For what may take any time, such as a validation; only a rank that is gone altogether is noticed then."""
+        with self.watchdog.paused() if self.watchdog is not None else nullcontext():
+            yield
+
+    def _settle(self, module: LanguageModelModule, step: int) -> None:
+        """One collective: the losses since the last one, and what each rank has to say."""
+        first = module.peers.first
+        now = time.perf_counter()
+        cause = self._signals.cause or (self.host.stop_request() if first else None)
+        wishes = [float(cause == name) for name in CAUSES]
+        decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
+        losses, (sigterm, sigint, num_steps, time_to_save, time_to_ask) = module.settle([*wishes, *decided])
+        self._next_step = step + int(num_steps)
+        self._settled, self._settled_step = now, step
+        self._judge(module, losses)
+        if sigterm or sigint:
+            self.stop = CAUSES[0] if sigterm else CAUSES[1]
+        if time_to_save:
+            self.save = "time"
+        if time_to_ask:
+            self._asked = now
+            if self.host.preempted() and not self._noticed:
+                self._noticed, self.save = True, "notice"
+                if self.ledger is not None:
+                    log.warning("a machine of this run is about to be taken away: saving step %d", step)
+                    self.ledger.write(
+                        "fault", kind="preemption", cause="notice of preemption", rank=None, fatal=False, step=step
+                    )
+        if self.ledger is not None and now - self._told >= PROGRESS_SECONDS:
+            self._tell_again(module, step)
+            self.ledger.write("progress", step=step)
+            self._told = now
+
+    def _decisions(self, step: int, now: float) -> list[float]:
+        """What the first rank's clock decides for all: steps to the next agreement, whether to save, whether to ask."""
+        num_steps = max(1, step - self._settled_step)
+        rate = num_steps / max(now - self._settled, 1e-6)
+        time_to_save = self.save_seconds is not None and now - self._saved >= self.save_seconds
+        return [
+            float(min(MOST_STEPS, max(1, int(rate * SETTLE_SECONDS)))),
+            float(time_to_save),
+            float(now - self._asked >= NOTICE_SECONDS),
+        ]
+
+    def _judge(self, module: LanguageModelModule, losses: list[tuple[int, float]]) -> None:
+        """Takes the losses into the interval's sums up to the first that is out of order."""
+        for step, nats in losses:
+            num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
+            if step - 1 in module.skipped:
+                continue
+            why = self._losses.judge(step, nats / num_targets)
+            if why is not None and self.guard.on_bad_loss != "ignore":
+                self.bad = (step, why)
+                return
+            module.interval_nats += nats
+            module.interval_targets += num_targets
+        module.loss_history = list(self._losses.history)
+
+    def _tell_again(self, module: LanguageModelModule, step: int) -> None:
+        """Tells the ledger of steps that were made again since it was last told."""
+        if self.ledger is not None and self._steps_again:
+            num_tokens = module.plan.tokens_seen(min(step, self.reached_step)) - module.plan.tokens_seen(
+                min(step, self.reached_step) - self._steps_again
+            )
+            self.ledger.write(
+                "replayed", step=step, num_steps=self._steps_again, num_tokens=num_tokens, seconds=self._seconds_again
+            )
+        self._steps_again, self._seconds_again = 0, 0.0

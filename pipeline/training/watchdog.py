@@ -1,0 +1,154 @@
+"""Notices a rank that hangs, names it, and ends the group, so that whoever started it starts it again.
+
+In: a mark at each step. Out: nothing, or the end of this process with `HUNG`. Each rank's thread tells the others once
+in a while where its training stands. A rank that is not heard of for too long hangs: the first rank listens to all
+others, they to the first. If training stands still for too long though all are heard of, the rank that has come least
+far hangs: the others wait for it in the exchange of gradients.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, which mypy does not find
+from torch.distributed import DistError
+
+from pipeline.training.peers import Peers
+
+log = logging.getLogger(__name__)
+
+HUNG = 75  # exit code: a failure that may pass
+ORDER = ("between steps", "computing", "exchanging")  # how far a rank has come within a step
+
+
+class Watchdog:
+    """One thread of each rank.
+
+    Args:
+        peers: the ranks.
+        hang_seconds: without a step, or without word of a rank, before it is taken to hang.
+        host: address of the first rank, for the others.
+        tell: (rank that hangs or None, what is known) of a hang; called on one rank.
+    """
+
+    def __init__(
+        self, *, peers: Peers, hang_seconds: float, host: str, tell: Callable[[int | None, str], None]
+    ) -> None:
+        self.peers = peers
+        self.hang_seconds = hang_seconds
+        self.tell = tell
+        self._period = min(1.0, hang_seconds / 5)
+        self._store = self._open_store(host)
+        self._mark = (0, ORDER[0], time.monotonic())
+        self._paused = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _open_store(self, host: str) -> TCPStore | None:
+        """The board on which the ranks write; the first one keeps it."""
+        if self.peers.world_size == 1:
+            return None
+        patience = timedelta(seconds=self.hang_seconds)
+        store = None
+        if self.peers.first:
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
+        port = self.peers.from_first(store.port if store is not None else 0)
+        return store or TCPStore(host, port, is_master=False, timeout=patience)
+
+    def start(self, step: int) -> None:
+        """Begins to watch."""
+        self.mark(step, ORDER[0])
+        self._publish()
+        self.peers.from_first(None)  # every rank's first word is there before any looks for it
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def mark(self, step: int, phase: str) -> None:
+        """Notes how far this rank has come."""
+        self._mark = (step, phase, time.monotonic())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what may take long: until its end no step is waited for, but every rank must still be heard of."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            step, phase, _ = self._mark
+            self.mark(step, phase)
+            self._paused = False
+
+    def stop(self) -> None:
+        """Watches no more."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        heard: dict[int, tuple[str, float]] = {}  # of each rank watched: its last word, and when it was new
+        while not self._ended.wait(self._period):
+            now = time.monotonic()
+            verdict: tuple[int | None, str] | None = None
+            try:
+                self._publish()
+                for rank in self._watched():
+                    word = self._word_of(rank)
+                    if word != heard.get(rank, ("", 0.0))[0]:
+                        heard[rank] = (word, now)
+                    elif now - heard[rank][1] > self.hang_seconds:
+                        verdict = (rank, f"rank {rank} was not heard of for {self.hang_seconds:g} s")
+            except (DistError, RuntimeError) as error:
+                if self._ended.is_set():
+                    return
+                verdict = (0, f"rank 0 was not heard of for {self.hang_seconds:g} s ({_one_line(error)})")
+            if verdict is None and not self._paused and now - self._mark[2] > self.hang_seconds:
+                verdict = self._least_far()
+            if verdict is not None and not self._ended.is_set():
+                self._end(*verdict)
+
+    def _watched(self) -> range:
+        """The first rank looks at all others; they look at the first."""
+        if self._store is None:
+            return range(0)
+        return range(1, self.peers.world_size) if self.peers.first else range(1)
+
+    def _publish(self) -> None:
+        if self._store is not None:
+            step, phase, since = self._mark
+            word = [step, ORDER.index(phase), time.monotonic(), time.monotonic() - since]
+            self._store.set(str(self.peers.rank), json.dumps(word))
+
+    def _word_of(self, rank: int) -> str:
+        assert self._store is not None
+        return str(self._store.get(str(rank)), "utf-8")
+
+    def _least_far(self) -> tuple[int | None, str]:
+        """The rank for which the others wait, from what each last told of itself."""
+        step, phase, _ = self._mark
+        if self._store is None:
+            return 0, f"rank 0 stood still for {self.hang_seconds:g} s, {phase}, after step {step}"
+        words = [json.loads(self._word_of(rank)) for rank in range(self.peers.world_size)]
+        places = [(int(word[0]), int(word[1])) for word in words]
+        least = min(places)
+        if places.count(least) > 1:
+            return None, f"no rank made a step for {self.hang_seconds:g} s, after step {least[0]}"
+        rank = places.index(least)
+        where = f"{ORDER[least[1]]}, after step {least[0]}"
+        return rank, f"rank {rank} stood still for {self.hang_seconds:g} s, {where}"
+
+    def _end(self, rank: int | None, cause: str) -> None:
+        """Ends this process; whoever waits for a rank that hangs cannot be woken otherwise."""
+        teller = 1 if rank == 0 and self.peers.world_size > 1 else 0
+        if self.peers.rank == teller:
+            log.error("%s: the group ends, and goes on from its last checkpoint when it is started again", cause)
+            self.tell(rank, cause)
+        else:
+            time.sleep(self._period)  # the ledger first
+        os._exit(HUNG)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]

@@ -1,0 +1,459 @@
+"""What one worker of a run does: it finds the newest checkpoint that is whole, and trains on with the other ranks.
+
+In: its place, the job. Out: the run folder's records and checkpoints, and how it ended. Refuses, on all ranks
+at once, a machine that does not see the run folder or the corpus of the command.
+"""
+
+import fcntl
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.corpus.lanes import LanePlan, rank_lanes
+from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.tokens import TokenSequence
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.model.language_model import LanguageModel
+from pipeline.scoring.perplexity import score_tokens
+from pipeline.training.checkpoint import (
+    BackgroundIO,
+    Checkpointer,
+    checkpoint_path,
+    newest_sound,
+    remove_uncommitted,
+)
+from pipeline.training.data import Batch, StepLoader, read_batches
+from pipeline.training.ledger import Event, Ledger, read_events
+from pipeline.training.module import LanguageModelModule
+from pipeline.training.monitor import (
+    METRICS_NAME,
+    Display,
+    GuardedTracker,
+    MetricsFile,
+    Monitor,
+    NoTracker,
+    Reporter,
+    Tracker,
+    WandbTracker,
+)
+from pipeline.training.parts import (
+    build_model,
+    choose_device,
+    lane_plan,
+    open_split,
+    run_identity,
+    settle_numerics,
+)
+from pipeline.training.peers import Peers
+from pipeline.training.pulse import Host, Pulse, Schedule
+from pipeline.training.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_NAME = "attempt"
+WRITER_LOCK_NAME = ".writer.lock"
+ORPHAN_SECONDS = 60.0  # for the writer of a command that was killed to end too
+LEAST_EXCHANGE_SECONDS = 1800.0  # torch's own limit for an exchange of gradients
+
+
+class Place(Host, Protocol):
+    """Where a worker stands: what Lightning's Trainer needs to know of it, and what it may ask its cluster.
+
+    Attributes:
+        devices, num_nodes: as the Trainer takes them.
+        distributed: whether there are others.
+        strategy: the class of the Trainer's strategy; None: Lightning's own.
+        environment: Lightning's plugin for this cluster; None: the one that Lightning finds.
+        num_threads: of torch on the CPU; None: as many as torch likes.
+    """
+
+    @property
+    def devices(self) -> int | str: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def distributed(self) -> bool: ...
+    @property
+    def strategy(self) -> type[Any] | None: ...
+    @property
+    def environment(self) -> Any: ...
+    @property
+    def num_threads(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The place of a worker without others."""
+
+    num_threads: int | None = None
+    devices: int | str = 1
+    num_nodes: int = 1
+    distributed: bool = False
+    strategy: type[Any] | None = None
+    environment: Any = None
+
+    def stop_request(self) -> str | None:
+        """Nobody but a signal asks."""
+        return None
+
+    def preempted(self) -> bool:
+        """Nobody tells."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every worker is told.
+
+    Attributes:
+        config: of the run, with its places absolute.
+        total_steps: of the run.
+        steps_per_epoch: for people.
+        attempt: number of this call of the command.
+        corpus: fingerprint of the manifest that the command read; each worker must find the same.
+    """
+
+    config: Config
+    total_steps: int
+    steps_per_epoch: int
+    attempt: int
+    corpus: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the workers ended.
+
+    Attributes:
+        step: updates made.
+        stop: the signal that they were asked to stop by; None: they came to the end.
+        bad: (step, why) of a loss that is out of order.
+    """
+
+    step: int
+    stop: str | None = None
+    bad: tuple[int, str] | None = None
+
+
+def work(place: Place, job: Job) -> Ending:
+    """One worker's part: all ranks run this, together."""
+    if place.num_threads is not None:
+        torch.set_num_threads(place.num_threads)
+    settle_numerics()
+    scout = _trainer(place, job, [], [])
+    if place.distributed:
+        scout.strategy.setup_environment()  # the ranks must talk before any of them trains
+    peers = Peers(rank=scout.global_rank, world_size=scout.world_size)
+    environment = getattr(scout.strategy, "cluster_environment", None)
+    main_address = environment.main_address if environment is not None else "127.0.0.1"
+    manifest = peers.agree(lambda: _common_ground(job))
+    with _writing(job.config, peers):
+        while True:
+            ending = _go_on(place, job, manifest, peers, main_address=main_address)
+            if ending.bad is None or job.config.guard.on_bad_loss != "skip":
+                return ending
+            if not peers.from_first(peers.first and _pass_over(job, manifest, ending.bad)):
+                return ending
+
+
+def exchange_seconds(config: Config) -> float:
+    """After which torch gives an exchange of gradients up; the watchdog speaks before it."""
+    return max(LEAST_EXCHANGE_SECONDS, 2 * (config.guard.hang_seconds or 0.0))
+
+
+def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callback]) -> Trainer:
+    config = job.config
+    strategy: str | DDPStrategy = "auto"
+    if place.distributed:
+        strategy = (place.strategy or DDPStrategy)(
+            find_unused_parameters=False,
+            gradient_as_bucket_view=True,
+            timeout=timedelta(seconds=exchange_seconds(config)),
+        )
+    trainer = Trainer(
+        accelerator=choose_device(config.accelerator),
+        devices=place.devices,
+        num_nodes=place.num_nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=-1,
+        max_steps=job.total_steps,
+        callbacks=callbacks,
+        plugins=plugins if place.environment is None else [*plugins, place.environment],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    if place.distributed:
+        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the pulse
+        # asks once a second, and takes the signal itself
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _common_ground(job: Job) -> Manifest:
+    """The manifest, once it is known that this machine sees what the command saw."""
+    config = job.config
+    assert config.data is not None and config.run is not None
+    note = storage.join(config.run, ATTEMPT_NAME)
+    found = storage.read_bytes(note).decode() if storage.exists(note) else "nothing"
+    if found != str(job.attempt):
+        raise ConfigError(
+            f"run={config.run} is not the same folder on every machine ({note} holds {found}, not {job.attempt});"
+            " use one that all of them see, such as s3://BUCKET/FOLDER"
+        )
+    manifest = read_manifest(config.data)
+    if manifest.fingerprint != job.corpus:
+        raise CorpusError(
+            f"data={config.data} is not the same corpus on every machine: found {manifest.fingerprint}, needed"
+            f" {job.corpus}; copy it to all of them"
+        )
+    return manifest
+
+
+@contextmanager
+def _writing(config: Config, peers: Peers) -> Iterator[None]:
+    """Keeps the run folder to one first rank: that of a command that was killed may live a little longer.
+
+    Raises:
+        ConfigError: another one does not end.
+    """
+    assert config.run is not None
+    if not peers.first or not storage.is_local(config.run):
+        yield
+        return
+    with Path(config.run, WRITER_LOCK_NAME).open("a") as lock:
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"run={config.run} is still written to by a process of an earlier command; end it first"
+                    ) from error
+                time.sleep(0.1)
+        yield
+
+
+def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_address: str) -> Ending:
+    """Trains from the newest whole checkpoint until the end, a wish to stop, or a loss out of order."""
+    config, limit, io = job.config, job.total_steps, BackgroundIO()
+    assert config.data is not None and config.run is not None
+    plan = lane_plan(config, manifest)
+    events = read_events(config.run) if peers.first else []
+    ledger = Ledger(config.run, attempt=job.attempt) if peers.first else None
+    first_step = peers.from_first(_first_step(config.run, io, ledger) if ledger is not None else 0)
+    skipped = peers.from_first(_skipped(events, from_step=first_step))
+    model = build_model(config.model, vocab_size=manifest.vocab_size)
+    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
+    batches = partial(
+        _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
+    )
+    module = LanguageModelModule(
+        model,
+        plan=plan,
+        optim=config.optim,
+        total_steps=limit,
+        validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
+        carry=config.stream.state == "carry",
+        identity=run_identity(config, manifest, total_steps=limit),
+        peers=peers,
+        lanes=lanes,
+        first_batch=lambda: next(batches(0, 1)),
+        skipped=skipped,
+    )
+    schedule = Schedule(
+        log_every=config.logging.every_steps,
+        save_every=config.checkpoint.every_steps,
+        validate_every=module.validate_every,
+        total_steps=limit,
+    )
+    reporter, reached_step = None, first_step
+    if ledger is not None:
+        reporter = _reporter(job, ledger, first_step=first_step)
+        reached_step = max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step)
+        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=peers.world_size)
+    watchdog = None
+    if config.guard.hang_seconds is not None:
+        watchdog = Watchdog(
+            peers=peers,
+            hang_seconds=config.guard.hang_seconds,
+            host=main_address,
+            tell=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
+                "fault", kind="hang", cause=cause, rank=rank, fatal=True
+            ),
+        )
+    pulse = Pulse(
+        schedule=schedule,
+        guard=config.guard,
+        host=place,
+        save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
+        reached_step=reached_step,
+        ledger=ledger,
+        watchdog=watchdog,
+    )
+    valid = open_split(config.data, manifest, "valid") if "valid" in manifest.splits else None
+    monitor = Monitor(
+        schedule=schedule,
+        peers=peers,
+        pulse=pulse,
+        validate=None if valid is None else lambda: score_tokens(model, valid),
+        reporter=reporter,
+    )
+    checkpointer = Checkpointer(
+        config.run,
+        config=config.checkpoint,
+        schedule=schedule,
+        peers=peers,
+        pulse=pulse,
+        io=io,
+        metrics=None if reporter is None else reporter.metrics,
+        ledger=ledger,
+    )
+    trainer = _trainer(place, job, [io], [pulse, monitor, checkpointer])
+    loader = StepLoader(
+        lambda start: batches(start, limit), current_step=lambda: trainer.global_step, total_steps=limit
+    )
+    try:
+        resumed = checkpoint_path(config.run, first_step) if first_step else None
+        trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+    except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
+        raise KeyboardInterrupt from error
+    finally:
+        pulse.release()
+        if reporter is not None:
+            reporter.close()
+    ending = Ending(step=trainer.global_step, stop=pulse.stop, bad=pulse.bad)
+    if ledger is not None:
+        _tell_of_end(ledger, ending, limit)
+    return ending
+
+
+def _batches(
+    tokens: TokenSequence, plan: LanePlan, start: int, stop: int, *, lanes: range, seed: int, model: LanguageModel
+) -> Iterator[Batch]:
+    """A rank's batches of steps [start, stop)."""
+    return read_batches(
+        tokens,
+        plan,
+        start=start,
+        stop=stop,
+        lanes=lanes,
+        seed=seed,
+        cutoffs=model.softmax.cutoffs,
+        num_sites=model.num_sites,
+    )
+
+
+def _first_step(run: str, io: BackgroundIO, ledger: Ledger) -> int:
+    """The step of the newest checkpoint that is whole, which is then at hand; 0 if there is none."""
+
+    def on_damaged(step: int, why: str) -> None:
+        log.warning("%s; going on from step %d, which is whole", why, step)
+        ledger.write("fault", kind="checkpoint", cause=why, rank=0, fatal=False, step=step)
+
+    remove_uncommitted(run)
+    found = newest_sound(run, on_damaged=on_damaged)
+    if found is None:
+        return 0
+    step, checkpoint = found
+    io.at_hand[checkpoint_path(run, step)] = checkpoint
+    return step
+
+
+def _skipped(events: list[Event], *, from_step: int) -> set[int]:
+    """Windows that were to be passed over, of steps that no checkpoint knows of yet; counted from 0 as windows are."""
+    steps = {int(event["step"]) - 1 for event in events if event["event"] == "skip"}
+    return {step for step in steps if step >= from_step}
+
+
+def _made(event: Event) -> int:
+    """How far the run is known to have come by an event."""
+    told = event["event"] in ("progress", "checkpoint", "validation", "replayed")
+    return int(event["step"]) if told else 0
+
+
+def _pass_over(job: Job, manifest: Manifest, bad: tuple[int, str]) -> bool:
+    """Has the ledger say which windows are passed over from now on; False if there were too many already."""
+    config = job.config
+    assert config.run is not None
+    step, why = bad
+    plan = lane_plan(config, manifest)
+    known = {event["step"] for event in read_events(config.run) if event["event"] == "skip"}
+    skips = [each for each in range(max(1, step - config.guard.skip_steps + 1), step + 1) if each not in known]
+    if len(known) + len(skips) > config.guard.max_skips * config.guard.skip_steps:
+        log.warning("guard.max_skips=%d bad losses were passed over already", config.guard.max_skips)
+        return False
+    ledger = Ledger(config.run, attempt=job.attempt)
+    for each in skips:
+        epoch, window = plan.position(each - 1)
+        log.warning("%s: passing over step %d, window %d of epoch %d", why, each, window, epoch)
+        ledger.write(
+            "skip",
+            step=each,
+            epoch=epoch,
+            window=window,
+            num_tokens=plan.targets_in(window),
+            tokens=plan.lane_ranges(window),
+        )
+    return True
+
+
+def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:
+    before = [int(event["world_size"]) for event in events if event["event"] == "group"]
+    if before and before[-1] != world_size:
+        log.info("%d workers, before %d", world_size, before[-1])
+        ledger.write("resize", from_size=before[-1], to_size=world_size)
+    checkpoint = f"step-{first_step}.ckpt" if first_step else None
+    ledger.write("group", step=first_step, reached_step=reached_step, world_size=world_size, checkpoint=checkpoint)
+
+
+def _tell_of_end(ledger: Ledger, ending: Ending, limit: int) -> None:
+    if ending.bad is not None:
+        ledger.write("fault", kind="loss", cause=ending.bad[1], rank=None, fatal=True, step=ending.bad[0])
+    elif ending.step >= limit:
+        ledger.write("end", step=ending.step)
+    elif ending.stop is not None:
+        ledger.write("stop", step=ending.step, cause=ending.stop)
+
+
+def _reporter(job: Job, ledger: Ledger, *, first_step: int) -> Reporter:
+    config = job.config
+    assert config.run is not None
+
+    def on_failure(cause: str) -> None:
+        ledger.write("fault", kind="tracker", cause=cause, rank=0, fatal=False)
+
+    display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
+    display.start(first_step)
+    return Reporter(
+        metrics=MetricsFile(storage.join(config.run, METRICS_NAME), last_step=first_step),
+        tracker=GuardedTracker(lambda: _tracker(config), on_failure=on_failure),
+        display=display,
+        ledger=ledger,
+    )
+
+
+def _tracker(config: Config) -> Tracker:
+    assert config.run is not None
+    if config.tracking.kind == "none":
+        return NoTracker()
+    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"))
