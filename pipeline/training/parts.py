@@ -18,6 +18,7 @@ from pipeline.model.language_model import LanguageModel
 
 def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
     """The model that the section describes; its weights are not drawn yet."""
+    adaptive = model.softmax.kind == "adaptive"
     return LanguageModel(
         vocab_size=vocab_size,
         embedding_size=model.embedding_size,
@@ -26,8 +27,8 @@ def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
         projection_size=model.projection_size,
         dropout=model.dropout,
         tied=model.tied,
-        cutoffs=model.softmax.cutoffs if model.softmax.kind == "adaptive" else (),
-        div_value=model.softmax.div_value,
+        cutoffs=model.softmax.cutoffs if adaptive else (),
+        div_value=model.softmax.div_value if adaptive else 1,
     )
 
 

@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.errors import ConfigError, CorpusError, LossError, Stopped
+from pipeline.errors import ConfigError, CorpusError, LossError, PipelineError, Stopped
 from pipeline.training.checkpoint import check_identity, checkpoint_path, committed_steps, newest_sound, own_part
 from pipeline.training.ledger import Ledger, next_attempt, read_events
 from pipeline.training.parts import build_model, choose_device, lane_plan, run_identity, total_steps
@@ -109,7 +109,12 @@ def train(
         ledger.write("start", time=began, command_step=first_step, total_steps=limit, cluster=config.cluster.kind)
         _write_config(config)
         storage.publish_bytes(storage.join(config.run, ATTEMPT_NAME), str(job.attempt).encode())
-        return _outcome(start_workers(job), first_step, job)
+        try:
+            ending = start_workers(job)
+        except PipelineError as error:
+            ledger.write("stop", step=(committed_steps(config.run) or [0])[-1], cause=str(error))
+            raise
+        return _outcome(ending, first_step, job)
 
 
 def _outcome(ending: Ending | str, first_step: int, job: Job) -> Outcome:
