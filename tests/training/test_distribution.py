@@ -113,7 +113,7 @@ def test_any_number_of_workers_makes_the_same_updates(overrides: list[str], trai
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(train_on: TrainOn, tmp_path: Path) -> None:
-    """4 → 2 → 1 → 4, in the middle of an epoch, at its end and after it, with the lanes' state carried over all of it."""
+    """4 → 2 → 1 → 4, within an epoch, at its end and after it, with the lanes' state carried over all of it."""
     overrides = ("stream.state=carry", "checkpoint.validate_every_steps=9")
     whole = train_on(1, *overrides, run="whole")
     for num_workers, limit in ((4, 5), (2, WINDOWS), (1, WINDOWS + 3), (4, 30)):

@@ -1,0 +1,106 @@
+"""A run folder on a real S3 API: the same training, the same bits, and whatever is there is whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.status import status
+from pipeline import storage
+from pipeline.config import Config, StatusConfig
+from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.training.restore import load_trained
+from pipeline.training.trainer import train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
+]
+
+
+@pytest.fixture
+def bucket_folder(s3_bucket: str) -> str:
+    return f"{s3_bucket}/{uuid.uuid4().hex[:8]}"
+
+
+def records(run: str) -> list[dict[str, Any]]:
+    lines = storage.read_bytes(f"{run}/metrics.jsonl").decode().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if not key.startswith("speed/")} for line in lines]
+
+
+def assert_same_end(run: str, other: str, step: int) -> None:
+    left, right = (load_checkpoint(checkpoint_path(each, step)) for each in (run, other))
+    for name, weights in left["state_dict"].items():
+        assert torch.equal(weights, right["state_dict"][name]), name
+    assert records(run) == records(other)
+
+
+def test_a_run_there_is_the_run_here(
+    bucket_folder: str, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    here, there = str(tmp_path / "run"), f"{bucket_folder}/run"
+    common = [f"data={make_corpus()}", "checkpoint.every_steps=10", "checkpoint.validate_every_steps=15"]
+    train(small_config(*common, "max_steps=40", f"run={here}"))
+    train(small_config(*common, "max_steps=23", f"run={there}"))
+    outcome = train(small_config(*common, "max_steps=40", f"run={there}"))
+    assert (outcome.run, outcome.first_step) == (there, 23)
+    left, right = (load_checkpoint(checkpoint_path(each, 40)) for each in (here, there))
+    for name, weights in left["state_dict"].items():
+        assert torch.equal(weights, right["state_dict"][name]), name
+    losses = [[line.get("train/nats_per_token") for line in records(run)] for run in (here, there)]
+    assert losses[0] == losses[1]
+    assert committed_steps(there) == committed_steps(here)
+    assert load_trained(there, "best").step == load_trained(here, "best").step
+    assert status(StatusConfig(run=there)).state == "finished"
+    names = {name.removeprefix(there) for name in storage.list_files(there)}
+    assert {"/config.yaml", "/metrics.jsonl", "/events.jsonl", "/checkpoints/step-40.ckpt"} <= names
+
+
+def test_a_damaged_object_is_passed_over(
+    bucket_folder: str, make_corpus: Callable[..., str], small_config: Callable[..., Config]
+) -> None:
+    run = f"{bucket_folder}/run"
+    common = [f"data={make_corpus()}", "checkpoint.every_steps=10", f"run={run}"]
+    train(small_config(*common, "max_steps=20"))
+    newest = checkpoint_path(run, 20)
+    storage.publish_bytes(newest, storage.read_bytes(newest)[:-7])
+    assert train(small_config(*common, "max_steps=30")).first_step == 10
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_run_there(
+    bucket_folder: str, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    here, there = str(tmp_path / "run"), f"{bucket_folder}/run"
+    config = small_config(f"data={make_corpus()}", "max_steps=120", "checkpoint.every_steps=5", f"run={here}")
+    train(config)
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.training.trainer import train\n"
+        "train(judge(Config, sys.stdin.read()))\n"
+    )
+    kills = 0
+    generator = torch.Generator().manual_seed(0)
+    while not committed_steps(there) or committed_steps(there)[-1] < 120:
+        process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, cwd=Path.cwd())
+        assert process.stdin is not None
+        process.stdin.write(config.model_copy(update={"run": there}).model_dump_json().encode())
+        process.stdin.close()
+        at_start = committed_steps(there)
+        while kills < 2 and process.poll() is None and committed_steps(there) == at_start:
+            time.sleep(0.02)  # until it has come further than before
+        if kills < 2:
+            time.sleep(float(torch.rand((), generator=generator)) * 0.3)
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    assert_same_end(here, there, 120)
