@@ -238,6 +238,13 @@ class Checkpointer(Callback):
         if reason is None:
             self._tell(module, wait=False)
             return
+        with self.pulse.unwatched():  # a store may be slow
+            error = self._save(trainer, module, reason)
+        if error is not None and reason == "end":
+            raise CheckpointError(f"the last checkpoint is not written: {error}")
+
+    def _save(self, trainer: Trainer, module: LanguageModelModule, reason: str) -> str | None:
+        """Begins to write; where the process may end soon, waits for the outcome and gives the error on all ranks."""
         began = time.perf_counter()
         self._tell(module, wait=True)
         if self.metrics is not None:
@@ -246,9 +253,8 @@ class Checkpointer(Callback):
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
         self.pulse.saved()
         if reason in ("stop", "notice", "end"):
-            error = self.peers.from_first(self._tell(module, wait=True))
-            if error is not None and reason == "end":
-                raise CheckpointError(f"the last checkpoint is not written: {error}")
+            return self.peers.from_first(self._tell(module, wait=True))
+        return None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells of the last write."""

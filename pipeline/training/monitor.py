@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.errors import ConfigError
 from pipeline.scoring.perplexity import Score
 from pipeline.training.ledger import Ledger, read_events
 from pipeline.training.module import LanguageModelModule
@@ -45,6 +46,8 @@ def finite(value: float) -> float | None:
 class MetricsFile:
     """`metrics.jsonl`: one object a line. On a local disk each is there at once; an object store gets them by `commit`.
 
+    A disk that is full is told of once; what could not be written waits, and is written when there is room again.
+
     Args:
         path: in the run folder.
         last_step: records beyond it belong to steps that are to be made again; they are removed.
@@ -58,31 +61,45 @@ class MetricsFile:
         steps = [int(json.loads(line)["step"]) for line in found]
         self.reached_step = max(steps, default=0)
         self._path = path
-        self._lines = [line for line, step in zip(found, steps, strict=True) if step <= last_step]
-        storage.publish_bytes(path, "".join(self._lines).encode())
-        self._file = Path(path).open("a", encoding="utf-8") if storage.is_local(path) else None  # noqa: SIM115
+        self._text = "".join(line for line, step in zip(found, steps, strict=True) if step <= last_step)
+        self._unwritten = b""
+        self._told = False
+        storage.publish_bytes(path, self._text.encode())
+        self._file = Path(path).open("ab", buffering=0) if storage.is_local(path) else None  # noqa: SIM115
 
     def write(self, record: Record) -> None:
         """Adds a record."""
         line = json.dumps(record) + "\n"
         if self._file is None:
-            self._lines.append(line)
-        else:
-            self._file.write(line)
-            self._file.flush()
+            self._text += line
+            return
+        self._unwritten += line.encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            self._tell(error)
 
     def commit(self) -> None:
         """Makes what was written so far outlast the machine; a checkpoint is not to be ahead of its records."""
-        if self._file is None:
-            storage.publish_bytes(self._path, "".join(self._lines).encode())
-        else:
-            os.fsync(self._file.fileno())
+        try:
+            if self._file is None:
+                storage.publish_bytes(self._path, self._text.encode())
+            else:
+                os.fsync(self._file.fileno())
+        except (OSError, ConfigError) as error:
+            self._tell(error)
 
     def close(self) -> None:
         """No record follows."""
         self.commit()
         if self._file is not None:
             self._file.close()
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            log.warning("%s lacks records, training goes on: %s", self._path, error)
+        self._told = True
 
 
 def _whole_lines(path: str) -> list[str]:

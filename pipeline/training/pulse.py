@@ -149,6 +149,7 @@ class Pulse(Callback):
         self._noticed = False
         self._steps_again, self._seconds_again = 0, 0.0
         self._batch_began = self._settled = self._saved = self._told = self._asked = time.perf_counter()
+        self._heard = 0.0
         self._settled_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -222,7 +223,7 @@ class Pulse(Callback):
         """One collective: the losses since the last one, and what each rank has to say."""
         first = module.peers.first
         now = time.perf_counter()
-        cause = self._signals.cause or (self.host.stop_request() if first else None)
+        cause = self._signals.cause or (self._asked_to_stop(now) if first else None)
         wishes = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
         losses, (sigterm, sigint, num_steps, time_to_save, time_to_ask) = module.settle([*wishes, *decided])
@@ -246,6 +247,13 @@ class Pulse(Callback):
             self._tell_again(module, step)
             self.ledger.write("progress", step=step)
             self._told = now
+
+    def _asked_to_stop(self, now: float) -> str | None:
+        """What the cluster says; it is not asked more often than the ranks settle by the clock."""
+        if now - self._heard < SETTLE_SECONDS:
+            return None
+        self._heard = now
+        return self.host.stop_request()
 
     def _decisions(self, step: int, now: float) -> list[float]:
         """What the first rank's clock decides for all: steps to the next agreement, whether to save, whether to ask."""

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -159,7 +159,10 @@ def work(place: Place, job: Job) -> Ending:
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
     manifest = peers.agree(lambda: _common_ground(job))
-    with _writing(job.config, peers):
+    with ExitStack() as until_the_end:
+        run = job.config.run
+        assert run is not None
+        peers.agree(lambda: _take_writers_lock(run, until_the_end) if peers.first else None)
         while True:
             ending = _go_on(place, job, manifest, peers, main_address=main_address)
             if ending.bad is None or job.config.guard.on_bad_loss != "skip":
@@ -226,30 +229,26 @@ def _common_ground(job: Job) -> Manifest:
     return manifest
 
 
-@contextmanager
-def _writing(config: Config, peers: Peers) -> Iterator[None]:
+def _take_writers_lock(run: str, until: ExitStack) -> None:
     """Keeps the run folder to one first rank: that of a command that was killed may live a little longer.
 
     Raises:
         ConfigError: another one does not end.
     """
-    assert config.run is not None
-    if not peers.first or not storage.is_local(config.run):
-        yield
+    if not storage.is_local(run):
         return
-    with Path(config.run, WRITER_LOCK_NAME).open("a") as lock:
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"run={config.run} is still written to by a process of an earlier command; end it first"
-                    ) from error
-                time.sleep(0.1)
-        yield
+    lock = until.enter_context(Path(run, WRITER_LOCK_NAME).open("a"))
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"run={run} is still written to by a process of an earlier command; end it first"
+                ) from error
+            time.sleep(0.1)
 
 
 def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_address: str) -> Ending:
@@ -259,7 +258,9 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
     plan = lane_plan(config, manifest)
     events = read_events(config.run) if peers.first else []
     ledger = Ledger(config.run, attempt=job.attempt) if peers.first else None
-    first_step = peers.from_first(_first_step(config.run, io, ledger) if ledger is not None else 0)
+    first_step = peers.from_first(
+        peers.agree(lambda: 0 if ledger is None else _first_step(str(config.run), io, ledger))
+    )
     skipped = peers.from_first(_skipped(events, from_step=first_step))
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
@@ -286,9 +287,9 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
         validate_every=module.validate_every,
         total_steps=limit,
     )
-    reporter, reached_step = None, first_step
-    if ledger is not None:
-        reporter = _reporter(job, ledger, first_step=first_step)
+    reporter = peers.agree(lambda: None if ledger is None else _reporter(job, ledger, first_step=first_step))
+    reached_step = first_step
+    if ledger is not None and reporter is not None:
         reached_step = max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step)
         _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=peers.world_size)
     watchdog = None
@@ -341,7 +342,8 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
         pulse.release()
         if reporter is not None:
             reporter.close()
-    ending = Ending(step=trainer.global_step, stop=pulse.stop, bad=pulse.bad)
+    finished = trainer.global_step >= limit and pulse.bad is None
+    ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
     return ending
