@@ -27,6 +27,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """A run flushes them for its whole process; the next test's floats are IEEE's again."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """An S3 of this session's own (moto), and a bucket there, `s3://bucket`: a test takes a name of its own below it.
