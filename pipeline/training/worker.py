@@ -422,7 +422,7 @@ def _pass_over(job: Job, manifest: Manifest, bad: tuple[int, str]) -> bool:
 def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:
     before = [int(event["world_size"]) for event in events if event["event"] == "group"]
     if before and before[-1] != world_size:
-        log.info("%d workers, before %d", world_size, before[-1])
+        log.info("%s, %d before", "1 worker" if world_size == 1 else f"{world_size} workers", before[-1])
         ledger.write("resize", from_size=before[-1], to_size=world_size)
     checkpoint = f"step-{first_step}.ckpt" if first_step else None
     ledger.write("group", step=first_step, reached_step=reached_step, world_size=world_size, checkpoint=checkpoint)
