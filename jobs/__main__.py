@@ -97,9 +97,11 @@ def _set_up(arguments: Sequence[str]) -> None:
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed
         "GOMP_SPINCOUNT": "10000",
     }
-    if "cluster=ray" not in arguments:  # which has its own
+    if {"cluster=ray", "cluster.kind=ray"}.isdisjoint(arguments):
         # a Ray of this command's own lets nobody else in; no token goes to the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    else:  # a running one has its own; where it answers and lets nobody in, it is asked no more than this often
+        environment |= {"RAY_gcs_server_port_wait_time_s": "3"}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     console.set_up()

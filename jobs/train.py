@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from jobs import console
 from pipeline import storage
 from pipeline.cluster import Launch, Loss, launched_ranks, run_workers
@@ -36,10 +34,11 @@ def _start_workers(job: Job) -> Ending | str:
     assert config.run is not None
     launch = Launch(
         cluster=config.cluster,
-        use_gpu=config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available()),
+        use_gpu={"cuda": True, "cpu": False}.get(config.accelerator),
         timeout_seconds=exchange_seconds(config),
+        hang_seconds=config.guard.hang_seconds,
         name=f"attempt-{job.attempt}",
-        folder=storage.join(config.run, "ray"),
+        folder=storage.join(config.run, "failures"),
         set_up=console.set_up,
         on_loss=partial(_tell_of_loss, config.run, job.attempt),
     )
@@ -66,12 +65,12 @@ def _shown(job: Job) -> Iterator[None]:
 
 
 def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
-    """A hang was told of by the rank that noticed it. This may be called on another machine than the command's."""
+    """A hang was told of by the rank that noticed it. Under Ray this runs in another process than the command's."""
     events = read_events(run)
     if events and events[-1]["event"] == "fault" and events[-1]["kind"] == "hang":
         return
-    log.warning("worker: rank %s %s", loss.rank, loss.cause)
-    Ledger(run, attempt=attempt).write("fault", kind="worker", cause=loss.cause, rank=loss.rank, fatal=True)
+    log.warning("%s: rank %s: %s", loss.kind, loss.rank, loss.cause)
+    Ledger(run, attempt=attempt).write("fault", kind=loss.kind, cause=loss.cause, rank=loss.rank, fatal=True)
 
 
 def report(outcome: Outcome) -> None:

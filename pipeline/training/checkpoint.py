@@ -69,7 +69,7 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     if not storage.exists(path) or not storage.exists(mark):
         missing, there = (mark, path) if storage.exists(path) else (path, mark)
         raise CheckpointError(f"{missing} does not exist; remove {there} to go on from the checkpoint before")
-    needed = storage.read_bytes(mark).decode().strip()
+    needed = storage.read_bytes(mark).decode(errors="replace").strip()
     if (found := storage.sha256(path)) != needed:
         raise CheckpointError(
             f"{path} is damaged: found sha256 {found} of {storage.size_bytes(path)} bytes, needed {needed};"

@@ -325,11 +325,13 @@ class Follower:
         match event["event"]:
             case "group":
                 self.display.start(event["step"])
-                log.info("%d workers go on from step %d", event["world_size"], event["step"])
+                workers = "1 worker" if event["world_size"] == 1 else f"{event['world_size']} workers"
+                log.info("%s, from step %d", workers, event["step"])
                 records = _whole_lines(storage.join(self.run, METRICS_NAME))
                 self._num_records = sum(json.loads(line)["step"] <= event["step"] for line in records)
             case "fault":
-                log.warning("%s: %s", event["kind"], event["cause"])
+                who = f"rank {event['rank']}: " if event["kind"] == "worker" and event["rank"] is not None else ""
+                log.warning("%s: %s%s", event["kind"], who, event["cause"])
             case "skip":
                 log.warning("step %d is passed over", event["step"])
 

@@ -85,7 +85,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def catch(self) -> None:
-        """From now on; over whatever handlers Lightning has put there."""
+        """From now on."""
         if threading.current_thread() is threading.main_thread():
             for name in CAUSES:
                 number = signal.Signals[name]
@@ -152,10 +152,13 @@ class Pulse(Callback):
         self._heard = 0.0
         self._settled_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to listen."""
-        module = cast(LanguageModelModule, pl_module)
+    def listen(self) -> None:
+        """From now on a signal is a wish to stop after a step."""
         self._signals.catch()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to count and to watch."""
+        module = cast(LanguageModelModule, pl_module)
         self._losses = LossWatch(
             deviations=self.guard.spike_deviations,
             window_steps=self.guard.spike_window_steps,
@@ -199,9 +202,11 @@ class Pulse(Callback):
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens no more."""
-        self._tell_again(cast(LanguageModelModule, pl_module), trainer.global_step)
+        """Tells what is left to tell, and listens no more."""
+        module = cast(LanguageModelModule, pl_module)
+        self._tell_again(module, trainer.global_step)
         self.release()
+        module.peers.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
 
     def release(self) -> None:
         """Gives the signals back and ends the watch; a second call does nothing."""

@@ -110,11 +110,10 @@ def train(
         _write_config(config)
         storage.publish_bytes(storage.join(config.run, ATTEMPT_NAME), str(job.attempt).encode())
         try:
-            ending = start_workers(job)
-        except PipelineError as error:
-            ledger.write("stop", step=(committed_steps(config.run) or [0])[-1], cause=str(error))
+            return _outcome(start_workers(job), first_step, job)
+        except (PipelineError, KeyboardInterrupt) as error:
+            ledger.write("stop", step=(committed_steps(config.run) or [0])[-1], cause=str(error) or "SIGINT")
             raise
-        return _outcome(ending, first_step, job)
 
 
 def _outcome(ending: Ending | str, first_step: int, job: Job) -> Outcome:

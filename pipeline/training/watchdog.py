@@ -27,7 +27,7 @@ ORDER = ("between steps", "computing", "exchanging")  # how far a rank has come 
 
 
 class Watchdog:
-    """One thread of each rank.
+    """A thread of each rank; on all but the first a second one, since what that one asks may never be answered.
 
     Args:
         peers: the ranks.
@@ -47,7 +47,8 @@ class Watchdog:
         self._mark = (0, ORDER[0], time.monotonic())
         self._paused = False
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._turned = time.monotonic()  # when the board last answered
+        self._verdict = threading.Lock()  # for the first to come to one
 
     def _open_store(self, host: str) -> TCPStore | None:
         """The board on which the ranks write; the first one keeps it."""
@@ -65,8 +66,10 @@ class Watchdog:
         self.mark(step, ORDER[0])
         self._publish()
         self.peers.from_first(None)  # every rank's first word is there before any looks for it
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        self._turned = time.monotonic()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        if not self.peers.first:
+            threading.Thread(target=self._watch_board, name="watchdog of the board", daemon=True).start()
 
     def mark(self, step: int, phase: str) -> None:
         """Notes how far this rank has come."""
@@ -90,7 +93,7 @@ class Watchdog:
     def _watch(self) -> None:
         heard: dict[int, tuple[str, float]] = {}  # of each rank watched: its last word, and when it was new
         while not self._ended.wait(self._period):
-            now = time.monotonic()
+            now = self._turned = time.monotonic()
             verdict: tuple[int | None, str] | None = None
             try:
                 self._publish()
@@ -101,13 +104,19 @@ class Watchdog:
                     elif now - heard[rank][1] > self.hang_seconds:
                         verdict = (rank, f"rank {rank} was not heard of for {self.hang_seconds:g} s")
             except (DistError, RuntimeError) as error:
-                if self._ended.is_set():
-                    return
+                if self._ended.is_set() or time.monotonic() - now < self.hang_seconds / 2:
+                    return  # the first rank is gone, which the exchange of gradients and the supervisor notice
                 verdict = (0, f"rank 0 was not heard of for {self.hang_seconds:g} s ({_one_line(error)})")
             if verdict is None and not self._paused and now - self._mark[2] > self.hang_seconds:
                 verdict = self._least_far()
             if verdict is not None and not self._ended.is_set():
                 self._end(*verdict)
+
+    def _watch_board(self) -> None:
+        """Where the first rank's process was stopped, torch's store waits for it whatever the timeout."""
+        while not self._ended.wait(self._period):
+            if time.monotonic() - self._turned > self.hang_seconds + self._period:
+                self._end(0, f"rank 0 was not heard of for {self.hang_seconds:g} s")
 
     def _watched(self) -> range:
         """The first rank looks at all others; they look at the first."""
@@ -141,6 +150,8 @@ class Watchdog:
 
     def _end(self, rank: int | None, cause: str) -> None:
         """Ends this process; whoever waits for a rank that hangs cannot be woken otherwise."""
+        if not self._verdict.acquire(blocking=False):
+            return
         teller = 1 if rank == 0 and self.peers.world_size > 1 else 0
         if self.peers.rank == teller:
             log.error("%s: the group ends, and goes on from its last checkpoint when it is started again", cause)

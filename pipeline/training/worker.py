@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,7 @@ class Place(Host, Protocol):
         strategy: the class of the Trainer's strategy; None: Lightning's own.
         environment: Lightning's plugin for this cluster; None: the one that Lightning finds.
         num_threads: of torch on the CPU; None: as many as torch likes.
+        accelerator: `cpu` or `cuda`, where the cluster decides it; None: as configured.
     """
 
     @property
@@ -91,6 +92,8 @@ class Place(Host, Protocol):
     def environment(self) -> Any: ...
     @property
     def num_threads(self) -> int | None: ...
+    @property
+    def accelerator(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Alone:
     distributed: bool = False
     strategy: type[Any] | None = None
     environment: Any = None
+    accelerator: str | None = None
 
     def stop_request(self) -> str | None:
         """Nobody but a signal asks."""
@@ -158,6 +162,7 @@ def work(place: Place, job: Job) -> Ending:
     peers = Peers(rank=scout.global_rank, world_size=scout.world_size)
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
+    job = replace(job, attempt=peers.from_first(job.attempt))  # one that began later found this attempt in the ledger
     manifest = peers.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
         run = job.config.run
@@ -186,7 +191,7 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
             timeout=timedelta(seconds=exchange_seconds(config)),
         )
     trainer = Trainer(
-        accelerator=choose_device(config.accelerator),
+        accelerator=choose_device(place.accelerator or config.accelerator),
         devices=place.devices,
         num_nodes=place.num_nodes,
         strategy=strategy,
@@ -202,6 +207,8 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
+    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the pulse has one of its own
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if place.distributed:
         # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the pulse
         # asks once a second, and takes the signal itself
@@ -237,7 +244,7 @@ def _take_writers_lock(run: str, until: ExitStack) -> None:
     """
     if not storage.is_local(run):
         return
-    lock = until.enter_context(Path(run, WRITER_LOCK_NAME).open("a"))
+    lock = until.enter_context(Path(run, WRITER_LOCK_NAME).open("a"))  # noqa: SIM115
     deadline = time.monotonic() + ORPHAN_SECONDS
     while True:
         try:
@@ -335,6 +342,7 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
     )
     try:
         resumed = checkpoint_path(config.run, first_step) if first_step else None
+        pulse.listen()
         trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
     except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
         raise KeyboardInterrupt from error
