@@ -312,7 +312,9 @@ def _train_launched(launcher: Any, train: Train, job: Any, launch: Launch) -> An
         environment=launcher,
         num_threads=_threads(launch.cluster, workers_here),
     )
-    return train(worker, job)
+    outcome = train(worker, job)
+    _part()
+    return outcome
 
 
 def _train_in_processes(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
@@ -442,6 +444,15 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     ended = _outcome(lambda worker_job: train(worker, worker_job), job)
     if rank == 0:
         outcome.put(ended)
+    _part()
+
+
+def _part() -> None:
+    """Ends what the ranks have between them, before one of them is gone and the others wonder."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
@@ -502,13 +513,9 @@ def _train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN40
 def _patience(launch: Launch) -> dict[str, str]:
     """For what Ray Train waits less long than it would: for those that are lost, and for machines that are gone."""
     seconds = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": 5.0}  # of 30; the processes are ended then anyway
-    if launch.cluster.min_workers is not None:
-        seconds["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = (
-            15.0  # of 60; then it looks again for how many there is room
-        )
-    if (
-        launch.hang_seconds is not None
-    ):  # of 600; the ranks themselves name the one that hangs sooner, unless it is alone
+    if launch.cluster.min_workers is not None:  # of 60; then it looks again for how many there is room
+        seconds["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = 15.0
+    if launch.hang_seconds is not None:  # of 600; the ranks name the one that hangs sooner, unless it has no others
         seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = launch.hang_seconds + 15.0
     return {name: f"{value:g}" for name, value in seconds.items()}
 
@@ -519,7 +526,6 @@ def _uses_gpu(launch: Launch) -> bool:
     Raises:
         ClusterError: the cluster is this machine, and it has too few.
     """
-
     num_gpus, num_workers = int(_ray_api().cluster_resources().get("GPU", 0)), launch.cluster.num_workers or 1
     use_gpu = num_gpus > 0 if launch.use_gpu is None else launch.use_gpu
     if use_gpu and launch.cluster.kind == "local" and num_workers > num_gpus:
@@ -581,17 +587,21 @@ class _News:
 
 
 class _Board:
-    """An actor beside the command: its wish to stop goes to the workers by it, and news of them comes back."""
+    """An actor beside the command: wishes to stop go to the workers by it, and news of them comes back."""
 
     def __init__(self) -> None:
         self._wish: str | None = None
+        self._resize = False
         self._news = _News()
 
     def wish(self, name: str) -> None:
         self._wish = name
 
+    def resize(self, wished: bool) -> None:
+        self._resize = wished
+
     def wished(self) -> str | None:
-        return self._wish
+        return self._wish or ("resize" if self._resize else None)
 
     def tell(self, **news: Any) -> None:  # noqa: ANN401
         self._news = replace(self._news, **news)
@@ -726,6 +736,7 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
     class Overseer(ControllerCallback, WorkerGroupCallback):
         def __init__(self) -> None:
             self._workers: list[Any] = []
+            self._resizing = False
             self._losses = 0
             self._told = True
 
@@ -733,8 +744,10 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
             board.tell.remote(controller=ray.get_runtime_context().current_actor, phase="waiting")
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:  # noqa: ANN401
-            waiting = type(current_state).__name__ in WAITING
+            name = type(current_state).__name__
+            waiting = name in WAITING
             board.tell.remote(phase="waiting" if waiting else "going")
+            self._resizing = name == "ResizingState" or (self._resizing and waiting)
             error = vars(current_state).get("training_failed_error")
             if isinstance(error, PreemptionError):
                 self._tell(_taken_away(error.preemption_info.preempted_ranks[0]))
@@ -742,6 +755,12 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
                 # what elastic Ray Train knows of the machines is up to 20 s old, unless someone has it look again
                 coordinator: Any = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
                 coordinator.get_reserved_resources.remote("", recompute=True)
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401
+            if self._resizing:  # Ray Train would lose what the group did since its last checkpoint
+                board.resize.remote(True)
+                _parted(self._workers, within_seconds=launch.cluster.grace_seconds)
+                board.resize.remote(False)
 
         def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
             board.tell.remote(phase="starting")
@@ -778,6 +797,19 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
             board.tell.remote(losses=self._losses, loss=loss)
 
     return Overseer()
+
+
+def _parted(workers: Sequence[Any], *, within_seconds: float) -> None:
+    """Returns once no worker trains any more, or one is lost, or the time is over."""
+    from ray.exceptions import RayError
+
+    deadline = time.monotonic() + within_seconds
+    with suppress(RayError):
+        while time.monotonic() < deadline:
+            asked = [worker.actor.poll_status.remote() for worker in workers]
+            if not any(each.running for each in _ray_api().get(asked, timeout=within_seconds)):
+                return
+            time.sleep(0.2)
 
 
 def _silent(workers: Sequence[Any], *, heard: Collection[int]) -> dict[int, Exception]:

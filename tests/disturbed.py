@@ -1,13 +1,13 @@
-"""`python -m jobs`, whose workers take their time over each step, leave their process ids, and fail where asked to.
+"""`python -m jobs` with workers that are slow, leave their process ids, and fail if they are asked to.
 
-Run as the command itself, it stands for it in tests of faults. `DISTURBED` in the environment holds, as JSON:
+Run as the command itself. `DISTURBED` in the environment names a folder, whose files say how, also while they work:
 
-    folder         where each rank's process id stands, in a file of the rank's name
-    step_seconds   that a worker waits before each step
-    raises         optional: [rank, step], where that rank raises an error of nobody's making, each time it comes there
+    pace      seconds that a worker waits before each step
+    bug       "RANK STEP", where that rank raises an error of nobody's making, each time it comes there
+    missing   a file that is removed before a worker begins: its machine does not see it
+    0, 1, ... written: the process id of each rank
 """
 
-import json
 import os
 import sys
 import time
@@ -20,25 +20,32 @@ from pipeline.training.module import LanguageModelModule
 from pipeline.training.worker import work
 
 
-def disturbed(how, place, job):
-    """`work`, but for what is asked for."""
-    before = getattr(LanguageModelModule, "undisturbed", LanguageModelModule.on_train_batch_start)
+def disturbed(folder, place, job):
+    """`work`, but for what the folder asks for."""
+    undisturbed = getattr(LanguageModelModule, "undisturbed", LanguageModelModule.on_train_batch_start)
 
     def on_train_batch_start(self, batch, batch_idx):
-        if self.global_step == 0 or not Path(how["folder"], str(self.peers.rank)).exists():
-            pass
-        Path(how["folder"], str(self.peers.rank)).write_text(str(os.getpid()))
-        if how.get("raises") == [self.peers.rank, self.global_step]:
-            raise RuntimeError("a bug that shows\nin the last line")
-        time.sleep(how["step_seconds"])
-        before(self, batch, batch_idx)
+        rank = self.peers.rank
+        Path(folder, str(rank)).write_text(str(os.getpid()))
+        if said(folder, "bug") == f"{rank} {self.global_step}":
+            raise RuntimeError("a bug whose text\nhas two lines")
+        time.sleep(float(said(folder, "pace") or 0))
+        undisturbed(self, batch, batch_idx)
 
-    LanguageModelModule.undisturbed = before
+    LanguageModelModule.undisturbed = undisturbed
     LanguageModelModule.on_train_batch_start = on_train_batch_start
+    if missing := said(folder, "missing"):
+        Path(missing).unlink(missing_ok=True)
     return work(place, job)
 
 
+def said(folder, name):
+    """What a file of the folder says; nothing if it is not there."""
+    path = Path(folder, name)
+    return path.read_text() if path.exists() else ""
+
+
 if __name__ == "__main__":
-    jobs.train.work = partial(disturbed, json.loads(os.environ["DISTURBED"]))
+    jobs.train.work = partial(disturbed, os.environ["DISTURBED"])
     jobs.__main__._set_up(sys.argv[1:])
     sys.exit(jobs.__main__.main(sys.argv[1:]))

@@ -27,7 +27,8 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[1]
 SEED = int(os.environ.get("WORDLANES_FAULT_SEED", "1"))  # printed; another one draws other steps and ranks
 PATIENCE_SECONDS = 240.0  # for whatever must come; a busy machine is no finding
-STEP_SECONDS = 0.05  # so that faults fall between the start and the end
+AT_EASE = 0.1  # seconds before each step, so that faults fall between the start and the end
+SLOWLY = 1.0  # while the test waits for machines to go or to come
 QUICK = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -41,9 +42,13 @@ class World:
 
     def __init__(self, folder: Path, data: str, small_config: Callable[..., Config]) -> None:
         self.folder = folder
+        self.run = folder / "run"
         self.data = data
         self.random = random.Random(SEED)
         self.small_config = small_config
+        self.asked = folder / "asked"  # how the workers are disturbed, and their process ids
+        self.asked.mkdir()
+        self.ask(pace=AT_EASE)
         print(f"WORDLANES_FAULT_SEED={SEED}")
 
     def settings(self, steps: int) -> list[str]:
@@ -70,51 +75,86 @@ class World:
         ]
 
     def undisturbed(self, steps: int, *overrides: str) -> Path:
-        run = self.folder / f"whole{steps}{len(overrides)}"
+        run = self.folder / "whole"
         train(self.small_config(*self.settings(steps), f"run={run}", *overrides))
         return run
 
-    def command(self, run: Path, steps: int, *overrides: str) -> subprocess.Popen[bytes]:
-        """Starts to train, with slow steps, and with each rank's process id in `pids`."""
-        pids = self.folder / "pids"
-        pids.mkdir(exist_ok=True)
-        how = json.dumps({"folder": str(pids), "step_seconds": STEP_SECONDS})
-        with (self.folder / "told.txt").open("ab") as told:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    str(ROOT / "tests" / "disturbed.py"),
-                    "train",
-                    *self.settings(steps),
-                    f"run={run}",
-                    *overrides,
-                ],
-                env={**os.environ, **QUICK, "DISTURBED": how, "PYTHONPATH": str(ROOT)},
-                stdout=told,
-                stderr=told,
+    def command(self, steps: int, *overrides: str) -> "Command":
+        return Command(self, [*self.settings(steps), f"run={self.run}", *overrides])
+
+    def ask(self, **how: object) -> None:
+        for name, value in how.items():
+            temporary = self.asked / f"{name}.new"
+            temporary.write_text(str(value))
+            temporary.rename(self.asked / name)
+
+    def pid(self, rank: int) -> int:
+        return int((self.asked / str(rank)).read_text())
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(str(self.run)) if event["event"] == name]
+
+    def sizes(self) -> list[int]:
+        """Of the worker groups that trained, one after the other."""
+        sizes = [event["world_size"] for event in self.events("group")]
+        return sizes[: len(self.events("training"))]
+
+    def reached(self) -> int:
+        """The last step in metrics.jsonl."""
+        path = self.run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def drawn_step(self, first: int, last: int) -> int:
+        step = self.random.randint(first, last)
+        print("drawn: step", step)
+        return step
+
+    def drawn_rank(self) -> int:
+        rank = self.random.randrange(2)
+        print("drawn: rank", rank)
+        return rank
+
+
+class Command:
+    """`python -m jobs train`, in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, world: World, arguments: list[str]) -> None:
+        self.world = world
+        self.output = world.folder / f"told{time.monotonic_ns()}.txt"
+        environment = {"DISTURBED": str(world.asked), "PYTHONPATH": str(ROOT)}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tests" / "disturbed.py"), "train", *arguments],
+                env={**os.environ, **QUICK, **environment},
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
 
+    @property
     def told(self) -> str:
-        return (self.folder / "told.txt").read_text()
+        return self.output.read_text()
 
-    def kill_worker(self, rank: int) -> None:
-        os.kill(int((self.folder / "pids" / str(rank)).read_text()), signal.SIGKILL)
+    def until(self, met: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not met():
+            assert self.process.poll() is None, self.told
+            assert time.monotonic() < deadline, self.told
+            time.sleep(0.1)
 
+    def until_step(self, step: int) -> None:
+        self.until(lambda: self.world.reached() >= step)
 
-def reached(run: Path) -> int:
-    """The last step in metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
 
-
-def wait_until(command: subprocess.Popen[bytes], world: World, met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not met():
-        assert command.poll() is None, world.told()
-        assert time.monotonic() < deadline, world.told()
-        time.sleep(0.1)
+    def ended(self) -> int:
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(self.told) from None
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -135,117 +175,239 @@ def assert_same_end(run: Path, whole: Path, step: int, *, to_the_bit: bool) -> N
         assert one == pytest.approx(another, rel=1e-4, abs=1e-7)
 
 
-def events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(str(run)) if event["event"] == name]
-
-
 @pytest.fixture
 def world(tmp_path: Path, make_corpus: Callable[..., str], small_config: Callable[..., Config]) -> World:
     return World(tmp_path, make_corpus(train=2000, valid=150), small_config)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A Ray of two machines with one core each; tests add and remove some."""
-    from ray.cluster_utils import Cluster
+class Machines:
+    """A Ray of several machines with one core each, on this one. The commands run on its head, which has none."""
 
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes: list[Any] = []
+
+    def add(self, number: int) -> None:
+        self.nodes += [self.cluster.add_node(**NODE) for _ in range(number)]
+
+    def lose(self, number: int = 1) -> None:
+        for _ in range(number):
+            self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def of(self, num_workers: int, *overrides: str) -> list[str]:
+        places = ["cluster=ray", f"cluster.address={self.cluster.address}", f"cluster.num_workers={num_workers}"]
+        return [*places, "cluster.resize_seconds=3", *overrides]
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUICK.items():
             patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-        cluster.add_node(**NODE)
-        cluster.wait_for_nodes()
-        yield cluster
-        cluster.shutdown()
+        machines = Machines()
+        yield machines
+        machines.cluster.shutdown()
 
 
-def on(cluster: Any) -> list[str]:
-    return ["cluster=ray", f"cluster.address={cluster.address}", "cluster.num_workers=2", "cluster.resize_seconds=3"]
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(num_workers: int, world: World) -> None:
-    """SIGTERM on the way: a checkpoint of that step, and the same command goes on."""
-    whole = world.undisturbed(120, f"cluster.num_workers={num_workers}")
-    run, overrides = world.folder / "run", ("cluster=local", f"cluster.num_workers={num_workers}")
-    command = world.command(run, 120, *overrides)
-    step = world.random.randint(5, 80)
-    print("stopped near step", step)
-    wait_until(command, world, lambda: reached(run) >= step)
-    os.kill(command.pid, signal.SIGTERM)
-    assert command.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM, world.told()
-    (stop,) = events(run, "stop")
+def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World) -> None:
+    """SIGTERM on the way: a checkpoint of that step, and the same command goes on. Nothing of Ray's is in the way."""
+    whole = world.undisturbed(120)
+    command = world.command(120, "cluster=local")
+    command.until_step(world.drawn_step(5, 80))
+    command.send(signal.SIGTERM)
+    assert command.ended() == 128 + signal.SIGTERM, command.told
+    (stop,) = world.events("stop")
     assert stop["cause"] == "SIGTERM"
-    assert f"is saved at step {stop['step']}" in world.told()
-    assert world.command(run, 120, *overrides).wait(PATIENCE_SECONDS) == 0, world.told()
-    assert events(run, "group")[-1]["step"] == stop["step"]
-    assert_same_end(run, whole, 120, to_the_bit=True)
-    assert "Traceback" not in world.told()
+    assert command.told.splitlines()[0] == "1 worker, from step 0"
+    assert command.told.splitlines()[-1].startswith(f"stopped: run={world.run} is saved at step {stop['step']}; ")
+    world.ask(pace=0)
+    command = world.command(120, "cluster=local")
+    assert command.ended() == 0, command.told
+    first, *between, last = command.told.splitlines()
+    assert first == f"1 worker, from step {stop['step']}"
+    assert last == f"{world.run} is trained to step 120 (from step {stop['step']})"
+    assert all("validation perplexity" in line for line in between)
+    assert world.events("group")[-1]["step"] == stop["step"]
+    assert_same_end(world.run, whole, 120, to_the_bit=True)
+    names = {path.name for path in world.run.iterdir()}
+    assert names <= {".lock", ".writer.lock", "attempt", "checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl"}
 
 
-def test_a_worker_is_killed_a_machine_lost_and_one_added(world: World, cluster: Any) -> None:
-    """Two workers, two again after a kill, one, and two: the text goes on where it was."""
-    whole = world.undisturbed(900)
-    run = world.folder / "run"
-    command = world.command(run, 900, *on(cluster), "cluster.min_workers=1")
-    step, rank = world.random.randint(30, 90), world.random.randrange(2)
-    print("rank", rank, "is killed near step", step)
-    wait_until(command, world, lambda: reached(run) >= step)
-    world.kill_worker(rank)
-    wait_until(command, world, lambda: len(events(run, "training")) == 2 and reached(run) > step + 20)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    wait_until(command, world, lambda: [event["to_size"] for event in events(run, "resize")] == [1])
-    cluster.add_node(**NODE)
-    wait_until(command, world, lambda: [event["to_size"] for event in events(run, "resize")] == [1, 2])
-    assert command.wait(PATIENCE_SECONDS) == 0, world.told()
-    assert_same_end(run, whole, 900, to_the_bit=False)
-    stood = account(read_events(str(run)), now=time.time())
-    assert (stood.state, stood.step, stood.world_size) == ("finished", 900, 2)
-    assert len(stood.failures) >= 2
-    assert stood.failures[0].rank == rank
+def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World) -> None:
+    whole = world.undisturbed(120, "cluster.num_workers=2")
+    command = world.command(120, "cluster=local", "cluster.num_workers=2")
+    command.until_step(world.drawn_step(30, 80))
+    workers = [world.pid(rank) for rank in range(2)]
+    command.send(signal.SIGKILL)
+    command.process.wait()
+    world.ask(pace=0)
+    command = world.command(120, "cluster=local", "cluster.num_workers=2")
+    assert command.ended() == 0, command.told
+    assert not [pid for pid in workers if runs(pid)]
+    assert [event["attempt"] for event in world.events("end")] == [2]
+    assert_same_end(world.run, whole, 120, to_the_bit=True)
 
 
-def test_a_machine_is_taken_away_with_notice(world: World, cluster: Any) -> None:
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is not just waiting to be looked at."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_text_goes_on_through_four_workers_three_one_and_four(world: World, machines: Machines) -> None:
+    """A worker is killed, a machine is lost, two more at once, and three are added; three workers share 8 lanes."""
+    whole = world.undisturbed(400)
+    machines.add(4)
+    command = world.command(400, *machines.of(4, "cluster.min_workers=1"))
+    step, rank = world.drawn_step(30, 60), world.drawn_rank()
+    command.until_step(step)
+    os.kill(world.pid(rank), signal.SIGKILL)
+    command.until(lambda: world.sizes() == [4, 4])
+    command.until_step(step + 10)
+    world.ask(pace=SLOWLY)
+    machines.lose()
+    command.until(lambda: world.sizes() == [4, 4, 3])
+    machines.lose(2)
+    command.until(lambda: world.sizes() == [4, 4, 3, 1])
+    machines.add(3)
+    command.until(lambda: world.sizes()[4:] == [4])
+    world.ask(pace=0)
+    assert command.ended() == 0, command.told
+    assert_same_end(world.run, whole, 400, to_the_bit=False)
+    stood = account(read_events(str(world.run)), now=time.time())
+    assert (stood.state, stood.step, stood.world_size) == ("finished", 400, 4)
+    assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
+    assert (stood.failures[0].rank, stood.failures[0].cause) == (rank, "died: killed, out of memory, or crashed")
+    assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
+    assert [(each["from_size"], each["to_size"]) for each in stood.resizes] == [(4, 3), (3, 1), (1, 4)]
+    grown = world.events("group")[-1]
+    assert grown["step"] == grown["reached_step"]  # to grow costs no step
+
+
+def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines) -> None:
     """The notice is answered by a checkpoint, and does not count among the failures, of which none is allowed."""
-    whole = world.undisturbed(500)
-    run = world.folder / "run"
-    command = world.command(run, 500, *on(cluster), "cluster.min_workers=1", "cluster.max_failures=0")
-    wait_until(command, world, lambda: reached(run) >= 30)
-    node = next(iter(cluster.worker_nodes))
+    whole = world.undisturbed(250)
+    machines.add(2)
+    command = world.command(250, *machines.of(2, "cluster.min_workers=1", "cluster.max_failures=0"))
+    command.until_step(30)
+    node = machines.nodes[world.drawn_rank()]
     subprocess.run(
         [
             str(Path(sys.executable).parent / "ray"),
             "drain-node",
-            f"--address={cluster.address}",
+            f"--address={machines.cluster.address}",
             f"--node-id={node.node_id}",
             "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=taken away",
-            "--deadline-remaining-seconds=12",
+            "--deadline-remaining-seconds=15",
         ],
         check=True,
         capture_output=True,
     )
-    wait_until(command, world, lambda: any(event["reason"] == "notice" for event in events(run, "checkpoint")))
-    wait_until(command, world, lambda: [event["to_size"] for event in events(run, "resize")] == [1])
-    assert command.wait(PATIENCE_SECONDS) == 0, world.told()
-    assert_same_end(run, whole, 500, to_the_bit=False)
-    assert "preemption" in {event["kind"] for event in events(run, "fault")}
+    command.until(lambda: any(event["reason"] == "notice" for event in world.events("checkpoint")))
+    world.ask(pace=SLOWLY)
+    command.until(lambda: world.sizes() == [2, 1])
+    world.ask(pace=0)
+    assert command.ended() == 0, command.told
+    assert_same_end(world.run, whole, 250, to_the_bit=False)
+    notice, loss = world.events("fault")
+    assert (notice["kind"], notice["fatal"], loss["kind"], loss["fatal"]) == ("preemption", False, "preemption", True)
+    (saved,) = (event["step"] for event in world.events("checkpoint") if event["reason"] == "notice")
+    assert saved == notice["step"] <= world.events("group")[1]["step"]
 
 
-def test_a_command_that_is_killed_goes_on(world: World, cluster: Any) -> None:
+def test_two_faults_at_once_and_no_machine_left_for_a_worker(world: World, machines: Machines) -> None:
+    """A machine is lost and a worker of the other one killed. The command waits for a machine, or to be stopped."""
     whole = world.undisturbed(150, "cluster.num_workers=2")
-    run = world.folder / "run"
-    command = world.command(run, 150, *on(cluster))
-    step = world.random.randint(30, 110)
-    print("killed near step", step)
-    wait_until(command, world, lambda: reached(run) >= step)
-    os.kill(command.pid, signal.SIGKILL)
-    command.wait()
-    assert world.command(run, 150, *on(cluster)).wait(PATIENCE_SECONDS) == 0, world.told()
-    assert_same_end(run, whole, 150, to_the_bit=True)
+    machines.add(2)
+    command = world.command(150, *machines.of(2))
+    command.until_step(world.drawn_step(30, 60))
+    machines.lose()
+    os.kill(world.pid(world.drawn_rank()), signal.SIGKILL)
+    lack = "no workers yet: 2 with 1 CPU each are needed, and the cluster has 1 CPU"
+    command.until(lambda: lack in command.told)
+    command.send(signal.SIGINT)
+    assert command.ended() == 128 + signal.SIGINT, command.told
+    assert world.events("stop")[-1]["cause"] == "SIGINT"
+    world.ask(pace=0)
+    command = world.command(150, *machines.of(2))
+    command.until(lambda: lack in command.told)
+    machines.add(1)
+    assert command.ended() == 0, command.told
+    assert_same_end(world.run, whole, 150, to_the_bit=True)
+    assert [event["attempt"] for event in world.events("group")] == [1, 2]
+    assert [event["attempt"] for event in world.events("fault")] == [1]
+
+
+def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(world: World, machines: Machines) -> None:
+    whole = world.undisturbed(120, "cluster.num_workers=2")
+    machines.add(2)
+    command = world.command(120, *machines.of(2, "guard.hang_seconds=8"))
+    command.until_step(world.drawn_step(10, 40))
+    rank = world.drawn_rank()
+    hanging = world.pid(rank)
+    os.kill(hanging, signal.SIGSTOP)
+    command.until(lambda: world.sizes() == [2, 2])
+    assert not runs(hanging)
+    (fault,) = world.events("fault")
+    assert (fault["kind"], fault["rank"]) == ("hang", rank)
+    assert f"hang: {fault['cause']}" in command.told
+    world.ask(pace=30)
+    time.sleep(2)  # they are in a step that takes long
+    command.send(signal.SIGINT)
+    time.sleep(2)  # not right after, as a terminal and a supervisor may both do
+    command.send(signal.SIGINT)
+    assert command.ended() == 128 + signal.SIGINT, command.told
+    assert command.told.splitlines()[-1] == "interrupted; the same command goes on from what is finished"
+    world.ask(pace=0)
+    command = world.command(120, *machines.of(2))
+    assert command.ended() == 0, command.told
+    assert_same_end(world.run, whole, 120, to_the_bit=True)
+
+
+def test_a_command_that_is_killed_goes_on_and_what_workers_meet_is_told_in_a_line(
+    world: World, machines: Machines
+) -> None:
+    """A bug is tried again and given up with its stack; what is the user's is not tried again."""
+    whole = world.undisturbed(150, "cluster.num_workers=2")
+    machines.add(2)
+    command = world.command(150, *machines.of(2))
+    step, rank = world.drawn_step(30, 60), world.drawn_rank()
+    command.until_step(step)
+    command.send(signal.SIGKILL)
+    command.process.wait()
+
+    world.ask(pace=0, missing=world.run / "attempt")
+    command = world.command(150, *machines.of(2))
+    assert command.ended() == 2, command.told
+    assert f"run={world.run} is not the same folder on every machine" in command.told.splitlines()[-1]
+    assert len(command.told.splitlines()) == 1
+
+    world.ask(pace=0, missing="", bug=f"{rank} {step + 40}")
+    command = world.command(150, *machines.of(2, "cluster.max_failures=1"))
+    assert command.ended() == 2, command.told
+    stack = world.run / "failures" / "attempt-3-loss-2.txt"
+    cause = f"RuntimeError: a bug whose text has two lines; its stack is in {stack}"
+    assert command.told.splitlines()[-1] == (
+        f"error: 2 worker groups were lost, the last by rank {rank} ({cause}); cluster.max_failures=1 allows no more;"
+        " the same command goes on"
+    )
+    assert 'raise RuntimeError("a bug whose text' in stack.read_text()
+    assert [(event["rank"], event["attempt"]) for event in world.events("fault")] == [(rank, 3)] * 2
+    assert "Traceback" not in command.told
+
+    world.ask(bug="")
+    command = world.command(150, *machines.of(2))
+    assert command.ended() == 0, command.told
+    assert_same_end(world.run, whole, 150, to_the_bit=True)
 
 
 def test_an_address_that_nobody_answers_is_refused_in_a_line(world: World) -> None:
-    overrides = ("cluster=ray", "cluster.address=127.0.0.1:1")
-    assert world.command(world.folder / "run", 10, *overrides).wait(PATIENCE_SECONDS) == 2
-    assert "error: cluster.address=127.0.0.1:1 reaches no Ray cluster" in world.told()
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:10001"):
+        command = world.command(10, "cluster=ray", f"cluster.address={address}")
+        assert command.ended() == 2
+        (line,) = command.told.splitlines()
+        assert line.startswith(f"error: cluster.address={address} reaches no Ray cluster (")

@@ -29,7 +29,9 @@ MOST_STEPS = 1000  # between two agreements, whatever the clock says
 PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
 NOTICE_SECONDS = 5.0  # between two questions to the cluster, which are collectives of its own
 SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
-CAUSES = ("SIGTERM", "SIGINT")
+SIGNALS = ("SIGTERM", "SIGINT")
+RESIZE = "resize"  # of the cluster: these workers end, and others go on, more or fewer
+CAUSES = (*SIGNALS, RESIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Signals:
     def catch(self) -> None:
         """From now on."""
         if threading.current_thread() is threading.main_thread():
-            for name in CAUSES:
+            for name in SIGNALS:
                 number = signal.Signals[name]
                 self._before[number] = signal.signal(number, self._note)
 
@@ -231,12 +233,12 @@ class Pulse(Callback):
         cause = self._signals.cause or (self._asked_to_stop(now) if first else None)
         wishes = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
-        losses, (sigterm, sigint, num_steps, time_to_save, time_to_ask) = module.settle([*wishes, *decided])
+        losses, sums = module.settle([*wishes, *decided])
+        num_steps, time_to_save, time_to_ask = sums[len(CAUSES) :]
         self._next_step = step + int(num_steps)
         self._settled, self._settled_step = now, step
         self._judge(module, losses)
-        if sigterm or sigint:
-            self.stop = CAUSES[0] if sigterm else CAUSES[1]
+        self.stop = next((name for name, count in zip(CAUSES, sums, strict=False) if count), self.stop)
         if time_to_save:
             self.save = "time"
         if time_to_ask:

@@ -47,6 +47,7 @@ class Watchdog:
         self._mark = (0, ORDER[0], time.monotonic())
         self._paused = False
         self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._turned = time.monotonic()  # when the board last answered
         self._verdict = threading.Lock()  # for the first to come to one
 
@@ -67,9 +68,11 @@ class Watchdog:
         self._publish()
         self.peers.from_first(None)  # every rank's first word is there before any looks for it
         self._turned = time.monotonic()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._threads.append(threading.Thread(target=self._watch, name="watchdog", daemon=True))
         if not self.peers.first:
-            threading.Thread(target=self._watch_board, name="watchdog of the board", daemon=True).start()
+            self._threads.append(threading.Thread(target=self._watch_board, name="watchdog of the board", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def mark(self, step: int, phase: str) -> None:
         """Notes how far this rank has come."""
@@ -87,8 +90,10 @@ class Watchdog:
             self._paused = False
 
     def stop(self) -> None:
-        """Watches no more."""
+        """Watches no more; a thread that is still at the store when the process ends would bring it to a bad end."""
         self._ended.set()
+        for thread in self._threads:
+            thread.join(timeout=self.hang_seconds)
 
     def _watch(self) -> None:
         heard: dict[int, tuple[str, float]] = {}  # of each rank watched: its last word, and when it was new

@@ -31,7 +31,9 @@ from pipeline.training.checkpoint import (
     BackgroundIO,
     Checkpointer,
     checkpoint_path,
+    committed_steps,
     newest_sound,
+    remove_checkpoint,
     remove_uncommitted,
 )
 from pipeline.training.data import Batch, StepLoader, read_batches
@@ -57,7 +59,7 @@ from pipeline.training.parts import (
     settle_numerics,
 )
 from pipeline.training.peers import Peers
-from pipeline.training.pulse import Host, Pulse, Schedule
+from pipeline.training.pulse import SIGNALS, Host, Pulse, Schedule
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -391,8 +393,12 @@ def _first_step(run: str, io: BackgroundIO, ledger: Ledger) -> int:
 
 def _skipped(events: list[Event], *, from_step: int) -> set[int]:
     """Windows that were to be passed over, of steps that no checkpoint knows of yet; counted from 0 as windows are."""
-    steps = {int(event["step"]) - 1 for event in events if event["event"] == "skip"}
-    return {step for step in steps if step >= from_step}
+    return {step - 1 for step in _told_to_skip(events) if step > from_step}
+
+
+def _told_to_skip(events: list[Event]) -> set[int]:
+    """The steps whose windows are passed over, by the ledger."""
+    return {int(event["step"]) for event in events if event["event"] == "skip"}
 
 
 def _made(event: Event) -> int:
@@ -402,16 +408,22 @@ def _made(event: Event) -> int:
 
 
 def _pass_over(job: Job, manifest: Manifest, bad: tuple[int, str]) -> bool:
-    """Has the ledger say which windows are passed over from now on; False if there were too many already."""
+    """Has the ledger say which windows are passed over from now on; False if there were too many already.
+
+    Checkpoints that hold an update by one of them are removed: the run goes back to before.
+    """
     config = job.config
     assert config.run is not None
     step, why = bad
     plan = lane_plan(config, manifest)
-    known = {event["step"] for event in read_events(config.run) if event["event"] == "skip"}
+    known = _told_to_skip(read_events(config.run))
     skips = [each for each in range(max(1, step - config.guard.skip_steps + 1), step + 1) if each not in known]
     if len(known) + len(skips) > config.guard.max_skips * config.guard.skip_steps:
         log.warning("guard.max_skips=%d bad losses were passed over already", config.guard.max_skips)
         return False
+    for each in committed_steps(config.run):
+        if each >= skips[0]:
+            remove_checkpoint(checkpoint_path(config.run, each))
     ledger = Ledger(config.run, attempt=job.attempt)
     for each in skips:
         epoch, window = plan.position(each - 1)
@@ -424,7 +436,7 @@ def _pass_over(job: Job, manifest: Manifest, bad: tuple[int, str]) -> bool:
             num_tokens=plan.targets_in(window),
             tokens=plan.lane_ranges(window),
         )
-    return True
+    return _told_to_skip(read_events(config.run)).issuperset(skips)  # else it would find the same loss for ever
 
 
 def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:
@@ -441,7 +453,7 @@ def _tell_of_end(ledger: Ledger, ending: Ending, limit: int) -> None:
         ledger.write("fault", kind="loss", cause=ending.bad[1], rank=None, fatal=True, step=ending.bad[0])
     elif ending.step >= limit:
         ledger.write("end", step=ending.step)
-    elif ending.stop is not None:
+    elif ending.stop in SIGNALS:
         ledger.write("stop", step=ending.step, cause=ending.stop)
 
 
