@@ -2,9 +2,10 @@
 
 `python benchmarks/workers.py` trains on made text, on the CPU, each way for some steps in turn:
 
-- `none`, `local`: one worker as a plain process, and one under Ray on this machine, with all cores; the first shape;
-- `pinned`, `two`: one worker on one core, and two on one core each that exchange gradients over gloo; the second shape,
-  in which a step computes far more than it exchanges.
+- `none`, `local`: one worker that computes on one core, as a plain process and under Ray on this machine; first shape;
+- `none_all`, `local_all`: the same on all cores, so that none is left for the dozen processes that Ray itself runs;
+- `pinned`, `two`: one worker on one core, and two on one core each that exchange gradients over gloo; second shape, in
+  which a step computes far more than it exchanges.
 
 A rate is taken over the records of a command but the first, so that starting is left out. The table shows each round,
 the ratios are of all rounds. Results go to benchmarks/results/ with --save.
@@ -25,10 +26,10 @@ import torch
 from step import make_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD_STEPS = {"small": 25, "large": 3}
+RECORD_STEPS = {"small": 25, "large": 2}
 SHAPES = {
     "small": ["model.hidden_size=200", "model.embedding_size=200", "stream.num_lanes=20", "stream.bptt=35"],
-    "large": ["model.hidden_size=512", "model.embedding_size=512", "stream.num_lanes=64", "stream.bptt=35"],
+    "large": ["model.hidden_size=512", "model.embedding_size=512", "stream.num_lanes=128", "stream.bptt=35"],
 }
 
 
@@ -41,11 +42,15 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "none": Way("small", (), ("cluster=none",)),
-    "local": Way("small", (), ("cluster=local", "cluster.num_workers=1")),
+    "none": Way("small", (), ("cluster=none", "cluster.cpus_per_worker=1")),
+    "local": Way("small", (), ("cluster=local", "cluster.num_workers=1", "cluster.cpus_per_worker=1")),
+    "none_all": Way("small", (), ("cluster=none",)),
+    "local_all": Way("small", (), ("cluster=local", "cluster.num_workers=1")),
     "pinned": Way("large", ("taskset", "--cpu-list", "0"), ("cluster=none", "cluster.cpus_per_worker=1")),
     "two": Way("large", (), ("cluster=none", "cluster.num_workers=2", "cluster.cpus_per_worker=1")),
 }
+
+RATIOS = (("local", "none"), ("local_all", "none_all"), ("two", "pinned"))
 
 
 def words_per_second(way: Way, *, data: str, run: str, num_records: int) -> float:
@@ -61,7 +66,8 @@ def words_per_second(way: Way, *, data: str, run: str, num_records: int) -> floa
     ]
     command += [f"max_steps={(num_records + 1) * record_steps}", f"logging.every_steps={record_steps}"]
     command += ["accelerator=cpu", "logging.progress=false"]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     speeds = [record["speed/tokens_per_second"] for record in records if "speed/tokens_per_second" in record][1:]
     return len(speeds) / sum(1 / speed for speed in speeds)
@@ -77,7 +83,7 @@ def main() -> None:
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(f"{folder}/data", num_tokens=1_000_000)
-        print(f"{'round':>5}" + "".join(f"{name:>9}" for name in WAYS) + f"{'local/none':>12}{'two/pinned':>12}")
+        print(f"{'round':>5}" + "".join(f"{name:>11}" for name in WAYS))
         for i in range(1, options.rounds + 1):
             found = {
                 name: words_per_second(
@@ -86,18 +92,10 @@ def main() -> None:
                 for name, way in WAYS.items()
             }
             rounds.append(found)
-            print(
-                f"{i:>5}"
-                + "".join(f"{rate:>9,.0f}" for rate in found.values())
-                + f"{found['local'] / found['none']:>12.3f}{found['two'] / found['pinned']:>12.3f}",
-                flush=True,
-            )
+            print(f"{i:>5}" + "".join(f"{rate:>11,.0f}" for rate in found.values()), flush=True)
     seconds = {name: sum(1 / each[name] for each in rounds) for name in WAYS}
-    ratios = {
-        "local_to_none": seconds["none"] / seconds["local"],
-        "two_to_pinned": seconds["pinned"] / seconds["two"],
-    }
-    print(f"of all rounds: local/none {ratios['local_to_none']:.3f}, two/pinned {ratios['two_to_pinned']:.3f}")
+    ratios = {f"{one}/{other}": seconds[other] / seconds[one] for one, other in RATIOS}
+    print("of all rounds:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
     if options.save:
         result = {
             "date": date.today().isoformat(),

@@ -261,7 +261,11 @@ class Launch:
 
 
 def launched_ranks() -> tuple[int, int] | None:
-    """(rank, world size) if torchrun or srun started this process as one of several; None if it stands alone."""
+    """(rank, world size) if torchrun or srun started this process as one of several; None if it stands alone.
+
+    Raises:
+        ClusterError: torchrun is to restart ranks and cannot.
+    """
     environment = _launcher()
     return (environment.global_rank(), environment.world_size()) if environment is not None else None
 
@@ -274,8 +278,19 @@ def _launcher() -> Any:  # noqa: ANN401  (one of Lightning's plugins)
         if environment.detect():
             plugin = environment() if environment is TorchElasticEnvironment else SLURMEnvironment(auto_requeue=False)
             if plugin.world_size() > 1:
+                _refuse_torn_restarts()
                 return plugin
     return None
+
+
+def _refuse_torn_restarts() -> None:
+    """What torchrun starts again finds in its store where the ranks before could be reached, and fails for it."""
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        raise ClusterError(
+            f"torchrun's --max-restarts={restarts} cannot restart ranks that share its store (pytorch/pytorch#135712);"
+            " set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or leave --max-restarts out"
+        )
 
 
 def run_workers(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401  (what train gives)
