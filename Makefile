@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m jobs demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -744,6 +744,7 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )
+    from ray.exceptions import ActorUnavailableError
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
     from ray.train.v2.api.exceptions import PreemptionError
@@ -785,11 +786,12 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
             self._workers, self._told = worker_group.get_workers(), False
 
         def after_worker_group_poll_status(self, worker_group_status: Any) -> None:  # noqa: ANN401
-            errors = dict(worker_group_status.errors)
+            errors = {rank: _bare(error) for rank, error in worker_group_status.errors.items()}
             if not errors or self._told:
                 return
-            if all(_of_exchange(error) for error in errors.values()):
-                errors |= _silent(self._workers, heard=errors)
+            heard = {rank: error for rank, error in errors.items() if not isinstance(error, ActorUnavailableError)}
+            if all(_of_exchange(error) for error in heard.values()):
+                errors |= _silent(self._workers, heard=heard)
             rank = min(errors, key=lambda each: (_of_exchange(errors[each]), each))
             raised = worker_group_status.worker_statuses[rank].error
             stack = str(raised) if isinstance(raised, UserExceptionWithTraceback) else None
@@ -850,6 +852,13 @@ def _silent(workers: Sequence[Any], *, heard: Collection[int]) -> dict[int, Exce
     return gone
 
 
+def _bare(error: Exception) -> Exception:
+    """Without Ray Train's word that it was found by asking."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    return error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else error
+
+
 def _of_exchange(error: Exception) -> bool:
     """Whether an error tells that another rank is gone."""
     return isinstance(error, RuntimeError) and any(name in str(error) for name in EXCHANGES)
@@ -858,10 +867,8 @@ def _of_exchange(error: Exception) -> bool:
 def _loss(rank: int, error: Exception) -> Loss:
     """A loss in the user's terms."""
     from ray.exceptions import GetTimeoutError, RayActorError
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-    if isinstance(error, WorkerHealthCheckFailedError):
-        error = error.health_check_failure
     if isinstance(error, WorkerHealthCheckTimeoutError | GetTimeoutError):
         return Loss(rank=rank, cause=f"rank {rank} does not answer", kind="hang")
     if not isinstance(error, RayActorError):

@@ -34,6 +34,7 @@ QUICK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
+LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
@@ -186,7 +187,7 @@ class Machines:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": LOST_SOON}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
 

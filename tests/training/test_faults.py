@@ -125,14 +125,13 @@ def test_the_same_command_waits_for_the_workers_of_one_that_was_killed(world: Wo
 
 
 def test_workers_that_lose_their_command_while_they_start_end_too(world: World, draw: Draw) -> None:
-    for wait_seconds in (0.0, draw.one([0.5, 1.0, 1.5, 2.0, 2.5])):
-        command = world.train(workers=2)
-        command.await_that("two workers", lambda command=command: len(command.workers()) == 2)
-        orphans = command.workers()
-        time.sleep(wait_seconds)
-        kill(command.process.pid, signal.SIGKILL)
-        await_end(orphans)
-        assert recorded(world.run()) < TOTAL, command.told
+    command = world.train(workers=2)
+    command.await_that("two workers", lambda: len(command.workers()) == 2)
+    orphans = command.workers()
+    time.sleep(draw.one([0.0, 0.5, 1.0, 1.5, 2.0, 2.5]))
+    kill(command.process.pid, signal.SIGKILL)
+    await_end(orphans)
+    assert recorded(world.run()) < TOTAL, command.told
     world.train(workers=2).end()
     assert_same_run(world.run(), world.reference(workers=2))
 
@@ -146,7 +145,7 @@ def await_end(pids: Sequence[int]) -> None:
 
 
 def test_a_single_process_that_is_killed_again_and_again(world: World, draw: Draw) -> None:
-    steps, lost = draw.steps((10, 25), (40, 58), (75, 110)), 0
+    steps, lost = draw.steps((10, 58), (75, 110)), 0
     for step in steps:
         command = world.train()
         command.reach(step)
@@ -154,9 +153,9 @@ def test_a_single_process_that_is_killed_again_and_again(world: World, draw: Dra
         lost += world.lost_tokens()
     world.train().end()
     assert_same_run(world.run(), world.reference())
-    found = assert_sound(world.run(), world.plan, faults=[("silent", None)] * 3)
+    found = assert_sound(world.run(), world.plan, faults=[("silent", None)] * 2)
     assert found["tokens_replayed"] == lost
-    assert found["num_attempts"] == 4
+    assert found["num_attempts"] == 3
 
 
 def test_a_run_is_killed_and_goes_on_with_another_number_of_workers(world: World, draw: Draw) -> None:
@@ -197,8 +196,8 @@ def assert_last_line(told: str, beginning: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
-    steps = draw.steps((8, 25), (40, 58), (70, 90), (100, 120))
-    for step, (number, target) in zip(steps, draw.order(SIGNALS), strict=True):
+    steps = draw.steps((8, 58), (70, 120))
+    for step, (number, target) in zip(steps, draw.order(SIGNALS), strict=False):
         command = world.train(workers=workers)
         reached = command.reach(step)
         send(command, number, target)
@@ -214,7 +213,7 @@ def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
     begun = ("start", "group") if workers > 1 else ("start",)
-    for number, target in draw.order(SIGNALS)[: 5 - workers]:
+    for number, target in draw.order(SIGNALS)[:2]:
         command = world.train(workers=workers)
         events = len(read_events(world.run()))
         sign = draw.one(begun)
@@ -405,24 +404,24 @@ def test_a_full_disk_is_told_of_and_costs_checkpoints_only(what: str, world: Wor
 
 
 def test_ranks_that_hang_are_named_and_the_group_started_again(world: World, draw: Draw) -> None:
-    """Two are stopped by a signal, the third by its own code."""
-    *steps, last_step = draw.steps((20, 40), (60, 75), (95, 115))
-    *ranks, last_rank = [*draw.order([0, 1]), draw.one([0, 1])]
+    """One is stopped by a signal, another by its own code."""
+    step, last_step = draw.steps((20, 50), (65, 115))
+    rank, last_rank = draw.order([0, 1])
     stand_still = f"time.sleep(3600 if (step, rank) == ({last_step}, {last_rank}) and once() else 0)"
     command = world.train("guard.hang_seconds=4", workers=2, program=world.script(stand_still))
-    for number, (step, rank) in enumerate(zip(steps, ranks, strict=True), start=1):
-        command.reach(step)
-        kill(command.workers()[rank], signal.SIGSTOP)
-        began = time.time()
-        command.await_that("word of it", lambda number=number: len(status(world.run())["failures"]) == number)
-        assert status(world.run())["failures"][-1]["time"] - began < 2 * 4 + 30  # a busy machine
+    command.reach(step)
+    kill(command.workers()[rank], signal.SIGSTOP)
+    began = time.time()
+    command.await_that("word of it", lambda: status(world.run())["failures"])
+    assert status(world.run())["failures"][0]["time"] - began < 2 * 4 + 30  # a busy machine
     told = command.end()
     assert_same_run(world.run(), world.reference(workers=2))
-    found = assert_sound(world.run(), world.plan, faults=[("hang", rank) for rank in (*ranks, last_rank)])
-    causes = [failure["cause"] for failure in found["failures"]]
-    assert [cause.startswith(f"rank {rank} was not heard of") for cause, rank in zip(causes, ranks, strict=False)]
-    assert causes[-1].startswith(f"rank {last_rank} stood still for 4 s, computing, after step {last_step - 1}")
-    assert all(cause in told for cause in causes)
+    found = assert_sound(world.run(), world.plan, faults=[("hang", rank), ("hang", last_rank)])
+    first, second = (failure["cause"] for failure in found["failures"])
+    assert first.startswith(f"rank {rank} was not heard of")
+    assert second.startswith(f"rank {last_rank} stood still for 4 s, computing, after step {last_step - 1}")
+    assert first in told
+    assert second in told
 
 
 def test_a_single_process_that_hangs_ends_by_itself(world: World, draw: Draw) -> None:
