@@ -710,7 +710,6 @@ class _Lack:
             log.warning("%s", self._told())
 
     def _told(self) -> str:
-
         there, free = _ray_api().cluster_resources(), _ray_api().available_resources()
         least = self._cluster.min_workers
         number = f"{self._cluster.num_workers or 1}" if least is None else f"{least} at least"

@@ -5,6 +5,7 @@ In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark th
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,8 +94,11 @@ def check_identity(found: Mapping[str, str], needed: Mapping[str, str], *, path:
 
 
 def best_step(validations: Mapping[int, float], steps: Sequence[int]) -> int | None:
-    """The step of the best validation among those with a checkpoint, the first of equals; None if there is none."""
-    validated = [step for step in steps if step in validations]
+    """The step of the best validation among those with a checkpoint, the first of equals; None if there is none.
+
+    NaN is never best.
+    """
+    validated = [step for step in steps if not math.isnan(validations.get(step, math.nan))]
     return min(validated, key=lambda step: (validations[step], step), default=None)
 
 

@@ -383,3 +383,32 @@ def assert_sound(run: str, plan: LanePlan, *, faults: Sequence[tuple[str, int | 
     assert [(failure["kind"], failure["rank"]) for failure in found["failures"]] == list(faults), found["failures"]
     assert found["tokens_replayed"] == made_again(run, plan)
     return found
+
+
+def await_end(pids: Sequence[int]) -> None:
+    """Waits until the processes are gone."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+SIGNALS = [
+    (number, target) for number in (signal.SIGTERM, signal.SIGINT) for target in ("the command", "the whole group")
+]
+
+
+def send(command: Command, number: int, target: str) -> None:
+    """As `kill` does it, or as a terminal does it."""
+    if target == "the command":
+        os.kill(command.process.pid, number)
+    else:
+        os.killpg(command.process.pid, number)
+
+
+def assert_last_line(told: str, beginning: str) -> None:
+    """How a command says in one line how it ended."""
+    lines = told.splitlines()
+    assert "Traceback" not in told, told
+    assert lines[-1].startswith(beginning), told
+    assert sum(line.startswith(("stopped:", "error:", "interrupted;")) for line in lines) == 1, told

@@ -1,6 +1,7 @@
 """Law 7 for checkpoints: whole or absent, refused by name; which are kept, which is the best."""
 
 import fcntl
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,8 @@ def test_the_best_is_the_first_of_the_lowest() -> None:
     assert best_step(validations, [10, 20, 25, 30]) == 20
     assert best_step(validations, [25, 26]) is None
     assert best_step({}, []) is None
+    assert best_step({10: math.nan, 20: 4.5, 30: math.nan}, [10, 20, 30]) == 20
+    assert best_step({10: math.nan}, [10]) is None
 
 
 def test_the_last_ones_and_the_best_are_kept(

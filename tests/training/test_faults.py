@@ -8,88 +8,42 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import torch
 from faulty_runs import (
-    BPTT,
-    JOBS,
-    NUM_LANES,
-    PATIENCE_SECONDS,
-    SAVE_EVERY,
-    SETTINGS,
+    SIGNALS,
     TOTAL,
-    WINDOWS,
     Command,
     Draw,
     World,
     assert_close_run,
+    assert_last_line,
     assert_same_run,
     assert_sound,
-    children,
-    command_line,
+    await_end,
     gone,
     kill,
     made_again,
     recorded,
     saved,
+    send,
     stands_still,
     status,
 )
-from test_resume import records
 
-from pipeline.config import Config, load
-from pipeline.corpus.manifest import read_manifest
-from pipeline.scoring.perplexity import score_tokens
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.training.data import read_batches
-from pipeline.training.ledger import Ledger, read_events
-from pipeline.training.optimization import build_optimizer, learning_rate
-from pipeline.training.parts import build_model, open_split
+from pipeline.training.checkpoint import committed_steps
+from pipeline.training.ledger import read_events
 from pipeline.training.watchdog import HUNG
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
 ]
-
-
-@pytest.fixture(scope="module")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs are that nothing happens to."""
-    return tmp_path_factory.mktemp("undisturbed")
-
-
-@pytest.fixture(scope="module")
-def undisturbed() -> dict[tuple[str, ...], str]:
-    """Runs that nothing happened to: made when first needed."""
-    return {}
-
-
-@pytest.fixture
-def world(
-    make_corpus: Callable[..., str],
-    tmp_path: Path,
-    shared_folder: Path,
-    undisturbed: dict[tuple[str, ...], str],
-) -> Iterator[World]:
-    """A corpus and the commands on it, of which none outlives the test."""
-    data = make_corpus(train=3000, valid=150, test=170)
-    world = World(folder=tmp_path, data=data, undisturbed=undisturbed, shared_folder=shared_folder)
-    yield world
-    world.end()
-
-
-@pytest.fixture
-def draw(request: pytest.FixtureRequest) -> Draw:
-    """What is left to chance, by the seed and the test's name."""
-    return Draw(request.node.name)
 
 
 def test_workers_that_are_killed_are_started_again_by_the_command(world: World, draw: Draw) -> None:
@@ -136,14 +90,6 @@ def test_workers_that_lose_their_command_while_they_start_end_too(world: World, 
     assert_same_run(world.run(), world.reference(workers=2))
 
 
-def await_end(pids: Sequence[int]) -> None:
-    """Waits until the processes are gone."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not all(gone(pid) for pid in pids):
-        assert time.monotonic() < deadline, pids
-        time.sleep(0.05)
-
-
 def test_a_single_process_that_is_killed_again_and_again(world: World, draw: Draw) -> None:
     steps, lost = draw.steps((10, 58), (75, 110)), 0
     for step in steps:
@@ -171,91 +117,6 @@ def test_a_run_is_killed_and_goes_on_with_another_number_of_workers(world: World
     found = assert_sound(world.run(), world.plan, faults=[("silent", None)] * 3)
     assert found["tokens_replayed"] == lost
     assert [(each["from_size"], each["to_size"]) for each in found["resizes"]] == [(2, 1), (1, 4), (4, 2)]
-
-
-SIGNALS = [
-    (number, target) for number in (signal.SIGTERM, signal.SIGINT) for target in ("the command", "the whole group")
-]
-
-
-def send(command: Command, number: int, target: str) -> None:
-    """As `kill` does it, or as a terminal does it."""
-    if target == "the command":
-        os.kill(command.process.pid, number)
-    else:
-        os.killpg(command.process.pid, number)
-
-
-def assert_last_line(told: str, beginning: str) -> None:
-    """How a command says in one line how it ended."""
-    lines = told.splitlines()
-    assert "Traceback" not in told, told
-    assert lines[-1].startswith(beginning), told
-    assert sum(line.startswith(("stopped:", "error:", "interrupted;")) for line in lines) == 1, told
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
-    steps = draw.steps((8, 58), (70, 120))
-    for step, (number, target) in zip(steps, draw.order(SIGNALS), strict=False):
-        command = world.train(workers=workers)
-        reached = command.reach(step)
-        send(command, number, target)
-        assert_last_line(command.end(128 + number), f"stopped: run={world.run()} is saved at step ")
-        assert reached <= saved(world.run()) == recorded(world.run())
-        assert status(world.run())["state"] == "stopped"
-        assert read_events(world.run())[-1]["cause"] == signal.Signals(number).name
-    world.train(workers=workers).end()
-    assert_same_run(world.run(), world.reference(workers=workers))
-    assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
-    begun = ("start", "group") if workers > 1 else ("start",)
-    for number, target in draw.order(SIGNALS)[:2]:
-        command = world.train(workers=workers)
-        events = len(read_events(world.run()))
-        sign = draw.one(begun)
-        command.await_that(f"the event {sign}", lambda sign=sign, since=events: sign in events_since(world, since))
-        send(command, number, target)
-        told = command.end((128 + number, -number))
-        assert "Traceback" not in told, told
-        assert not command.survivors()
-    world.train(workers=workers).end()
-    assert_same_run(world.run(), world.reference(workers=workers))
-
-
-def events_since(world: World, since: int) -> list[str]:
-    """The names of events that were added."""
-    return [event["event"] for event in read_events(world.run())[since:]]
-
-
-def test_a_wish_to_stop_is_heard_where_lightning_would_take_it(world: World, draw: Draw) -> None:
-    """It has a handler of its own for SIGTERM while it sets up, which broadcasts."""
-    once = "    if once(f'{os.getppid()}{module.peers.rank}'): os.kill(os.getpid(), signal.SIGTERM)\n"
-    hook = draw.one(["configure_optimizers", "on_fit_start", "on_train_start", "on_train_end"])
-    more = f"def hook(module, sound=LanguageModelModule.{hook}):\n{once}    return sound(module)\n"
-    command = world.train(workers=2, program=world.script(more=f"{more}LanguageModelModule.{hook} = hook\n"))
-    told = command.end((0, 128 + signal.SIGTERM))
-    assert "Traceback" not in told, told
-    world.train(workers=2).end()
-    assert_same_run(world.run(), world.reference(workers=2))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_ctrl_c_does_not_wait_for_a_step_that_never_ends(workers: int, world: World, draw: Draw) -> None:
-    step = draw.step(20, 100)
-    program = world.script(f"time.sleep({PATIENCE_SECONDS} if step == {step} and once(str(rank)) else 0)")
-    command = world.train(workers=workers, program=program)
-    command.reach(step - 1)
-    send(command, signal.SIGINT, "the whole group")
-    time.sleep(1.5)
-    assert command.process.poll() is None
-    send(command, signal.SIGINT, "the whole group")
-    assert_last_line(command.end(128 + signal.SIGINT), "interrupted; the same command goes on")
-    world.train(workers=workers).end()
-    assert_same_run(world.run(), world.reference(workers=workers))
 
 
 def truncated(path: Path) -> None:
@@ -464,162 +325,6 @@ def test_a_tracker_that_is_gone_is_told_of_and_missed_no_more(world: World, draw
         assert_sound(command.run, world.plan, faults=[("tracker", 0)])
 
 
-SKIP = [
-    "guard.on_bad_loss=skip",
-    "guard.spike_deviations=8",
-    "guard.spike_window_steps=20",
-    "checkpoint.every_steps=20",
-]
-
-
-def spoiling(steps: dict[int, str], *, rank: int = 0) -> str:
-    """By what a rank's losses are multiplied in some steps; as an expression."""
-    cases = ", ".join(f"{step}: {factor}" for step, factor in steps.items())
-    return f"{{{cases}}}.get(step, 1.0) if rank == {rank} else 1.0"
-
-
-def told_beforehand(world: World, skips: Sequence[int], *overrides: str) -> str:
-    """The folder of a run that nothing happens to, but whose ledger says from the start what is passed over."""
-    run = world.run("told-beforehand")
-    Path(run).mkdir()
-    for step in skips:
-        epoch, window = divmod(step - 1, WINDOWS)
-        tokens = tokens_by_hand(world, window)
-        num_tokens = sum(stop - start for start, stop in tokens)
-        fields = {"step": step, "epoch": epoch, "window": window, "num_tokens": num_tokens, "tokens": tokens}
-        Ledger(run, attempt=1).write("skip", **fields)
-    world.train(*overrides, run=run).end()
-    return run
-
-
-def tokens_by_hand(world: World, window: int) -> list[list[int]]:
-    """[start, stop) of each lane's targets in a window."""
-    bounds = [lane * world.plan.num_targets // NUM_LANES for lane in range(NUM_LANES + 1)]
-    starts = [start + window * BPTT for start in bounds[:-1]]
-    return [[start, min(start + BPTT, end)] for start, end in zip(starts, bounds[1:], strict=True)]
-
-
-def weights_by_hand(world: World, skips: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Those of a loop that leaves some windows out, written without Lightning."""
-    config = load(Config, SETTINGS)
-    manifest, plan = read_manifest(world.data), world.plan
-    model = build_model(config.model, vocab_size=manifest.vocab_size)
-    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
-    train, valid = (open_split(world.data, manifest, split) for split in ("train", "valid"))
-    optimizer, state, validations = build_optimizer(model.parameters(), config.optim), None, []
-    batches = read_batches(
-        train,
-        plan,
-        start=0,
-        stop=TOTAL,
-        lanes=range(NUM_LANES),
-        seed=config.stream.seed,
-        cutoffs=model.softmax.cutoffs,
-        num_sites=model.num_sites,
-    )
-    for step, batch in enumerate(batches, start=1):
-        if step not in skips:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    config.optim, step=step - 1, epoch=0, total_steps=TOTAL, validations=validations
-                )
-            nats_N, state = model(
-                batch.inputs_TL,
-                state or model.recurrence.zero_state(NUM_LANES),
-                batch.targets,
-                keys_SL=batch.keys_SL,
-                short_L=batch.short_L,
-                rows_N=batch.rows_N,
-            )
-            state = state.detached()
-            optimizer.zero_grad()
-            (nats_N.sum() / batch.num_targets).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-            optimizer.step()
-        if step % 13 == 0:
-            validations.append(score_tokens(model, valid).nats_per_token)
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-
-
-def test_windows_of_bad_losses_are_passed_over_for_good(world: World, draw: Draw) -> None:
-    """A loss that is not a number, and a spike in an epoch's last window; the run is killed before a checkpoint holds
-    the first skip, and again after it holds both."""
-    skips = [draw.step(41, 48), WINDOWS]
-    end_itself = f"os.kill(os.getpid(), signal.SIGKILL) if step == {skips[0] + 2} and once() else 0"
-    program = world.script(end_itself, factor=spoiling({skips[0]: "float('nan')"}))
-    world.train(*SKIP, program=program).end(-signal.SIGKILL)
-    command = world.train(*SKIP, program=world.script(factor=spoiling({skips[1]: "30.0"})))
-    command.reach(draw.step(65, 110))
-    command.kill_all()
-    world.train(*SKIP).end()
-    found = assert_sound(world.run(), world.plan, faults=[("loss", None), ("silent", None)] * 2)
-    assert [(skip["step"], skip["epoch"], skip["window"]) for skip in found["skips"]] == [
-        (skips[0], 0, skips[0] - 1),
-        (WINDOWS, 0, WINDOWS - 1),
-    ]
-    ranges = [tokens_by_hand(world, step - 1) for step in skips]
-    assert [skip["tokens"] for skip in found["skips"]] == ranges
-    assert found["tokens_skipped"] == sum(stop - start for each in ranges for start, stop in each)
-    reference = told_beforehand(world, skips, *SKIP)
-    assert_same_run(world.run(), reference)
-    torch.testing.assert_close(
-        load_checkpoint(checkpoint_path(reference, TOTAL))["state_dict"], weights_by_hand(world, skips)
-    )
-
-
-def test_workers_pass_the_same_windows_over(world: World, draw: Draw) -> None:
-    skips, rank = draw.steps((41, 48), (WINDOWS - 1, WINDOWS + 1)), draw.one([0, 1])
-    factor = spoiling({skips[0]: "30.0", skips[1]: "float('nan')"}, rank=rank)
-    command = world.train(*SKIP, workers=2, program=world.script(factor=factor))
-    command.reach(draw.step(70, 100))
-    kill(command.workers()[1], signal.SIGKILL)
-    command.end()
-    assert_close_run(world.run(), told_beforehand(world, skips, *SKIP))
-    found = assert_sound(world.run(), world.plan, faults=[("loss", None), ("loss", None), ("worker", 1)])
-    assert [skip["step"] for skip in found["skips"]] == skips
-
-
-def test_windows_before_a_bad_loss_are_passed_over_too_though_a_checkpoint_holds_them(world: World, draw: Draw) -> None:
-    step, overrides = draw.step(41, 42), [*SKIP, "guard.skip_steps=3"]
-    world.train(*overrides, program=world.script(factor=spoiling({step: "float('inf')"}))).end()
-    skips = [step - 2, step - 1, step]
-    assert [skip["step"] for skip in status(world.run())["skips"]] == skips
-    assert_same_run(world.run(), told_beforehand(world, skips, *overrides))
-
-
-def test_a_bad_loss_stops_the_run_before_anything_of_it_is_saved(world: World, draw: Draw) -> None:
-    step = draw.step(20, 120)
-    factor = spoiling({step: "float('nan')"}, rank=draw.one([0, 1]))
-    told = world.train(workers=2, program=world.script(factor=factor)).end(2)
-    assert_last_line(told, f"error: loss is not finite (nan) at step {step}; step {saved(world.run())} is saved")
-    assert recorded(world.run()) == step - 1
-    assert step - SAVE_EVERY <= saved(world.run()) < step
-    assert status(world.run())["state"] == "stopped"
-    world.train(workers=2).end()
-    assert_same_run(world.run(), world.reference(workers=2))
-    assert_sound(world.run(), world.plan, faults=[("loss", None)])
-
-
-def test_a_run_stops_after_all_where_too_many_losses_are_bad(world: World, draw: Draw) -> None:
-    steps = draw.steps((10, 30), (50, 70), (90, 120))
-    factor = spoiling(dict.fromkeys(steps, "float('nan')"))
-    told = world.train(*SKIP, "guard.max_skips=2", program=world.script(factor=factor)).end(2)
-    assert_last_line(told, f"error: loss is not finite (nan) at step {steps[2]}; step {saved(world.run())} is saved")
-    assert "guard.max_skips=2" in told
-    assert [skip["step"] for skip in status(world.run())["skips"]] == steps[:2]
-    assert recorded(world.run()) == steps[2] - 1
-
-
-def test_a_bad_loss_is_ignored_where_it_is_to_be(world: World, draw: Draw) -> None:
-    step = draw.step(20, 120)
-    factor = spoiling({step: "float('nan')"})
-    world.train("guard.on_bad_loss=ignore", program=world.script(factor=factor)).end()
-    assert_sound(world.run(), world.plan, faults=[])
-    losses = [record["train/nats_per_token"] for record in records(world.run())]
-    assert None not in losses[: step - 1]
-    assert losses[step - 1 :] == [None] * (TOTAL - step + 1)
-
-
 def test_checkpoints_are_written_by_time_and_some_are_kept_for_good(world: World, draw: Draw) -> None:
     overrides = [
         "checkpoint.every_steps=1000",
@@ -718,85 +423,3 @@ def test_workers_that_find_all_checkpoints_damaged_are_not_started_again(world: 
     assert_last_line(command.end(2), "error: ")
     assert contents(f"{world.run()}/checkpoints") == before
     assert status(world.run())["state"] == "stopped"
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-def ranks_of(command: Command) -> list[int]:
-    """The process ids of what torchrun started."""
-    return [pid for pid in children(command.process.pid) if " train " in command_line(pid)]
-
-
-def test_torchrun_starts_and_stops_and_restarts_it(world: World, draw: Draw) -> None:
-    first, second = draw.steps((20, 50), (70, 110))
-    command = world.train(program=[*TORCHRUN, *JOBS])
-    reached = command.reach(first)
-    ranks = ranks_of(command)
-    kill(command.process.pid, signal.SIGTERM)
-    command.process.wait(PATIENCE_SECONDS)
-    assert all(gone(pid) for pid in ranks)
-    assert command.told.count("stopped: ") == 2
-    assert reached <= saved(world.run()) == recorded(world.run())
-    restarting = [*TORCHRUN, "--max-restarts=1", *JOBS]
-    told = world.train(program=restarting).end(1)
-    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment" in told
-    command = world.train(program=restarting, environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
-    command.reach(second)
-    kill(draw.one(ranks_of(command)), signal.SIGKILL)
-    command.end()
-    assert_same_run(world.run(), world.reference(workers=2))
-    found = status(world.run())
-    assert found["state"] == "finished"
-    assert found["num_attempts"] == 3
-    assert found["tokens_replayed"] == made_again(world.run(), world.plan)
-
-
-def srun(world: World, num_tasks: int, *overrides: str, wait_seconds: float = 0.0) -> list[Command]:
-    """The processes that `srun --ntasks-per-node` starts on one machine; the later ones a little later."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    commands = []
-    for rank in range(num_tasks):
-        environment = {
-            "SLURM_JOB_ID": "4711",
-            "SLURM_JOB_NAME": "train",
-            "SLURM_NODELIST": "127.0.0.1",
-            "SLURM_NODEID": "0",
-            "SLURM_NTASKS": str(num_tasks),
-            "SLURM_NTASKS_PER_NODE": str(num_tasks),
-            "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        commands.append(world.train(*overrides, environment=environment))
-        time.sleep(wait_seconds)
-    return commands
-
-
-def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
-    commands = srun(world, 2, wait_seconds=3.0)
-    reached = commands[0].reach(draw.step(20, 100))
-    for command in commands:
-        kill(command.process.pid, signal.SIGTERM)
-    for command in commands:
-        assert_last_line(command.end(128 + signal.SIGTERM), f"stopped: run={world.run()} is saved at step ")
-    assert reached <= saved(world.run()) == recorded(world.run())
-    for command in srun(world, 2):
-        command.end()
-    assert_same_run(world.run(), world.reference(workers=2))
-    assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
-
-
-def test_numbers_of_workers_that_do_not_share_the_lanes_are_refused(world: World) -> None:
-    of_command = world.train(workers=3)
-    of_torchrun = world.train(program=[*TORCHRUN[:-1], "--nproc-per-node=3", *JOBS])
-    of_srun = srun(world, 3)
-    assert_last_line(of_command.end(2), "error: cluster.num_workers=3 does not divide stream.num_lanes=4; use")
-    assert of_command.told.strip().endswith("use cluster.num_workers=2 or 4")
-    for command in of_srun:
-        assert_last_line(command.end(2), "error: the number of processes started=3 does not divide stream.num_lanes=4")
-    assert of_torchrun.process.wait(PATIENCE_SECONDS) != 0
-    assert "does not divide stream.num_lanes=4; use the number of processes started=2 or 4" in of_torchrun.told
-    assert not Path(world.run()).exists()

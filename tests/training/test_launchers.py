@@ -1,0 +1,113 @@
+"""Runs whose processes torchrun or srun starts are those that the command starts by itself."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from faulty_runs import (
+    JOBS,
+    PATIENCE_SECONDS,
+    Command,
+    Draw,
+    World,
+    assert_last_line,
+    assert_same_run,
+    assert_sound,
+    children,
+    command_line,
+    gone,
+    kill,
+    made_again,
+    recorded,
+    saved,
+    status,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
+]
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def ranks_of(command: Command) -> list[int]:
+    """The process ids of what torchrun started."""
+    return [pid for pid in children(command.process.pid) if " train " in command_line(pid)]
+
+
+def test_torchrun_starts_and_stops_and_restarts_it(world: World, draw: Draw) -> None:
+    first, second = draw.steps((20, 50), (70, 110))
+    command = world.train(program=[*TORCHRUN, *JOBS])
+    reached = command.reach(first)
+    ranks = ranks_of(command)
+    kill(command.process.pid, signal.SIGTERM)
+    command.process.wait(PATIENCE_SECONDS)
+    assert all(gone(pid) for pid in ranks)
+    assert command.told.count("stopped: ") == 2
+    assert reached <= saved(world.run()) == recorded(world.run())
+    restarting = [*TORCHRUN, "--max-restarts=1", *JOBS]
+    told = world.train(program=restarting).end(1)
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment" in told
+    command = world.train(program=restarting, environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    command.reach(second)
+    kill(draw.one(ranks_of(command)), signal.SIGKILL)
+    command.end()
+    assert_same_run(world.run(), world.reference(workers=2))
+    found = status(world.run())
+    assert found["state"] == "finished"
+    assert found["num_attempts"] == 3
+    assert found["tokens_replayed"] == made_again(world.run(), world.plan)
+
+
+def srun(world: World, num_tasks: int, *overrides: str, wait_seconds: float = 0.0) -> list[Command]:
+    """The processes that `srun --ntasks-per-node` starts on one machine; the later ones a little later."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    commands = []
+    for rank in range(num_tasks):
+        environment = {
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NAME": "train",
+            "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_NODEID": "0",
+            "SLURM_NTASKS": str(num_tasks),
+            "SLURM_NTASKS_PER_NODE": str(num_tasks),
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        commands.append(world.train(*overrides, environment=environment))
+        time.sleep(wait_seconds)
+    return commands
+
+
+def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
+    commands = srun(world, 2, wait_seconds=3.0)
+    reached = commands[0].reach(draw.step(20, 100))
+    for command in commands:
+        kill(command.process.pid, signal.SIGTERM)
+    for command in commands:
+        assert_last_line(command.end(128 + signal.SIGTERM), f"stopped: run={world.run()} is saved at step ")
+    assert reached <= saved(world.run()) == recorded(world.run())
+    for command in srun(world, 2):
+        command.end()
+    assert_same_run(world.run(), world.reference(workers=2))
+    assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
+
+
+def test_numbers_of_workers_that_do_not_share_the_lanes_are_refused(world: World) -> None:
+    of_command = world.train(workers=3)
+    of_torchrun = world.train(program=[*TORCHRUN[:-1], "--nproc-per-node=3", *JOBS])
+    of_srun = srun(world, 3)
+    assert_last_line(of_command.end(2), "error: cluster.num_workers=3 does not divide stream.num_lanes=4; use")
+    assert of_command.told.strip().endswith("use cluster.num_workers=2 or 4")
+    for command in of_srun:
+        assert_last_line(command.end(2), "error: the number of processes started=3 does not divide stream.num_lanes=4")
+    assert of_torchrun.process.wait(PATIENCE_SECONDS) != 0
+    assert "does not divide stream.num_lanes=4; use the number of processes started=2 or 4" in of_torchrun.told
+    assert not Path(world.run()).exists()

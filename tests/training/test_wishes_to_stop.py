@@ -1,0 +1,90 @@
+"""A signal asks a run to stop: it is saved at the next step and goes on from there, whenever the signal comes."""
+
+import signal
+import time
+
+import pytest
+from faulty_runs import (
+    PATIENCE_SECONDS,
+    SIGNALS,
+    Draw,
+    World,
+    assert_last_line,
+    assert_same_run,
+    assert_sound,
+    recorded,
+    saved,
+    send,
+    status,
+)
+
+from pipeline.training.ledger import read_events
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
+    steps = draw.steps((8, 58), (70, 120))
+    for step, (number, target) in zip(steps, draw.order(SIGNALS), strict=False):
+        command = world.train(workers=workers)
+        reached = command.reach(step)
+        send(command, number, target)
+        assert_last_line(command.end(128 + number), f"stopped: run={world.run()} is saved at step ")
+        assert reached <= saved(world.run()) == recorded(world.run())
+        assert status(world.run())["state"] == "stopped"
+        assert read_events(world.run())[-1]["cause"] == signal.Signals(number).name
+    world.train(workers=workers).end()
+    assert_same_run(world.run(), world.reference(workers=workers))
+    assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
+    begun = ("start", "group") if workers > 1 else ("start",)
+    for number, target in draw.order(SIGNALS)[:2]:
+        command = world.train(workers=workers)
+        events = len(read_events(world.run()))
+        sign = draw.one(begun)
+        command.await_that(f"the event {sign}", lambda sign=sign, since=events: sign in events_since(world, since))
+        send(command, number, target)
+        told = command.end((128 + number, -number))
+        assert "Traceback" not in told, told
+        assert not command.survivors()
+    world.train(workers=workers).end()
+    assert_same_run(world.run(), world.reference(workers=workers))
+
+
+def events_since(world: World, since: int) -> list[str]:
+    """The names of events that were added."""
+    return [event["event"] for event in read_events(world.run())[since:]]
+
+
+def test_a_wish_to_stop_is_heard_where_lightning_would_take_it(world: World, draw: Draw) -> None:
+    """It has a handler of its own for SIGTERM while it sets up, which broadcasts."""
+    once = "    if once(f'{os.getppid()}{module.peers.rank}'): os.kill(os.getpid(), signal.SIGTERM)\n"
+    hook = draw.one(["configure_optimizers", "on_fit_start", "on_train_start", "on_train_end"])
+    more = f"def hook(module, sound=LanguageModelModule.{hook}):\n{once}    return sound(module)\n"
+    command = world.train(workers=2, program=world.script(more=f"{more}LanguageModelModule.{hook} = hook\n"))
+    told = command.end((0, 128 + signal.SIGTERM))
+    assert "Traceback" not in told, told
+    world.train(workers=2).end()
+    assert_same_run(world.run(), world.reference(workers=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_ctrl_c_does_not_wait_for_a_step_that_never_ends(workers: int, world: World, draw: Draw) -> None:
+    step = draw.step(20, 100)
+    program = world.script(f"time.sleep({PATIENCE_SECONDS} if step == {step} and once(str(rank)) else 0)")
+    command = world.train(workers=workers, program=program)
+    command.reach(step - 1)
+    send(command, signal.SIGINT, "the whole group")
+    time.sleep(1.5)
+    assert command.process.poll() is None
+    send(command, signal.SIGINT, "the whole group")
+    assert_last_line(command.end(128 + signal.SIGINT), "interrupted; the same command goes on")
+    world.train(workers=workers).end()
+    assert_same_run(world.run(), world.reference(workers=workers))
