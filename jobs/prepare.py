@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.cluster import task_runner
+from pipeline.cluster.tasks import task_runner
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.prepare import check_given_vocabulary, prepare

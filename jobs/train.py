@@ -7,7 +7,8 @@ from functools import partial
 
 from jobs import console
 from pipeline import storage
-from pipeline.cluster import Launch, Loss, launched_ranks, run_workers
+from pipeline.cluster.group import Launch, Loss
+from pipeline.cluster.workers import launched_ranks, run_workers
 from pipeline.config import Config, load
 from pipeline.training.ledger import Ledger, read_events
 from pipeline.training.monitor import Display, Follower

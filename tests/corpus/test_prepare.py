@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from test_sources import corpus_config
 
-from pipeline.cluster import run_here
+from pipeline.cluster.tasks import run_here
 from pipeline.corpus import prepare as module
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.corpus.prepare import most_frequent, prepare

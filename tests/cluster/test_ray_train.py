@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("WORDLANES_FAULT_SEED", "1"))  # printed; another one draws other steps and ranks
 PATIENCE_SECONDS = 240.0  # for whatever must come; a busy machine is no finding
 AT_EASE = 0.1  # seconds before each step, so that faults fall between the start and the end
@@ -126,7 +126,7 @@ class Command:
         environment = {"DISTURBED": str(world.asked), "PYTHONPATH": str(ROOT)}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "disturbed.py"), "train", *arguments],
+                [sys.executable, str(Path(__file__).with_name("disturbed.py")), "train", *arguments],
                 env={**os.environ, **QUICK, **environment},
                 stdout=output,
                 stderr=output,

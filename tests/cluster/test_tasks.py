@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import MAX_RETRIES, run_here, task_runner
+from pipeline.cluster.tasks import MAX_RETRIES, run_here, task_runner
 from pipeline.config import Config, load
 from pipeline.errors import ClusterError, CorpusError
 

@@ -1,0 +1,29 @@
+"""What a function gave where it ran elsewhere: its result, or the user's error as a value."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def outcome_of(function: Callable[[Item], Result], item: Item) -> Result | PipelineError:
+    """Runs in a worker. A user's error comes back as a value: raised, Ray would wrap it and print its stack."""
+    try:
+        return function(item)
+    except PipelineError as error:
+        return error.with_traceback(None)
+
+
+def unwrapped(outcome: Any) -> Any:  # noqa: ANN401
+    """The result; raises the error if it is one."""
+    if isinstance(outcome, PipelineError):
+        raise outcome
+    return outcome
+
+
+def one_line(error: object) -> str:
+    """The beginning of an error's text, without line breaks."""
+    return " ".join(str(error).split())[:200]

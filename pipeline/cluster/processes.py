@@ -1,0 +1,217 @@
+"""Training workers as plain processes: of this machine, or those that torchrun or srun started. Never imports ray."""
+
+import logging
+import os
+import signal
+import socket
+import time
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any
+
+from pipeline.cluster.group import (
+    SAME_WISH_SECONDS,
+    Launch,
+    Loss,
+    Train,
+    Worker,
+    cause_of,
+    given_up,
+    signals_to,
+    threads_of_each,
+)
+from pipeline.cluster.outcome import outcome_of, unwrapped
+from pipeline.errors import ClusterError, PipelineError
+
+log = logging.getLogger(__name__)
+
+LOST_GRACE_SECONDS = 1.0  # for the other workers when one is lost, before and after they are asked to end
+
+
+def launcher() -> Any:  # noqa: ANN401  (one of Lightning's plugins)
+    """What torchrun or srun told this process of the others, as Lightning knows it; None if it stands alone.
+
+    Raises:
+        ClusterError: torchrun is to restart ranks and cannot.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
+        if environment.detect():
+            plugin = environment() if environment is TorchElasticEnvironment else SLURMEnvironment(auto_requeue=False)
+            if plugin.world_size() > 1:
+                _refuse_torn_restarts()
+                return plugin
+    return None
+
+
+def _refuse_torn_restarts() -> None:
+    """What torchrun starts again finds in its store where the ranks before could be reached, and fails for it."""
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        raise ClusterError(
+            f"torchrun's --max-restarts={restarts} cannot restart ranks that share its store (pytorch/pytorch#135712);"
+            " set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or leave --max-restarts out"
+        )
+
+
+def train_launched(environment: Any, train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
+    """In one of the processes that torchrun or srun started."""
+    world_size = environment.world_size()
+    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size)
+    launch.set_up(environment.global_rank())
+    worker = Worker(
+        devices=workers_here,
+        num_nodes=world_size // workers_here,
+        distributed=True,
+        environment=environment,
+        num_threads=threads_of_each(launch.cluster, workers_here),
+    )
+    outcome = train(worker, job)
+    _part()
+    return outcome
+
+
+def train_in_processes(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
+    """Processes of this machine. If one is lost all are ended, for they wait for it, and started again."""
+    group, losses = _Group(train, job, launch), 0
+    with signals_to(group.pass_on):
+        while True:
+            ended = group.outcome()
+            if not isinstance(ended, Loss):
+                return unwrapped(ended)
+            losses += 1
+            _give_up_after(losses, ended, launch)
+
+
+class _Group:
+    """Worker processes under torch's supervision, one set after another, with signals passed on to them."""
+
+    def __init__(self, train: Train, job: Any, launch: Launch) -> None:  # noqa: ANN401
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # told by us, in a line
+        self._what = train, job, launch
+        self._stop: str | None = None
+        self._since = 0.0
+        self._deadline = float("inf")
+        self._processes: Any = None
+        self._outcome: Any = None
+        self._killed: Loss | None = None
+
+    def outcome(self) -> Any:  # noqa: ANN401
+        """Of a new set: the first rank's result, the signal by whose wish all ended, or a `Loss`."""
+        from torch.multiprocessing.spawn import ProcessException
+
+        if self._stop is not None:
+            return self._stop
+        self._start()
+        loss = None
+        try:
+            while not self._joined():
+                if time.monotonic() > self._deadline:
+                    self._end(signal.SIGKILL)
+        except ProcessException as error:
+            loss = self._loss(error)
+        told = None if self._outcome.empty() else self._outcome.get()
+        if loss is None or isinstance(told, PipelineError):
+            return told or self._stop
+        return self._stop or loss
+
+    def pass_on(self, name: str) -> None:
+        """A signal is a wish to stop, and all are given time for it; a second Ctrl-C, not right after, ends them."""
+        again = self._stop == name == "SIGINT" and time.monotonic() - self._since > SAME_WISH_SECONDS
+        self._stop, self._since = name, time.monotonic()
+        self._deadline = min(self._deadline, self._since + self._what[2].cluster.grace_seconds)
+        self._end(signal.SIGKILL if again else signal.Signals[name])
+        if again:
+            raise KeyboardInterrupt
+
+    def _start(self) -> None:
+        from torch.multiprocessing.spawn import start_processes
+
+        train, job, launch = self._what
+        num_workers = launch.cluster.num_workers or 1
+        self._killed, self._outcome = None, get_context("spawn").SimpleQueue()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a Ctrl-C waits for them to know what to do with it
+        try:
+            self._processes = start_processes(  # type: ignore[no-untyped-call]
+                _in_process, (num_workers, port, train, job, launch, self._outcome), nprocs=num_workers, join=False
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if self._stop is not None:  # meanwhile
+            self._end(signal.Signals[self._stop])
+
+    def _joined(self) -> bool:
+        """Whether all have ended well; torch's error if one has not.
+
+        When a rank is killed the others fail, and torch names the first that it finds: so we look before it does.
+        """
+        wait([process.sentinel for process in self._processes.processes if process.is_alive()], timeout=0.2)
+        for rank, process in enumerate(self._processes.processes):
+            if self._killed is None and (process.exitcode or 0) < 0:
+                self._killed = Loss(rank=rank, cause=f"was killed by {signal.Signals(-process.exitcode).name}")
+        return bool(self._processes.join(timeout=0, grace_period=LOST_GRACE_SECONDS))
+
+    def _loss(self, error: Any) -> Loss:  # noqa: ANN401
+        """Which rank was lost first, as far as anybody knows."""
+        from torch.multiprocessing.spawn import ProcessRaisedException
+
+        if self._killed is not None:
+            return self._killed
+        if isinstance(error, ProcessRaisedException):
+            if self._stop is None:
+                log.warning("%s", error.msg.strip())
+            return Loss(rank=error.error_index, cause=cause_of(error))
+        return Loss(rank=error.error_index, cause=f"ended with {error.exit_code}")
+
+    def _end(self, number: int) -> None:
+        for process in self._processes.processes if self._processes is not None else []:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+
+def _in_process(  # noqa: PLR0917 torch hands them over by place
+    rank: int,
+    num_workers: int,
+    port: int,
+    train: Train,
+    job: Any,  # noqa: ANN401
+    launch: Launch,
+    outcome: Any,  # noqa: ANN401
+) -> None:
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    command = parent_process()
+    if command is None or not command.is_alive():  # killed while this process began; from here on torch tells it
+        return
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    launch.set_up(rank)
+    worker = Worker(
+        devices=num_workers,
+        num_nodes=1,
+        distributed=True,
+        environment=LightningEnvironment(),
+        num_threads=threads_of_each(launch.cluster, num_workers),
+    )
+    ended = outcome_of(lambda worker_job: train(worker, worker_job), job)
+    if rank == 0:
+        outcome.put(ended)
+    _part()
+
+
+def _part() -> None:
+    """Ends what the ranks have between them, before one of them is gone and the others wonder."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _give_up_after(losses: int, loss: Loss, launch: Launch) -> None:
+    launch.on_loss(loss)
+    if losses > launch.cluster.max_failures:
+        raise given_up(losses, loss, launch.cluster)

@@ -1,0 +1,70 @@
+"""Ray, started on this machine or joined, until the context ends."""
+
+import logging
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.cluster.outcome import one_line
+from pipeline.config import ClusterConfig
+from pipeline.errors import ClusterError
+
+OBJECT_STORE_BYTES = 80 << 20  # receipts are small; /dev/shm of a container is too
+REACH_SECONDS = 5.0  # for the machine of a Ray cluster to answer
+
+
+def ray_api() -> Any:  # noqa: ANN401
+    """Ray, some of whose functions have no types."""
+    import ray
+
+    return ray
+
+
+@contextmanager
+def ray_session(
+    cluster: ClusterConfig, *, num_cpus: int, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Ray, started on this machine or joined; `environment` is that of the processes it starts for us.
+
+    Raises:
+        ClusterError: nobody answers at the address.
+    """
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if environment:
+        quiet["runtime_env"] = {"env_vars": dict(environment)}
+    if cluster.kind == "local":
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    else:
+        try:
+            _knock(cluster.address or "auto")
+            ray.init(address=cluster.address or "auto", **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"cluster.address={cluster.address or 'null'} reaches no Ray cluster ({one_line(error)}); give its"
+                " HOST:PORT, on one of its machines, with RAY_AUTH_MODE=token if it asks for a token; or start one"
+                " with `ray start --head`, or use cluster=local"
+            ) from error
+    ray._private.worker._worker_logs_enabled = False  # it prints to the standard output what we tell in a line
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError or ValueError where nobody answers; Ray itself would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if "://" in address:
+        raise ValueError("that is no HOST:PORT")
+    host, _, port = str(canonicalize_bootstrap_address(address)).rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()

@@ -1,0 +1,39 @@
+"""Training workers on the machines that are asked for.
+
+In: a function of its place and a job, which can be pickled. Out: the first rank's result. Refuses: a group that is
+lost more than `max_failures` times. A `PipelineError` is the user's: it reaches the caller as it was raised, and is not
+tried again.
+"""
+
+from typing import Any
+
+from pipeline.cluster.group import Launch, Train, Worker
+from pipeline.cluster.processes import launcher, train_in_processes, train_launched
+from pipeline.cluster.ray_train import train_by_ray
+
+
+def launched_ranks() -> tuple[int, int] | None:
+    """(rank, world size) if torchrun or srun started this process as one of several; None if it stands alone.
+
+    Raises:
+        ClusterError: torchrun is to restart ranks and cannot.
+    """
+    environment = launcher()
+    return (environment.global_rank(), environment.world_size()) if environment is not None else None
+
+
+def run_workers(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401  (what train gives)
+    """Runs `train` on every worker, again if a group is lost, and gives the first rank's result.
+
+    Raises:
+        ClusterError: more groups were lost than `max_failures`, or there is no such cluster.
+        PipelineError: whatever a worker raised of these; it is not tried again.
+    """
+    cluster = launch.cluster
+    if cluster.kind != "none":
+        return train_by_ray(train, job, launch)
+    if (found := launcher()) is not None:
+        return train_launched(found, train, job, launch)
+    if (cluster.num_workers or 1) > 1:
+        return train_in_processes(train, job, launch)
+    return train(Worker(devices=1, num_nodes=1, distributed=False, num_threads=cluster.cpus_per_worker), job)
