@@ -50,6 +50,7 @@ class World:
         self.asked = folder / "asked"  # how the workers are disturbed, and their process ids
         self.asked.mkdir()
         self.ask(pace=AT_EASE)
+        self.commands: list[Command] = []
         print(f"WORDLANES_FAULT_SEED={SEED}")
 
     def settings(self, steps: int) -> list[str]:
@@ -81,7 +82,8 @@ class World:
         return run
 
     def command(self, steps: int, *overrides: str) -> "Command":
-        return Command(self, [*self.settings(steps), f"run={self.run}", *overrides])
+        self.commands.append(Command(self, [*self.settings(steps), f"run={self.run}", *overrides]))
+        return self.commands[-1]
 
     def ask(self, **how: object) -> None:
         for name, value in how.items():
@@ -177,8 +179,12 @@ def assert_same_end(run: Path, whole: Path, step: int, *, to_the_bit: bool) -> N
 
 
 @pytest.fixture
-def world(tmp_path: Path, make_corpus: Callable[..., str], small_config: Callable[..., Config]) -> World:
-    return World(tmp_path, make_corpus(train=2000, valid=150), small_config)
+def world(tmp_path: Path, make_corpus: Callable[..., str], small_config: Callable[..., Config]) -> Iterator[World]:
+    world = World(tmp_path, make_corpus(train=2000, valid=150), small_config)
+    yield world
+    for command in world.commands:  # of a test that failed
+        command.process.kill()
+        command.process.wait()
 
 
 class Machines:
@@ -335,7 +341,7 @@ def test_two_faults_at_once_and_no_machine_left_for_a_worker(world: World, machi
     assert world.events("stop")[-1]["cause"] == "SIGINT"
     world.ask(pace=0)
     command = world.command(150, *machines.of(2))
-    command.until(lambda: lack in command.told)
+    command.until(lambda: len(world.events("start")) == 2)
     machines.add(1)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, 150, to_the_bit=True)
