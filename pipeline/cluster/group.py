@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,36 @@ def signals_to(tell: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Wishes:
+    """The signals by which a command was asked to stop.
+
+    Args:
+        grace_seconds: that the workers have from the first wish on.
+
+    Attributes:
+        last: the name of the last one; None: nobody asked.
+    """
+
+    def __init__(self, *, grace_seconds: float) -> None:
+        self.last: str | None = None
+        self._grace_seconds = grace_seconds
+        self._since = 0.0
+        self._deadline = float("inf")
+
+    @property
+    def late(self) -> bool:
+        """Whether the time for the workers is over."""
+        return time.monotonic() > self._deadline
+
+    def add(self, name: str) -> bool:
+        """Notes one; whether it is a second Ctrl-C, not right after the first."""
+        now = time.monotonic()
+        again = self.last == name == "SIGINT" and now - self._since > SAME_WISH_SECONDS
+        self.last, self._since = name, now
+        self._deadline = min(self._deadline, now + self._grace_seconds)
+        return again
 
 
 def given_up(losses: int, loss: Loss, cluster: ClusterConfig) -> ClusterError:

@@ -4,16 +4,15 @@ import logging
 import os
 import signal
 import socket
-import time
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any
 
 from pipeline.cluster.group import (
-    SAME_WISH_SECONDS,
     Launch,
     Loss,
     Train,
+    Wishes,
     Worker,
     cause_of,
     given_up,
@@ -82,7 +81,9 @@ def train_in_processes(train: Train, job: Any, launch: Launch) -> Any:  # noqa: 
             if not isinstance(ended, Loss):
                 return unwrapped(ended)
             losses += 1
-            _give_up_after(losses, ended, launch)
+            launch.on_loss(ended)
+            if losses > launch.cluster.max_failures:
+                raise given_up(losses, ended, launch.cluster)
 
 
 class _Group:
@@ -91,9 +92,7 @@ class _Group:
     def __init__(self, train: Train, job: Any, launch: Launch) -> None:  # noqa: ANN401
         logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # told by us, in a line
         self._what = train, job, launch
-        self._stop: str | None = None
-        self._since = 0.0
-        self._deadline = float("inf")
+        self._wishes = Wishes(grace_seconds=launch.cluster.grace_seconds)
         self._processes: Any = None
         self._outcome: Any = None
         self._killed: Loss | None = None
@@ -102,26 +101,24 @@ class _Group:
         """Of a new set: the first rank's result, the signal by whose wish all ended, or a `Loss`."""
         from torch.multiprocessing.spawn import ProcessException
 
-        if self._stop is not None:
-            return self._stop
+        if self._wishes.last is not None:
+            return self._wishes.last
         self._start()
         loss = None
         try:
             while not self._joined():
-                if time.monotonic() > self._deadline:
+                if self._wishes.late:
                     self._end(signal.SIGKILL)
         except ProcessException as error:
             loss = self._loss(error)
         told = None if self._outcome.empty() else self._outcome.get()
         if loss is None or isinstance(told, PipelineError):
-            return told or self._stop
-        return self._stop or loss
+            return told or self._wishes.last
+        return self._wishes.last or loss
 
     def pass_on(self, name: str) -> None:
         """A signal is a wish to stop, and all are given time for it; a second Ctrl-C, not right after, ends them."""
-        again = self._stop == name == "SIGINT" and time.monotonic() - self._since > SAME_WISH_SECONDS
-        self._stop, self._since = name, time.monotonic()
-        self._deadline = min(self._deadline, self._since + self._what[2].cluster.grace_seconds)
+        again = self._wishes.add(name)
         self._end(signal.SIGKILL if again else signal.Signals[name])
         if again:
             raise KeyboardInterrupt
@@ -141,8 +138,8 @@ class _Group:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        if self._stop is not None:  # meanwhile
-            self._end(signal.Signals[self._stop])
+        if self._wishes.last is not None:  # meanwhile
+            self._end(signal.Signals[self._wishes.last])
 
     def _joined(self) -> bool:
         """Whether all have ended well; torch's error if one has not.
@@ -162,7 +159,7 @@ class _Group:
         if self._killed is not None:
             return self._killed
         if isinstance(error, ProcessRaisedException):
-            if self._stop is None:
+            if self._wishes.last is None:
                 log.warning("%s", error.msg.strip())
             return Loss(rank=error.error_index, cause=cause_of(error))
         return Loss(rank=error.error_index, cause=f"ended with {error.exit_code}")
@@ -209,9 +206,3 @@ def _part() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _give_up_after(losses: int, loss: Loss, launch: Launch) -> None:
-    launch.on_loss(loss)
-    if losses > launch.cluster.max_failures:
-        raise given_up(losses, loss, launch.cluster)

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.cluster.group import (
-    SAME_WISH_SECONDS,
     Launch,
     Loss,
     Train,
+    Wishes,
     Worker,
     cause_of,
     given_up,
@@ -189,7 +189,7 @@ def _awaited(trainer: Any, board: Any, cluster: ClusterConfig, *, needs: Mapping
 
     fitted: dict[str, Any] = {}
     ended = threading.Event()  # a thread's join that is interrupted takes the thread to have ended (Python 3.11)
-    wishes: list[tuple[str, float]] = []
+    wishes = Wishes(grace_seconds=cluster.grace_seconds)
 
     def fit() -> None:
         try:
@@ -199,11 +199,7 @@ def _awaited(trainer: Any, board: Any, cluster: ClusterConfig, *, needs: Mapping
         ended.set()
 
     def pass_on(name: str) -> None:
-        again = (
-            bool(wishes) and wishes[-1][0] == name == "SIGINT" and time.monotonic() - wishes[-1][1] > SAME_WISH_SECONDS
-        )
-        wishes.append((name, time.monotonic()))
-        if again:
+        if wishes.add(name):
             raise KeyboardInterrupt
         board.wish.remote(name)
 
@@ -221,9 +217,8 @@ def _awaited(trainer: Any, board: Any, cluster: ClusterConfig, *, needs: Mapping
                 news = latest(news)
                 if news.refusal is not None:
                     return news.refusal
-                late = bool(wishes) and time.monotonic() > wishes[0][1] + cluster.grace_seconds
-                if wishes and (late or news.phase in ("waiting", "starting")):
-                    return wishes[-1][0]
+                if wishes.last is not None and (wishes.late or news.phase in ("waiting", "starting")):
+                    return wishes.last
                 lack.watch(news)
         finally:
             if not ended.is_set() and news.controller is not None:
