@@ -41,6 +41,7 @@ def ray_session(
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
+            _system_config={"worker_niceness": 0},  # of 15, by which workers give way to all else on the machine
             **quiet,
         )
     else:
