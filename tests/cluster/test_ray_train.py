@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,63 +27,38 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("WORDLANES_FAULT_SEED", "1"))  # printed; another one draws other steps and ranks
+STEPS = 240
 PATIENCE_SECONDS = 240.0  # for whatever must come; a busy machine is no finding
 AT_EASE = 0.1  # seconds before each step, so that faults fall between the start and the end
 SLOWLY = 1.0  # while the test waits for machines to go or to come
 QUICK = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # of 15, by which the tests beside these take all
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
+Undisturbed = Callable[[int], Path]
+
 
 class World:
-    """A corpus, a run of it without Ray, and commands that train by Ray beside it."""
+    """A corpus, and commands that train on it by Ray."""
 
-    def __init__(self, folder: Path, data: str, small_config: Callable[..., Config]) -> None:
+    def __init__(self, folder: Path, data: str) -> None:
         self.folder = folder
         self.run = folder / "run"
         self.data = data
         self.random = random.Random(SEED)
-        self.small_config = small_config
         self.asked = folder / "asked"  # how the workers are disturbed, and their process ids
         self.asked.mkdir()
         self.ask(pace=AT_EASE)
         self.commands: list[Command] = []
         print(f"WORDLANES_FAULT_SEED={SEED}")
 
-    def settings(self, steps: int) -> list[str]:
-        return [
-            f"data={self.data}",
-            f"max_steps={steps}",
-            "max_epochs=1000",
-            "stream.num_lanes=8",
-            "stream.bptt=7",
-            "stream.state=carry",
-            "model.embedding_size=6",
-            "model.hidden_size=5",
-            "model.dropout=0.3",
-            "model.softmax.cutoffs=[10,30]",
-            "model.softmax.div_value=2",
-            "optim=sgd",
-            "optim.lr=0.5",
-            "logging.every_steps=1",
-            "logging.progress=false",
-            "tracking.kind=none",
-            "accelerator=cpu",
-            "checkpoint.every_steps=25",
-            "checkpoint.validate_every_steps=40",
-        ]
-
-    def undisturbed(self, steps: int, *overrides: str) -> Path:
-        run = self.folder / "whole"
-        train(self.small_config(*self.settings(steps), f"run={run}", *overrides))
-        return run
-
-    def command(self, steps: int, *overrides: str) -> "Command":
-        self.commands.append(Command(self, [*self.settings(steps), f"run={self.run}", *overrides]))
+    def command(self, *overrides: str) -> "Command":
+        self.commands.append(Command(self, [*settings(self.data, self.run), *overrides]))
         return self.commands[-1]
 
     def ask(self, **how: object) -> None:
@@ -119,6 +95,31 @@ class World:
         return rank
 
 
+def settings(data: str, run: Path) -> list[str]:
+    return [
+        f"data={data}",
+        f"run={run}",
+        f"max_steps={STEPS}",
+        "max_epochs=1000",
+        "stream.num_lanes=8",
+        "stream.bptt=7",
+        "stream.state=carry",
+        "model.embedding_size=6",
+        "model.hidden_size=5",
+        "model.dropout=0.3",
+        "model.softmax.cutoffs=[10,30]",
+        "model.softmax.div_value=2",
+        "optim=sgd",
+        "optim.lr=0.5",
+        "logging.every_steps=1",
+        "logging.progress=false",
+        "tracking.kind=none",
+        "accelerator=cpu",
+        "checkpoint.every_steps=25",
+        "checkpoint.validate_every_steps=40",
+    ]
+
+
 class Command:
     """`python -m jobs train`, in a process group of its own, as a terminal starts it."""
 
@@ -146,6 +147,10 @@ class Command:
             assert time.monotonic() < deadline, self.told
             time.sleep(0.1)
 
+    def until_size(self, size: int, *, after: int = 0) -> None:
+        """Another group than those first ones trains with so many; machines come and go one by one, as sizes may."""
+        self.until(lambda: self.world.sizes()[after:][-1:] == [size])
+
     def until_step(self, step: int) -> None:
         self.until(lambda: self.world.reached() >= step)
 
@@ -165,8 +170,8 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
-def assert_same_end(run: Path, whole: Path, step: int, *, to_the_bit: bool) -> None:
-    left, right = (load_checkpoint(checkpoint_path(str(each), step))["state_dict"] for each in (run, whole))
+def assert_same_end(run: Path, whole: Path, *, to_the_bit: bool) -> None:
+    left, right = (load_checkpoint(checkpoint_path(str(each), STEPS))["state_dict"] for each in (run, whole))
     if to_the_bit:
         assert records(run) == records(whole)
         assert all(torch.equal(weights, right[name]) for name, weights in left.items())
@@ -179,22 +184,38 @@ def assert_same_end(run: Path, whole: Path, step: int, *, to_the_bit: bool) -> N
 
 
 @pytest.fixture
-def world(tmp_path: Path, make_corpus: Callable[..., str], small_config: Callable[..., Config]) -> Iterator[World]:
-    world = World(tmp_path, make_corpus(train=2000, valid=150), small_config)
+def world(tmp_path: Path, make_corpus: Callable[..., str]) -> Iterator[World]:
+    world = World(tmp_path, make_corpus(train=2000, valid=150))
     yield world
     for command in world.commands:  # of a test that failed
         command.process.kill()
         command.process.wait()
 
 
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are that nothing happens to, made when they are first needed."""
+    return tmp_path_factory.mktemp("undisturbed")
+
+
+@pytest.fixture
+def undisturbed(world: World, wholes: Path, small_config: Callable[..., Config]) -> Undisturbed:
+    """A run without Ray, by its number of workers."""
+
+    def made(num_workers: int) -> Path:
+        run = wholes / str(num_workers)
+        if not run.exists():
+            train(small_config(*settings(world.data, run), f"cluster.num_workers={num_workers}"))
+        return run
+
+    return made
+
+
 class Machines:
     """A Ray of several machines with one core each, on this one. The commands run on its head, which has none."""
 
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": LOST_SOON}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
         self.nodes: list[Any] = []
 
     def add(self, number: int) -> None:
@@ -209,20 +230,31 @@ class Machines:
         return [*places, "cluster.resize_seconds=3", *overrides]
 
 
-@pytest.fixture
-def machines() -> Iterator[Machines]:
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A Ray cluster without machines for workers; it goes on from test to test, as one does from run to run."""
+    from ray.cluster_utils import Cluster
+
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUICK.items():
             patch.setenv(name, value)
-        machines = Machines()
-        yield machines
-        machines.cluster.shutdown()
+        node = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": LOST_SOON}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        yield cluster
+        cluster.shutdown()
 
 
-def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World) -> None:
+@pytest.fixture
+def machines(head: Any) -> Iterator[Machines]:
+    machines = Machines(head)
+    yield machines
+    machines.lose(len(machines.nodes))
+
+
+def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, undisturbed: Undisturbed) -> None:
     """SIGTERM on the way: a checkpoint of that step, and the same command goes on. Nothing of Ray's is in the way."""
-    whole = world.undisturbed(120)
-    command = world.command(120, "cluster=local")
+    whole = undisturbed(1)
+    command = world.command("cluster=local")
     command.until_step(world.drawn_step(5, 80))
     command.send(signal.SIGTERM)
     assert command.ended() == 128 + signal.SIGTERM, command.told
@@ -231,31 +263,31 @@ def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World) -
     assert command.told.splitlines()[0] == "1 worker, from step 0"
     assert command.told.splitlines()[-1].startswith(f"stopped: run={world.run} is saved at step {stop['step']}; ")
     world.ask(pace=0)
-    command = world.command(120, "cluster=local")
+    command = world.command("cluster=local")
     assert command.ended() == 0, command.told
     first, *between, last = command.told.splitlines()
     assert first == f"1 worker, from step {stop['step']}"
-    assert last == f"{world.run} is trained to step 120 (from step {stop['step']})"
+    assert last == f"{world.run} is trained to step {STEPS} (from step {stop['step']})"
     assert all("validation perplexity" in line for line in between)
     assert world.events("group")[-1]["step"] == stop["step"]
-    assert_same_end(world.run, whole, 120, to_the_bit=True)
+    assert_same_end(world.run, whole, to_the_bit=True)
     names = {path.name for path in world.run.iterdir()}
     assert names <= {".lock", ".writer.lock", "attempt", "checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl"}
 
 
-def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World) -> None:
-    whole = world.undisturbed(120, "cluster.num_workers=2")
-    command = world.command(120, "cluster=local", "cluster.num_workers=2")
+def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World, undisturbed: Undisturbed) -> None:
+    whole = undisturbed(2)
+    command = world.command("cluster=local", "cluster.num_workers=2")
     command.until_step(world.drawn_step(30, 80))
     workers = [world.pid(rank) for rank in range(2)]
     command.send(signal.SIGKILL)
     command.process.wait()
+    command = world.command("cluster=local", "cluster.num_workers=2")
+    command.until(lambda: not any(runs(pid) for pid in workers))
     world.ask(pace=0)
-    command = world.command(120, "cluster=local", "cluster.num_workers=2")
     assert command.ended() == 0, command.told
-    assert not [pid for pid in workers if runs(pid)]
     assert [event["attempt"] for event in world.events("end")] == [2]
-    assert_same_end(world.run, whole, 120, to_the_bit=True)
+    assert_same_end(world.run, whole, to_the_bit=True)
 
 
 def runs(pid: int) -> bool:
@@ -264,42 +296,48 @@ def runs(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_the_text_goes_on_through_four_workers_three_one_and_four(world: World, machines: Machines) -> None:
+def test_the_text_goes_on_through_four_workers_three_one_and_four(
+    world: World, machines: Machines, undisturbed: Undisturbed
+) -> None:
     """A worker is killed, a machine is lost, two more at once, and three are added; three workers share 8 lanes."""
-    whole = world.undisturbed(400)
+    whole = undisturbed(1)
     machines.add(4)
-    command = world.command(400, *machines.of(4, "cluster.min_workers=1"))
+    command = world.command(*machines.of(4, "cluster.min_workers=1"))
+    command.until_size(4)
     step, rank = world.drawn_step(30, 60), world.drawn_rank()
     command.until_step(step)
     os.kill(world.pid(rank), signal.SIGKILL)
-    command.until(lambda: world.sizes() == [4, 4])
+    command.until_size(4, after=len(world.sizes()))
     command.until_step(step + 10)
     world.ask(pace=SLOWLY)
     machines.lose()
-    command.until(lambda: world.sizes() == [4, 4, 3])
+    command.until_size(3, after=len(world.sizes()))
     machines.lose(2)
-    command.until(lambda: world.sizes() == [4, 4, 3, 1])
+    command.until_size(1)
     machines.add(3)
-    command.until(lambda: world.sizes()[4:] == [4])
+    command.until_size(4)
     world.ask(pace=0)
     assert command.ended() == 0, command.told
-    assert_same_end(world.run, whole, 400, to_the_bit=False)
+    assert_same_end(world.run, whole, to_the_bit=False)
     stood = account(read_events(str(world.run)), now=time.time())
-    assert (stood.state, stood.step, stood.world_size) == ("finished", 400, 4)
-    assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
+    assert (stood.state, stood.step, stood.world_size) == ("finished", STEPS, 4)
+    assert {(each.kind, each.fatal) for each in stood.failures} == {("worker", True)}
     assert (stood.failures[0].rank, stood.failures[0].cause) == (rank, "died: killed, out of memory, or crashed")
     assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
-    assert [(each["from_size"], each["to_size"]) for each in stood.resizes] == [(4, 3), (3, 1), (1, 4)]
-    grown = world.events("group")[-1]
-    assert grown["step"] == grown["reached_step"]  # to grow costs no step
+    sizes = [event["world_size"] for event in world.events("group")]
+    resizes = [(each["from_size"], each["to_size"]) for each in stood.resizes]
+    assert resizes == [(before, size) for before, size in pairwise(sizes) if size != before]
+    stopped = [event["step"] for event in world.events("checkpoint") if event["reason"] == "stop"]
+    assert world.events("group")[-1]["step"] == stopped[-1]  # to grow costs no step
 
 
-def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines) -> None:
+def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines, undisturbed: Undisturbed) -> None:
     """The notice is answered by a checkpoint, and does not count among the failures, of which none is allowed."""
-    whole = world.undisturbed(250)
+    whole = undisturbed(1)
     machines.add(2)
-    command = world.command(250, *machines.of(2, "cluster.min_workers=1", "cluster.max_failures=0"))
-    command.until_step(30)
+    command = world.command(*machines.of(2, "cluster.min_workers=1", "cluster.max_failures=0"))
+    command.until_size(2)
+    command.until_step(world.reached() + 10)
     node = machines.nodes[world.drawn_rank()]
     subprocess.run(
         [
@@ -316,21 +354,23 @@ def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines) -
     )
     command.until(lambda: any(event["reason"] == "notice" for event in world.events("checkpoint")))
     world.ask(pace=SLOWLY)
-    command.until(lambda: world.sizes() == [2, 1])
+    command.until_size(1, after=len(world.sizes()))
     world.ask(pace=0)
     assert command.ended() == 0, command.told
-    assert_same_end(world.run, whole, 250, to_the_bit=False)
+    assert_same_end(world.run, whole, to_the_bit=False)
     notice, loss = world.events("fault")
     assert (notice["kind"], notice["fatal"], loss["kind"], loss["fatal"]) == ("preemption", False, "preemption", True)
     (saved,) = (event["step"] for event in world.events("checkpoint") if event["reason"] == "notice")
-    assert saved == notice["step"] <= world.events("group")[1]["step"]
+    assert saved == notice["step"] <= world.events("group")[-1]["step"]
 
 
-def test_two_faults_at_once_and_no_machine_left_for_a_worker(world: World, machines: Machines) -> None:
+def test_two_faults_at_once_and_no_machine_left_for_a_worker(
+    world: World, machines: Machines, undisturbed: Undisturbed
+) -> None:
     """A machine is lost and a worker of the other one killed. The command waits for a machine, or to be stopped."""
-    whole = world.undisturbed(150, "cluster.num_workers=2")
+    whole = undisturbed(2)
     machines.add(2)
-    command = world.command(150, *machines.of(2))
+    command = world.command(*machines.of(2))
     command.until_step(world.drawn_step(30, 60))
     machines.lose()
     os.kill(world.pid(world.drawn_rank()), signal.SIGKILL)
@@ -340,24 +380,26 @@ def test_two_faults_at_once_and_no_machine_left_for_a_worker(world: World, machi
     assert command.ended() == 128 + signal.SIGINT, command.told
     assert world.events("stop")[-1]["cause"] == "SIGINT"
     world.ask(pace=0)
-    command = world.command(150, *machines.of(2))
+    command = world.command(*machines.of(2))
     command.until(lambda: len(world.events("start")) == 2)
     machines.add(1)
     assert command.ended() == 0, command.told
-    assert_same_end(world.run, whole, 150, to_the_bit=True)
+    assert_same_end(world.run, whole, to_the_bit=True)
     assert [event["attempt"] for event in world.events("group")] == [1, 2]
     assert [event["attempt"] for event in world.events("fault")] == [1]
 
 
-def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(world: World, machines: Machines) -> None:
-    whole = world.undisturbed(120, "cluster.num_workers=2")
+def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(
+    world: World, machines: Machines, undisturbed: Undisturbed
+) -> None:
+    whole = undisturbed(2)
     machines.add(2)
-    command = world.command(120, *machines.of(2, "guard.hang_seconds=8"))
+    command = world.command(*machines.of(2, "guard.hang_seconds=8"))
     command.until_step(world.drawn_step(10, 40))
     rank = world.drawn_rank()
     hanging = world.pid(rank)
     os.kill(hanging, signal.SIGSTOP)
-    command.until(lambda: world.sizes() == [2, 2])
+    command.until_size(2, after=1)
     assert not runs(hanging)
     (fault,) = world.events("fault")
     assert (fault["kind"], fault["rank"]) == ("hang", rank)
@@ -370,31 +412,33 @@ def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(world: W
     assert command.ended() == 128 + signal.SIGINT, command.told
     assert command.told.splitlines()[-1] == "interrupted; the same command goes on from what is finished"
     world.ask(pace=0)
-    command = world.command(120, *machines.of(2))
+    command = world.command(*machines.of(2))
     assert command.ended() == 0, command.told
-    assert_same_end(world.run, whole, 120, to_the_bit=True)
+    assert_same_end(world.run, whole, to_the_bit=True)
 
 
 def test_a_command_that_is_killed_goes_on_and_what_workers_meet_is_told_in_a_line(
-    world: World, machines: Machines
+    world: World, machines: Machines, undisturbed: Undisturbed
 ) -> None:
     """A bug is tried again and given up with its stack; what is the user's is not tried again."""
-    whole = world.undisturbed(150, "cluster.num_workers=2")
+    whole = undisturbed(2)
     machines.add(2)
-    command = world.command(150, *machines.of(2))
+    command = world.command(*machines.of(2))
     step, rank = world.drawn_step(30, 60), world.drawn_rank()
     command.until_step(step)
+    workers = [world.pid(rank) for rank in range(2)]
     command.send(signal.SIGKILL)
     command.process.wait()
 
-    world.ask(pace=0, missing=world.run / "attempt")
-    command = world.command(150, *machines.of(2))
+    world.ask(missing=world.run / "attempt")
+    command = world.command(*machines.of(2))
+    command.until(lambda: not any(runs(pid) for pid in workers))
     assert command.ended() == 2, command.told
     assert f"run={world.run} is not the same folder on every machine" in command.told.splitlines()[-1]
     assert len(command.told.splitlines()) == 1
 
     world.ask(pace=0, missing="", bug=f"{rank} {step + 40}")
-    command = world.command(150, *machines.of(2, "cluster.max_failures=1"))
+    command = world.command(*machines.of(2, "cluster.max_failures=1"))
     assert command.ended() == 2, command.told
     stack = world.run / "failures" / "attempt-3-loss-2.txt"
     cause = f"RuntimeError: a bug whose text has two lines; its stack is in {stack}"
@@ -407,14 +451,14 @@ def test_a_command_that_is_killed_goes_on_and_what_workers_meet_is_told_in_a_lin
     assert "Traceback" not in command.told
 
     world.ask(bug="")
-    command = world.command(150, *machines.of(2))
+    command = world.command(*machines.of(2))
     assert command.ended() == 0, command.told
-    assert_same_end(world.run, whole, 150, to_the_bit=True)
+    assert_same_end(world.run, whole, to_the_bit=True)
 
 
 def test_an_address_that_nobody_answers_is_refused_in_a_line(world: World) -> None:
     for address in ("127.0.0.1:1", "ray://127.0.0.1:10001"):
-        command = world.command(10, "cluster=ray", f"cluster.address={address}")
+        command = world.command("cluster=ray", f"cluster.address={address}")
         assert command.ended() == 2
         (line,) = command.told.splitlines()
         assert line.startswith(f"error: cluster.address={address} reaches no Ray cluster (")

@@ -4,19 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
-    Draw,
-    World,
-)
+from faulty_runs import Draw, World
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs are that nothing happens to."""
     return tmp_path_factory.mktemp("undisturbed")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed() -> dict[tuple[str, ...], str]:
     """Runs that nothing happened to: made when first needed."""
     return {}

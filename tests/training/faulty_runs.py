@@ -270,7 +270,7 @@ class World:
     Attributes:
         folder: of this test.
         data: the corpus, the same in each test.
-        undisturbed: folders of runs that nothing happened to, by what they were told; all tests of a module share them.
+        undisturbed: folders of runs that nothing happened to, by what they were told; all tests share them.
         shared_folder: where these are.
         commands: those started in this test.
     """
