@@ -105,18 +105,18 @@ def test_a_single_process_that_is_killed_again_and_again(world: World, draw: Dra
 
 
 def test_a_run_is_killed_and_goes_on_with_another_number_of_workers(world: World, draw: Draw) -> None:
-    steps, lost = draw.steps((15, 58), (65, 120)), 0
+    steps, lost = draw.steps((15, 40), (57, 65), (85, 120)), 0
     zeroed = "stream.state=reset"
-    for workers, step in zip((4, 1), steps, strict=True):
+    for workers, step in zip((2, 1, 4), steps, strict=True):
         command = world.train(zeroed, workers=workers)
         command.reach(step)
         command.kill_all()
         lost += world.lost_tokens()
     world.train(zeroed, workers=2).end()
     assert_close_run(world.run(), world.reference(zeroed))
-    found = assert_sound(world.run(), world.plan, faults=[("silent", None)] * 2)
+    found = assert_sound(world.run(), world.plan, faults=[("silent", None)] * 3)
     assert found["tokens_replayed"] == lost
-    assert [(each["from_size"], each["to_size"]) for each in found["resizes"]] == [(4, 1), (1, 2)]
+    assert [(each["from_size"], each["to_size"]) for each in found["resizes"]] == [(2, 1), (1, 4), (4, 2)]
 
 
 def truncated(path: Path) -> None:
