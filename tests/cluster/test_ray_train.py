@@ -321,12 +321,14 @@ def test_the_text_goes_on_through_four_workers_three_one_and_four(
     assert_same_end(world.run, whole, to_the_bit=False)
     stood = account(read_events(str(world.run)), now=time.time())
     assert (stood.state, stood.step, stood.world_size) == ("finished", STEPS, 4)
-    assert {(each.kind, each.fatal) for each in stood.failures} == {("worker", True)}
+    assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
     assert (stood.failures[0].rank, stood.failures[0].cause) == (rank, "died: killed, out of memory, or crashed")
     assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
     sizes = [event["world_size"] for event in world.events("group")]
     resizes = [(each["from_size"], each["to_size"]) for each in stood.resizes]
     assert resizes == [(before, size) for before, size in pairwise(sizes) if size != before]
+    assert resizes[:2] == [(4, 3), (3, 1)]
+    assert all(before < size for before, size in resizes[2:])  # in one step or more, as machines come
     stopped = [event["step"] for event in world.events("checkpoint") if event["reason"] == "stop"]
     assert world.events("group")[-1]["step"] == stopped[-1]  # to grow costs no step
 
@@ -355,6 +357,7 @@ def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines, u
     command.until(lambda: any(event["reason"] == "notice" for event in world.events("checkpoint")))
     world.ask(pace=SLOWLY)
     command.until_size(1, after=len(world.sizes()))
+    assert world.sizes()[-2:] == [2, 1]
     world.ask(pace=0)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, to_the_bit=False)
@@ -381,7 +384,7 @@ def test_two_faults_at_once_and_no_machine_left_for_a_worker(
     assert world.events("stop")[-1]["cause"] == "SIGINT"
     world.ask(pace=0)
     command = world.command(*machines.of(2))
-    command.until(lambda: len(world.events("start")) == 2)
+    command.until(lambda: lack in command.told)
     machines.add(1)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, to_the_bit=True)
@@ -399,7 +402,7 @@ def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(
     rank = world.drawn_rank()
     hanging = world.pid(rank)
     os.kill(hanging, signal.SIGSTOP)
-    command.until_size(2, after=1)
+    command.until(lambda: world.sizes() == [2, 2])
     assert not runs(hanging)
     (fault,) = world.events("fault")
     assert (fault["kind"], fault["rank"]) == ("hang", rank)
