@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
-from pipeline.training.monitor import METRICS_NAME
+from pipeline.training.records import METRICS_NAME
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,19 +1,28 @@
-"""`python -m jobs train`: trains a language model on a prepared corpus, or goes on with a run."""
+"""`python -m jobs train`: trains a language model on a prepared corpus, or goes on with a run.
+
+torch and lightning, which take seconds to import, are imported when the configuration is known to be right, and by the
+processes that need them.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jobs import console
 from pipeline import storage
 from pipeline.cluster.group import Launch, Loss
-from pipeline.cluster.workers import launched_ranks, run_workers
+from pipeline.cluster.workers import expect_workers, launched_ranks, run_workers
 from pipeline.config import Config, load
+from pipeline.training.display import Display, Follower
+from pipeline.training.job import Ending, Job, exchange_seconds
 from pipeline.training.ledger import Ledger, read_events
-from pipeline.training.monitor import Display, Follower
-from pipeline.training.trainer import Outcome, train
-from pipeline.training.worker import Ending, Job, exchange_seconds, work
+
+if TYPE_CHECKING:
+    from pipeline.training.trainer import Outcome
+
+WORKER = "pipeline.training.worker"
 
 log = logging.getLogger("pipeline.jobs")
 
@@ -23,9 +32,11 @@ def main(arguments: Sequence[str]) -> None:
     report(run(load(Config, arguments)))
 
 
-def run(config: Config) -> Outcome:
+def run(config: Config) -> "Outcome":
     """Trains on the cluster of the configuration."""
-    console.quiet_lightning()
+    expect_workers(config.cluster, modules=[WORKER])
+    from pipeline.training.trainer import train
+
     launched = launched_ranks() if config.cluster.kind == "none" else None
     return train(config, start_workers=_start_workers, launched=launched)
 
@@ -46,6 +57,14 @@ def _start_workers(job: Job) -> Ending | str:
     with _shown(job):
         ending: Ending | str = run_workers(work, job, launch)
     return ending
+
+
+def work(place: Any, job: Job) -> Ending:  # noqa: ANN401  (a place to stand)
+    """A worker's part, in its own process, which may be this one."""
+    from pipeline.training import worker
+
+    console.quiet_lightning()
+    return worker.work(place, job)
 
 
 @contextmanager
@@ -74,7 +93,7 @@ def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
     Ledger(run, attempt=attempt).write("fault", kind=loss.kind, cause=loss.cause, rank=loss.rank, fatal=True)
 
 
-def report(outcome: Outcome) -> None:
+def report(outcome: "Outcome") -> None:
     """One line on the end of a run."""
     if outcome.first_step == outcome.step:
         print(f"{outcome.run} is finished at step {outcome.step}; raise max_epochs or max_steps to go on")

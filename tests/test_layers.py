@@ -116,3 +116,18 @@ def test_importing_the_package_alone_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in ast.literal_eval(done.stdout)}
     assert not loaded & {"torch", "lightning", "numpy", "pyarrow", "ray", "wandb", "datasets", "fsspec", "pydantic"}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("jobs.train", "torch"),  # a mistake in the configuration is told before it is imported
+        ("pipeline.training.trainer", "lightning"),  # a command that has workers elsewhere trains nothing itself
+        ("jobs.evaluate", "lightning"),
+        ("jobs.status", "torch"),
+    ],
+)
+def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):
+    code = f"import sys, {module}; print({absent!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -4,7 +4,10 @@ import logging
 import os
 import signal
 import socket
-from multiprocessing import get_context, parent_process
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -24,6 +27,8 @@ from pipeline.errors import ClusterError, PipelineError
 
 log = logging.getLogger(__name__)
 
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")  # torchrun or srun sets one of them
+WISHES = {signal.SIGTERM, signal.SIGINT}
 LOST_GRACE_SECONDS = 1.0  # for the other workers when one is lost, before and after they are asked to end
 
 
@@ -33,6 +38,8 @@ def launcher() -> Any:  # noqa: ANN401  (one of Lightning's plugins)
     Raises:
         ClusterError: torchrun is to restart ranks and cannot.
     """
+    if not any(name in os.environ for name in LAUNCHED):
+        return None
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -70,6 +77,30 @@ def train_launched(environment: Any, train: Train, job: Any, launch: Launch) -> 
     outcome = train(worker, job)
     _part()
     return outcome
+
+
+def begin_imports(modules: Sequence[str]) -> None:
+    """Starts a process that imports what workers need, and of which each worker is then a fork.
+
+    It imports beside the command and once for all workers, those of a group that is started again too.
+    """
+    get_context("forkserver").set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # where it must be started first, it lets the signals through again
+    with _blocked_wishes():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _blocked_wishes() -> Iterator[None]:
+    """Signals wait. A process that is started meanwhile begins so, and hears them once it knows what to do with them.
+
+    The one that workers are forks of never does: it ends when the command and they have.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WISHES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_in_processes(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
@@ -128,16 +159,17 @@ class _Group:
 
         train, job, launch = self._what
         num_workers = launch.cluster.num_workers or 1
-        self._killed, self._outcome = None, get_context("spawn").SimpleQueue()
+        self._killed, self._outcome = None, get_context("forkserver").SimpleQueue()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a Ctrl-C waits for them to know what to do with it
-        try:
+        with _blocked_wishes():
             self._processes = start_processes(  # type: ignore[no-untyped-call]
-                _in_process, (num_workers, port, train, job, launch, self._outcome), nprocs=num_workers, join=False
+                _in_process,
+                (num_workers, port, train, job, launch, dict(os.environ), self._outcome),
+                nprocs=num_workers,
+                join=False,
+                start_method="forkserver",
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if self._wishes.last is not None:  # meanwhile
             self._end(signal.Signals[self._wishes.last])
 
@@ -177,14 +209,15 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     train: Train,
     job: Any,  # noqa: ANN401
     launch: Launch,
+    environment: Mapping[str, str],
     outcome: Any,  # noqa: ANN401
 ) -> None:
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    command = parent_process()
-    if command is None or not command.is_alive():  # killed while this process began; from here on torch tells it
-        return
+    threading.Thread(target=_end_with_command, name="end with the command", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WISHES)
+    os.environ.clear()  # it may have changed since the process began of which this is a fork
+    os.environ |= environment
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     launch.set_up(rank)
     worker = Worker(
@@ -198,6 +231,14 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     if rank == 0:
         outcome.put(ended)
     _part()
+
+
+def _end_with_command() -> None:
+    """A worker whose command is gone is asked to stop; what it is a fork of goes on as long as it does."""
+    command = parent_process()
+    assert command is not None
+    wait([command.sentinel])
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _part() -> None:

@@ -41,7 +41,10 @@ def ray_session(
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={"worker_niceness": 0},  # of 15, by which workers give way to all else on the machine
+            _system_config={
+                "worker_niceness": 0,  # of 15, by which workers give way to all else on the machine
+                "num_workers_soft_limit": 0,  # idle ones, of 100 wakes a second each, go after a second
+            },
             **quiet,
         )
     else:

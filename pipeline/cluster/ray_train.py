@@ -6,12 +6,13 @@ resizes: `_overseer` hangs in its internal callbacks for that, which is why `pyp
 
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ from pipeline.errors import ClusterError, PipelineError
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0  # for the command's own actor to
+ANSWER_SECONDS = 10.0  # for Ray's head to, before something else is tried
+PATIENCE_SECONDS = 60.0  # for it to, where nothing else can be: by then Ray gives it up too
 SILENT_SECONDS = 30.0  # for Ray to give a machine up
 LACK_SECONDS = 15.0  # without workers before it is told what they wait for
 LACK_AGAIN_SECONDS = 300.0  # before it is told again
@@ -62,9 +64,12 @@ def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
             ray_session(cluster, num_cpus=num_cpus, environment=_patience(launch)),
             TemporaryDirectory(prefix="ray-train-") as notes,
         ):
-            use_gpu, board = _uses_gpu(launch), _started_board()
+            use_gpu, board = _uses_gpu(launch), _Board()
             trainer = _trainer(train, job, launch, board=board, use_gpu=use_gpu, notes=notes)
-            return unwrapped(_awaited(trainer, board, cluster, needs=_needs(cluster, use_gpu=use_gpu)))
+            try:
+                return unwrapped(_awaited(trainer, board, cluster, needs=_needs(cluster, use_gpu=use_gpu)))
+            finally:
+                board.clear()
     except SystemExit:  # while Ray starts, it takes SIGTERM in its own way
         return signal.SIGTERM.name
 
@@ -100,14 +105,22 @@ def _needs(cluster: ClusterConfig, *, use_gpu: bool) -> dict[str, float]:
     return {"CPU": float(cluster.cpus_per_worker or 1)} | ({"GPU": 1.0} if use_gpu else {})
 
 
-def _trainer(train: Train, job: Any, launch: Launch, *, board: Any, use_gpu: bool, notes: str) -> Any:  # noqa: ANN401
+def _trainer(
+    train: Train,
+    job: Any,  # noqa: ANN401
+    launch: Launch,
+    *,
+    board: "_Board",
+    use_gpu: bool,
+    notes: str,
+) -> Any:  # noqa: ANN401
     from ray.train import RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, ScalingConfig  # what ray.train names, with its types
 
     cluster = launch.cluster
     num_workers = cluster.num_workers or 1
-    return TorchTrainer(
+    return _frugal_trainer(cluster)(
         _in_ray_worker,
         train_loop_config={"train": train, "job": job, "launch": launch, "board": board, "use_gpu": use_gpu},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(launch.timeout_seconds)),
@@ -124,6 +137,38 @@ def _trainer(train: Train, job: Any, launch: Launch, *, board: Any, use_gpu: boo
             callbacks=[_overseer(launch, board)],
         ),
     )
+
+
+def _frugal_trainer(cluster: ClusterConfig) -> type[Any]:
+    """Ray's TorchTrainer without the actors that do nothing for us.
+
+    Each is a process of some 150 wakes a second, for which training on all cores waits, and a second or more of a core
+    to start: one that hands out Ray data sets, one that frees what a lost controller had reserved (Ray does that by
+    itself), and on a machine of our own one that asks for more machines.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class OfFixedSize(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ANN401
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    class FrugalTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            idle = DatasetsCallback | PlacementGroupCleanerCallback
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:  # noqa: ANN401
+            if cluster.kind == "local" and cluster.min_workers is None:
+                parts["scaling_policy"] = OfFixedSize(parts["scaling_policy"].scaling_config)
+            return super()._initialize_and_run_controller(**parts)
+
+    return FrugalTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,39 +191,62 @@ class _News:
 
 
 class _Board:
-    """An actor beside the command: wishes to stop go to the workers by it, and news of them comes back."""
+    """What the command and its workers tell each other, in the table of keys that Ray's head keeps.
+
+    It may be pickled. Every method asks the head, and raises `RayError` if it does not answer.
+    """
 
     def __init__(self) -> None:
-        self._wish: str | None = None
-        self._resize = False
-        self._news = _News()
+        self._namespace = f"wordlanes-{secrets.token_hex(8)}".encode()
 
     def wish(self, name: str) -> None:
-        self._wish = name
+        """Of the command: that the workers stop, by a signal's name."""
+        self._put(wish=name)
 
     def resize(self, wished: bool) -> None:
-        self._resize = wished
+        """Of the controller: that they stop, and others go on."""
+        self._put(resize=wished)
 
     def wished(self) -> str | None:
-        return self._wish or ("resize" if self._resize else None)
+        """Why the workers are to stop."""
+        found = self._get("wish", "resize")
+        return found.get("wish") or ("resize" if found.get("resize") else None)
 
     def tell(self, **news: Any) -> None:  # noqa: ANN401
-        self._news = replace(self._news, **news)
+        """Fields of the news."""
+        self._put(**news)
 
     def news(self) -> _News:
-        return self._news
+        """All that was told."""
+        return _News(**self._get(*(each.name for each in fields(_News))))
+
+    def clear(self) -> None:
+        """Takes all away; that a head that is gone keeps nothing is fine."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError):
+            self._table().internal_kv_del(b"", True, self._namespace, timeout=ANSWER_SECONDS)
+
+    def _put(self, **values: Any) -> None:  # noqa: ANN401
+        pickled = {name.encode(): ray_api().cloudpickle.dumps(value) for name, value in values.items()}
+        for name, value in pickled.items():
+            self._table().internal_kv_put(name, value, True, self._namespace, timeout=PATIENCE_SECONDS)
+
+    def _get(self, *names: str) -> dict[str, Any]:
+        found = self._table().internal_kv_multi_get(
+            [name.encode() for name in names], self._namespace, timeout=ANSWER_SECONDS
+        )
+        return {name.decode(): ray_api().cloudpickle.loads(value) for name, value in found.items() if value is not None}
+
+    @staticmethod
+    def _table() -> Any:  # noqa: ANN401
+        from ray.experimental import internal_kv
+
+        client: Any = internal_kv.internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
+        return client
 
 
-def _started_board() -> Any:  # noqa: ANN401
-    """On the command's machine, so that it is not lost with another one."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray_api().remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
-
-
-def _awaited(trainer: Any, board: Any, cluster: ClusterConfig, *, needs: Mapping[str, float]) -> Any:  # noqa: ANN401
+def _awaited(trainer: Any, board: _Board, cluster: ClusterConfig, *, needs: Mapping[str, float]) -> Any:  # noqa: ANN401
     """The first rank's result, a worker's refusal, or the signal by whose wish all ended.
 
     A signal is a wish to stop. It is passed on to the workers, who have time for it; where there are none, that is the
@@ -201,11 +269,12 @@ def _awaited(trainer: Any, board: Any, cluster: ClusterConfig, *, needs: Mapping
     def pass_on(name: str) -> None:
         if wishes.add(name):
             raise KeyboardInterrupt
-        board.wish.remote(name)
 
     def latest(news: _News) -> _News:
         with suppress(RayError):  # the thread is told too of what is wrong with Ray
-            news = ray.get(board.news.remote(), timeout=ANSWER_SECONDS)
+            if wishes.last is not None:
+                board.wish(wishes.last)
+            news = board.news()
         return news
 
     news, lack = _News(), _Lack(cluster, needs)
@@ -270,7 +339,7 @@ def _failure(error: Exception, news: _News, cluster: ClusterConfig) -> Exception
     return error
 
 
-def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
+def _overseer(launch: Launch, board: _Board) -> Any:  # noqa: ANN401
     """A callback of Ray Train, in its controller: tells how far the workers are, and of each group that is lost."""
     import ray
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
@@ -289,12 +358,12 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
             self._told = True
 
         def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ANN401
-            board.tell.remote(controller=ray.get_runtime_context().current_actor, phase="waiting")
+            board.tell(controller=ray.get_runtime_context().current_actor, phase="waiting")
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:  # noqa: ANN401
             name = type(current_state).__name__
             waiting = name in WAITING
-            board.tell.remote(phase="waiting" if waiting else "going")
+            board.tell(phase="waiting" if waiting else "going")
             self._resizing = name == "ResizingState" or (self._resizing and waiting)
             error = vars(current_state).get("training_failed_error")
             if isinstance(error, PreemptionError):
@@ -306,13 +375,13 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
 
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401
             if self._resizing:  # Ray Train would lose what the group did since its last checkpoint
-                board.resize.remote(True)
+                board.resize(True)
                 _parted(self._workers, within_seconds=launch.cluster.grace_seconds)
-                board.resize.remote(False)
+                board.resize(False)
 
         def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-            board.tell.remote(phase="starting")
-            return {}
+            board.tell(phase="starting")
+            return {"dataset_shard_provider": [None] * len(workers)}  # there is none
 
         def after_worker_group_start(self, worker_group: Any) -> None:  # noqa: ANN401
             self._workers, self._told = worker_group.get_workers(), False
@@ -343,7 +412,7 @@ def _overseer(launch: Launch, board: Any) -> Any:  # noqa: ANN401
                 launch.on_loss(loss)
             except PipelineError as error:  # a store that does not serve; Ray Train would end for it
                 log.warning("a lost worker group is not told of in the run folder: %s", error)
-            board.tell.remote(losses=self._losses, loss=loss)
+            board.tell(losses=self._losses, loss=loss)
 
     return Overseer()
 
@@ -439,16 +508,15 @@ def _in_ray_worker(place: dict[str, Any]) -> Any:  # noqa: ANN401
     )
     outcome = outcome_of(lambda job: place["train"](worker, job), place["job"])
     if isinstance(outcome, PipelineError):
-        ray.get(board.tell.remote(refusal=outcome))
+        board.tell(refusal=outcome)
     return outcome
 
 
-def _wished(board: Any) -> str | None:  # noqa: ANN401
+def _wished(board: _Board) -> str | None:
     """The command's wish, if it can be asked; if it is gone for good, Ray ends its workers."""
-    import ray
     from ray.exceptions import RayError
 
     wish: str | None = None
     with suppress(RayError):
-        wish = ray.get(board.wished.remote(), timeout=ANSWER_SECONDS)
+        wish = board.wished()
     return wish

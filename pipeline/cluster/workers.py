@@ -5,11 +5,19 @@ lost more than `max_failures` times. A `PipelineError` is the user's: it reaches
 tried again.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.cluster.group import Launch, Train, Worker
-from pipeline.cluster.processes import launcher, train_in_processes, train_launched
+from pipeline.cluster.processes import begin_imports, launcher, train_in_processes, train_launched
 from pipeline.cluster.ray_train import train_by_ray
+from pipeline.config import ClusterConfig
+
+
+def expect_workers(cluster: ClusterConfig, *, modules: Sequence[str]) -> None:
+    """Has what workers of this machine import be imported while the command does its own part; to be called early."""
+    if cluster.kind == "none" and (cluster.num_workers or 1) > 1 and launcher() is None:
+        begin_imports(modules)
 
 
 def launched_ranks() -> tuple[int, int] | None:

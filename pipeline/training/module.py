@@ -16,11 +16,10 @@ from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrent import State
+from pipeline.training.checkpoint import OWN_KEY
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
 from pipeline.training.peers import Peers
-
-OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
 
 
 class LanguageModelModule(lightning.LightningModule):

@@ -48,10 +48,21 @@ def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
     )
 
 
-def settle_numerics() -> None:
-    """Makes fp32 mean fp32, and small numbers no slower than others; for the process, before its first tensor work."""
+def settle_numerics(*, bf16: bool = False) -> None:
+    """Makes fp32 mean fp32, and small numbers no slower than others; for the process, before its first tensor work.
+
+    Args:
+        bf16: whether the CPU is to compute in bf16, which oneDNN's LSTM refuses on a CPU without AVX-512.
+    """
     torch.backends.cudnn.allow_tf32 = False  # torch runs cuDNN's LSTM in TF32 unless told otherwise
     torch.set_flush_denormal(True)  # a CPU takes some ten times longer for numbers that are next to zero
+    torch.backends.mkldnn.enabled = not bf16 or bf16_is_native()  # type: ignore[assignment]
+
+
+def bf16_is_native() -> bool:
+    """Whether oneDNN computes in bf16 on this CPU; where it does not, torch's own kernels do, and slowly."""
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(there and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_device(accelerator: str) -> str:

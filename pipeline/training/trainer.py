@@ -22,9 +22,9 @@ from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError, LossError, PipelineError, Stopped
 from pipeline.training.checkpoint import check_identity, checkpoint_path, committed_steps, newest_sound, own_part
+from pipeline.training.job import ATTEMPT_NAME, Ending, Job
 from pipeline.training.ledger import Ledger, next_attempt, read_events
-from pipeline.training.parts import build_model, choose_device, lane_plan, run_identity, total_steps
-from pipeline.training.worker import ATTEMPT_NAME, Alone, Ending, Job, work
+from pipeline.training.parts import bf16_is_native, build_model, choose_device, lane_plan, run_identity, total_steps
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ StartWorkers = Callable[[Job], Ending | str]  # how the workers ended, or the si
 
 def in_this_process(job: Job) -> Ending:
     """The only worker is this process."""
+    from pipeline.training.worker import Alone, work
+
     return work(Alone(job.config.cluster.cpus_per_worker), job)
 
 
@@ -79,7 +81,7 @@ def train(
     if "train" not in manifest.splits:
         raise CorpusError(f"data={config.data} has no split train, only {', '.join(manifest.splits)}; prepare one")
     if config.cluster.kind != "ray":
-        choose_device(config.accelerator)
+        _check_device(config)
     if config.optim.schedule.kind == "plateau" and "valid" not in manifest.splits:
         raise ConfigError(
             f"optim.schedule.kind=plateau waits for validations and data={config.data} has no split valid;"
@@ -114,6 +116,13 @@ def train(
         except (PipelineError, KeyboardInterrupt) as error:
             ledger.write("stop", step=(committed_steps(config.run) or [0])[-1], cause=str(error) or "SIGINT")
             raise
+
+
+def _check_device(config: Config) -> None:
+    """Refuses a device that is not there; tells of a CPU that is slow in bf16."""
+    on_cpu = choose_device(config.accelerator) == "cpu"
+    if on_cpu and config.precision == "bf16" and not bf16_is_native():
+        log.warning("precision=bf16 is some ten times slower than precision=fp32 on this CPU, which has no AVX-512")
 
 
 def _outcome(ending: Ending | str, first_step: int, job: Job) -> Outcome:

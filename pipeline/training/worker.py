@@ -28,8 +28,6 @@ from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
 from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.checkpoint import (
-    BackgroundIO,
-    Checkpointer,
     checkpoint_path,
     committed_steps,
     newest_sound,
@@ -37,19 +35,11 @@ from pipeline.training.checkpoint import (
     remove_uncommitted,
 )
 from pipeline.training.data import Batch, StepLoader, read_batches
+from pipeline.training.display import Display
+from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
 from pipeline.training.ledger import Event, Ledger, read_events
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.monitor import (
-    METRICS_NAME,
-    Display,
-    GuardedTracker,
-    MetricsFile,
-    Monitor,
-    NoTracker,
-    Reporter,
-    Tracker,
-    WandbTracker,
-)
+from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
 from pipeline.training.parts import (
     build_model,
     choose_device,
@@ -60,14 +50,14 @@ from pipeline.training.parts import (
 )
 from pipeline.training.peers import Peers
 from pipeline.training.pulse import SIGNALS, Host, Pulse, Schedule
+from pipeline.training.records import METRICS_NAME, MetricsFile
+from pipeline.training.saving import BackgroundIO, Checkpointer
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-ATTEMPT_NAME = "attempt"
 WRITER_LOCK_NAME = ".writer.lock"
 ORPHAN_SECONDS = 60.0  # for the writer of a command that was killed to end too
-LEAST_EXCHANGE_SECONDS = 1800.0  # torch's own limit for an exchange of gradients
 
 
 class Place(Host, Protocol):
@@ -119,45 +109,12 @@ class Alone:
         return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every worker is told.
-
-    Attributes:
-        config: of the run, with its places absolute.
-        total_steps: of the run.
-        steps_per_epoch: for people.
-        attempt: number of this call of the command.
-        corpus: fingerprint of the manifest that the command read; each worker must find the same.
-    """
-
-    config: Config
-    total_steps: int
-    steps_per_epoch: int
-    attempt: int
-    corpus: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """How the workers ended.
-
-    Attributes:
-        step: updates made.
-        stop: the signal that they were asked to stop by; None: they came to the end.
-        bad: (step, why) of a loss that is out of order.
-    """
-
-    step: int
-    stop: str | None = None
-    bad: tuple[int, str] | None = None
-
-
 def work(place: Place, job: Job) -> Ending:
     """One worker's part: all ranks run this, together."""
     if place.num_threads is not None:
         torch.set_num_threads(place.num_threads)
-    settle_numerics()
+    on_cpu = choose_device(place.accelerator or job.config.accelerator) == "cpu"
+    settle_numerics(bf16=on_cpu and job.config.precision == "bf16")
     scout = _trainer(place, job, [], [])
     if place.distributed:
         scout.strategy.setup_environment()  # the ranks must talk before any of them trains
@@ -176,11 +133,6 @@ def work(place: Place, job: Job) -> Ending:
                 return ending
             if not peers.from_first(peers.first and _pass_over(job, manifest, ending.bad)):
                 return ending
-
-
-def exchange_seconds(config: Config) -> float:
-    """After which torch gives an exchange of gradients up; the watchdog speaks before it."""
-    return max(LEAST_EXCHANGE_SECONDS, 2 * (config.guard.hang_seconds or 0.0))
 
 
 def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callback]) -> Trainer:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,7 +142,11 @@ class Command:
 
     def workers(self) -> list[int]:
         """The process ids of its workers, by rank: they are started in that order."""
-        return [pid for pid in children(self.process.pid) if "spawn_main" in command_line(pid)]
+        return [pid for nursery in self.nurseries() for pid in children(nursery)]
+
+    def nurseries(self) -> list[int]:
+        """The process of which its workers are forks; none where it has no workers."""
+        return [pid for pid in children(self.process.pid) if "forkserver" in command_line(pid)]
 
     def survivors(self) -> list[int]:
         """The processes of its session that are there, but for itself."""
@@ -351,9 +356,15 @@ class World:
 
 
 def made_again(run: str, plan: LanePlan) -> int:
-    """Tokens of the steps that had been made when a group began anew before them."""
-    groups = [event for event in read_events(run) if event["event"] == "group"]
-    return sum(plan.tokens_seen(group["reached_step"]) - plan.tokens_seen(group["step"]) for group in groups)
+    """Tokens of the steps that had been made when a group began anew before them, up to where it was stopped."""
+    events, made = read_events(run), 0
+    groups = [place for place, event in enumerate(events) if event["event"] == "group"]
+    for place, following in pairwise([*groups, len(events)]):
+        first = events[place]["step"]
+        stops = [event["step"] for event in events[place:following] if event["event"] == "stop"]
+        last = max(first, min([events[place]["reached_step"], *stops]))
+        made += plan.tokens_seen(last) - plan.tokens_seen(first)
+    return made
 
 
 def assert_same_run(run: str, other: str, *, step: int = TOTAL) -> None:

@@ -423,3 +423,16 @@ def test_workers_that_find_all_checkpoints_damaged_are_not_started_again(world: 
     assert_last_line(command.end(2), "error: ")
     assert contents(f"{world.run()}/checkpoints") == before
     assert status(world.run())["state"] == "stopped"
+
+
+def test_workers_go_on_though_what_they_are_forks_of_is_gone(world: World, draw: Draw) -> None:
+    """They are asked to stop with it, and others are started by another one."""
+    command = world.train(workers=2)
+    command.reach(draw.step(20, 100))
+    (nursery,) = command.nurseries()
+    kill(nursery, signal.SIGKILL)
+    told = command.end()
+    assert "Traceback" not in told, told
+    assert_same_run(world.run(), world.reference(workers=2))
+    (failure,) = status(world.run())["failures"]
+    assert (failure["kind"], failure["cause"]) == ("worker", "ended with 255")
