@@ -61,7 +61,7 @@ def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
     try:
         with (
-            ray_session(cluster, num_cpus=num_cpus, environment=_patience(launch)),
+            ray_session(cluster, num_cpus=num_cpus, environment=_environment(launch)),
             TemporaryDirectory(prefix="ray-train-") as notes,
         ):
             use_gpu, board = _uses_gpu(launch), _Board()
@@ -74,14 +74,17 @@ def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
         return signal.SIGTERM.name
 
 
-def _patience(launch: Launch) -> dict[str, str]:
-    """For what Ray Train waits less long than it would: for those that are lost, and for machines that are gone."""
+def _environment(launch: Launch) -> dict[str, str]:
+    """Ray Train waits less long than it would for those that are lost and machines that are gone, and runs less."""
     seconds = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": 5.0}  # of 30; the processes are ended then anyway
     if launch.cluster.min_workers is not None:  # of 60; then it looks again for how many there is room
         seconds["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = 15.0
     if launch.hang_seconds is not None:  # of 600; the ranks name the one that hangs sooner, unless it has no others
         seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = launch.hang_seconds + 15.0
-    return {name: f"{value:g}" for name, value in seconds.items()}
+    environment = {name: f"{value:g}" for name, value in seconds.items()}
+    if launch.cluster.kind == "local":  # nobody gives notice of our own machine, for which an actor would watch
+        environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return environment
 
 
 def _uses_gpu(launch: Launch) -> bool:
@@ -504,7 +507,7 @@ def _in_ray_worker(place: dict[str, Any]) -> Any:  # noqa: ANN401
         environment=None if alone else RayLightningEnvironment(),  # type: ignore[no-untyped-call]
         num_threads=num_threads or launch.cluster.cpus_per_worker or 1,
         stop_request=lambda: _wished(board),
-        preempted=lambda: ray.train.get_preemption_info() is not None,
+        preempted=bool if local else lambda: ray.train.get_preemption_info() is not None,
     )
     outcome = outcome_of(lambda job: place["train"](worker, job), place["job"])
     if isinstance(outcome, PipelineError):

@@ -13,6 +13,7 @@ from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.stream import read_window
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
+from pipeline.training import parts, trainer
 from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.parts import build_model, open_split
 from pipeline.training.trainer import train
@@ -86,3 +87,27 @@ def test_steps_are_those_of_the_plain_loop(
     assert values["train/gradient_norm"] == pytest.approx(norms[-1], rel=1e-3)
     assert values["tokens_seen"] == num_targets
     assert values["epoch"] == 1
+
+
+def test_bf16_on_a_cpu_without_it_is_slow_and_not_refused(
+    make_corpus: Callable[..., str],
+    small_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """oneDNN's LSTM raises there; torch's own does not. The next run of the process has oneDNN again."""
+    common = [f"data={make_corpus()}", "max_steps=3"]
+    for module in (parts, trainer):
+        monkeypatch.setattr(module, "bf16_is_native", lambda: False)
+    train(small_config(*common, "precision=bf16", f"run={tmp_path / 'bf16'}"))
+    assert "precision=bf16 is some ten times slower than precision=fp32 on this CPU" in caplog.text
+    assert not torch.backends.mkldnn.enabled
+    train(small_config(*common, f"run={tmp_path / 'fp32'}"))
+    assert torch.backends.mkldnn.enabled
+    losses = [
+        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0])["train/nats_per_token"]
+        for run in ("bf16", "fp32")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert losses[0] != losses[1]  # it was computed in bf16
