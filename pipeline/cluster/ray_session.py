@@ -23,9 +23,20 @@ def ray_api() -> Any:  # noqa: ANN401
 
 @contextmanager
 def ray_session(
-    cluster: ClusterConfig, *, num_cpus: int, environment: Mapping[str, str] | None = None
+    cluster: ClusterConfig,
+    *,
+    num_cpus: int,
+    environment: Mapping[str, str] | None = None,
+    keeps_idle: bool = True,
 ) -> Iterator[None]:
-    """Ray, started on this machine or joined; `environment` is that of the processes it starts for us.
+    """Ray, started on this machine or joined.
+
+    Args:
+        cluster: the section.
+        num_cpus: of a Ray that is started.
+        environment: of the processes it starts for us.
+        keeps_idle: whether a Ray that is started has processes at hand for tasks to come; each takes a second or more
+            of a core to start, and wakes 150 times a second.
 
     Raises:
         ClusterError: nobody answers at the address.
@@ -43,7 +54,7 @@ def ray_session(
             object_store_memory=OBJECT_STORE_BYTES,
             _system_config={
                 "worker_niceness": 0,  # of 15, by which workers give way to all else on the machine
-                "num_workers_soft_limit": 0,  # idle ones, of 100 wakes a second each, go after a second
+                **({} if keeps_idle else {"num_workers_soft_limit": 0, "prestart_worker_first_driver": False}),
             },
             **quiet,
         )

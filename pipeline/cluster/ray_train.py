@@ -1,7 +1,8 @@
 """Training workers by Ray Train: a controller starts them, and with more or fewer as machines come and go.
 
-Ray Train tells too little of why a group was lost, and drops what a group did since its last checkpoint when it
-resizes: `_overseer` hangs in its internal callbacks for that, which is why `pyproject.toml` bounds ray from above.
+Ray Train tells too little of why a group was lost, drops what a group did since its last checkpoint when it resizes,
+and starts actors that we have no use for. `_overseer` and `_frugal_trainer` mend that and lean on its internals, which
+is why `pyproject.toml` bounds ray from above.
 """
 
 import logging
@@ -61,7 +62,7 @@ def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
     try:
         with (
-            ray_session(cluster, num_cpus=num_cpus, environment=_environment(launch)),
+            ray_session(cluster, num_cpus=num_cpus, environment=_environment(launch), keeps_idle=False),
             TemporaryDirectory(prefix="ray-train-") as notes,
         ):
             use_gpu, board = _uses_gpu(launch), _Board()
@@ -415,7 +416,7 @@ def _overseer(launch: Launch, board: _Board) -> Any:  # noqa: ANN401
                 launch.on_loss(loss)
             except PipelineError as error:  # a store that does not serve; Ray Train would end for it
                 log.warning("a lost worker group is not told of in the run folder: %s", error)
-            board.tell(losses=self._losses, loss=loss)
+            board.tell(loss=loss, losses=self._losses)
 
     return Overseer()
 

@@ -38,6 +38,7 @@ QUICK = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
+FEW = {"prestart_worker_first_driver": False}  # processes that nobody uses, on each machine
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 Undisturbed = Callable[[int], Path]
@@ -115,6 +116,7 @@ def settings(data: str, run: Path) -> list[str]:
         "logging.progress=false",
         "tracking.kind=none",
         "accelerator=cpu",
+        "cluster.cpus_per_worker=1",
         "checkpoint.every_steps=25",
         "checkpoint.validate_every_steps=40",
     ]
@@ -238,7 +240,7 @@ def head() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUICK.items():
             patch.setenv(name, value)
-        node = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": LOST_SOON}
+        node = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": {**LOST_SOON, **FEW}}
         cluster = Cluster(initialize_head=True, head_node_args=node)
         yield cluster
         cluster.shutdown()

@@ -426,10 +426,16 @@ def test_workers_that_find_all_checkpoints_damaged_are_not_started_again(world: 
 
 
 def test_workers_go_on_though_what_they_are_forks_of_is_gone(world: World, draw: Draw) -> None:
-    """They are asked to stop with it, and others are started by another one."""
+    """What is sent to the whole group is not for it. Where it is lost all the same, its workers are asked to stop, and
+    others are started by another one."""
     command = world.train(workers=2)
-    command.reach(draw.step(20, 100))
+    step = draw.step(20, 100)
+    command.reach(step)
     (nursery,) = command.nurseries()
+    kill(nursery, signal.SIGTERM)
+    kill(nursery, signal.SIGINT)
+    command.reach(step + 10)
+    assert command.nurseries() == [nursery]
     kill(nursery, signal.SIGKILL)
     told = command.end()
     assert "Traceback" not in told, told

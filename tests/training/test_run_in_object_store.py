@@ -80,7 +80,8 @@ def test_kill_9_of_a_run_there(
     bucket_folder: str, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     here, there = str(tmp_path / "run"), f"{bucket_folder}/run"
-    config = small_config(f"data={make_corpus()}", "max_steps=120", "checkpoint.every_steps=5", f"run={here}")
+    overrides = ["max_steps=120", "checkpoint.every_steps=5", f"run={here}", "cluster.cpus_per_worker=1"]
+    config = small_config(f"data={make_corpus()}", *overrides)
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
