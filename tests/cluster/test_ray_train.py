@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import command_line, descendants
 
 from jobs.train import run as train
 from pipeline.config import Config
@@ -39,6 +41,7 @@ QUICK = {
 }
 LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
 FEW = {"prestart_worker_first_driver": False}  # processes that nobody uses, on each machine
+ACTORS = {"TrainController", "RayTrainWorker", "SynchronizationActor", "DashboardAgent", "RuntimeEnvAgent", "IDLE"}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 Undisturbed = Callable[[int], Path]
@@ -258,9 +261,10 @@ def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, u
     whole = undisturbed(1)
     command = world.command("cluster=local")
     command.until_step(world.drawn_step(5, 80))
-    actors = {name for name in names_below(command.process.pid) if name.startswith("ray::")}
-    assert actors >= {"ray::TrainController", "ray::RayTrainWorker"}
-    assert actors <= {*actors_of_ray(), "ray::IDLE"}, "each is one more process that takes time from the training"
+    names = {re.split("[. ]", command_line(pid))[0] for pid in descendants(command.process.pid)}
+    actors = {name.removeprefix("ray::") for name in names if name.startswith("ray::")}
+    assert actors >= {"TrainController", "RayTrainWorker"}
+    assert actors <= ACTORS, "each is one more process that takes time from the training"
     command.send(signal.SIGTERM)
     assert command.ended() == 128 + signal.SIGTERM, command.told
     (stop,) = world.events("stop")
@@ -293,24 +297,6 @@ def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World
     assert command.ended() == 0, command.told
     assert [event["attempt"] for event in world.events("end")] == [2]
     assert_same_end(world.run, whole, to_the_bit=True)
-
-
-def actors_of_ray() -> set[str]:
-    """What Ray Train cannot do without, and what Ray runs on each machine."""
-    return {f"ray::{name}" for name in ("TrainController", "RayTrainWorker", "SynchronizationActor")} | {
-        f"ray::{name}" for name in ("DashboardAgent", "RuntimeEnvAgent")
-    }
-
-
-def names_below(pid: int) -> list[str]:
-    """What a process's children and theirs call themselves, without what they are doing."""
-    children = [int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in task_children(task)]
-    names = [Path(f"/proc/{child}/cmdline").read_text().split("\0")[0].split(".")[0].strip() for child in children]
-    return [*names, *(name for child in children for name in names_below(child))]
-
-
-def task_children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
 
 
 def runs(pid: int) -> bool:

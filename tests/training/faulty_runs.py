@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from processes import children, command_line, descendants
 from test_resume import assert_same, records
 
 from jobs.__main__ import main
@@ -167,31 +168,10 @@ def kill(pid: int, number: int) -> None:
         print(f"process {pid} had ended before signal {number}")
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process started and that are there, the oldest first."""
-    try:
-        return sorted(int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except FileNotFoundError:
-        return []
-
-
-def descendants(pid: int) -> list[int]:
-    """The children of a process and theirs."""
-    return [each for child in children(pid) for each in (child, *descendants(child))]
-
-
 def session(leader: int) -> list[int]:
     """The processes of a session that are there, whoever their parents are by now."""
     pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
     return [pid for pid in pids if not gone(pid) and _stat(pid)[3:4] == [str(leader)]]
-
-
-def command_line(pid: int) -> str:
-    """What a process was started as; empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def gone(pid: int) -> bool:
