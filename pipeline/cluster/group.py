@@ -27,7 +27,7 @@ class Worker:
         environment: Lightning's plugin for this cluster; None: the one that Lightning finds.
         num_threads: of torch on the CPU; None: as many as torch likes.
         stop_request: a wish of whoever started the workers that they stop, as a signal's name; for the first rank.
-        preempted: whether a machine of the group is about to be taken away; a collective.
+        preempted: whether a machine of the group is about to be taken away; for the first rank.
         accelerator: `cpu` or `cuda`, where the cluster decides it; None: as configured.
     """
 

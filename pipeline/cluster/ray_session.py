@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,19 +22,12 @@ def ray_api() -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def ray_session(
-    cluster: ClusterConfig,
-    *,
-    num_cpus: int,
-    environment: Mapping[str, str] | None = None,
-    keeps_idle: bool = True,
-) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = True) -> Iterator[None]:
     """Ray, started on this machine or joined.
 
     Args:
         cluster: the section.
         num_cpus: of a Ray that is started.
-        environment: of the processes it starts for us.
         keeps_idle: whether a Ray that is started has processes at hand for tasks to come; each takes a second or more
             of a core to start, and wakes 150 times a second.
 
@@ -44,8 +37,6 @@ def ray_session(
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if environment:
-        quiet["runtime_env"] = {"env_vars": dict(environment)}
     if cluster.kind == "local":
         ray.init(
             address="local",

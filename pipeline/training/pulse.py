@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 SETTLE_SECONDS = 1.0  # between two agreements
 MOST_STEPS = 1000  # between two agreements, whatever the clock says
 PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
-NOTICE_SECONDS = 5.0  # between two questions to the cluster, which are collectives of its own
 SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
 SIGNALS = ("SIGTERM", "SIGINT")
 RESIZE = "resize"  # of the cluster: these workers end, and others go on, more or fewer
@@ -66,13 +65,13 @@ class Schedule:
 
 
 class Host(Protocol):
-    """What the ranks ask the cluster that they run on."""
+    """What the first rank asks the cluster that the ranks run on."""
 
     def stop_request(self) -> str | None:
-        """One of CAUSES if the run is to stop; asked on the first rank only."""
+        """One of CAUSES if the run is to stop."""
 
     def preempted(self) -> bool:
-        """Whether a machine of the run is about to be taken away; a collective."""
+        """Whether a machine of the run is about to be taken away."""
 
 
 class Signals:
@@ -150,7 +149,7 @@ class Pulse(Callback):
         self._next_step = 0
         self._noticed = False
         self._steps_again, self._seconds_again = 0, 0.0
-        self._batch_began = self._settled = self._saved = self._told = self._asked = time.perf_counter()
+        self._batch_began = self._settled = self._saved = self._told = time.perf_counter()
         self._heard = 0.0
         self._settled_step = 0
 
@@ -167,7 +166,7 @@ class Pulse(Callback):
             history=module.loss_history,
         )
         self._next_step, self._settled_step = trainer.global_step + 1, trainer.global_step
-        self._settled = self._saved = self._told = self._asked = time.perf_counter()
+        self._settled = self._saved = self._told = time.perf_counter()
         if self.ledger is not None:
             self.ledger.write("training", step=trainer.global_step)
         if self.watchdog is not None:
@@ -234,22 +233,20 @@ class Pulse(Callback):
         wishes = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
         losses, sums = module.settle([*wishes, *decided])
-        num_steps, time_to_save, time_to_ask = sums[len(CAUSES) :]
+        num_steps, time_to_save, notice = sums[len(CAUSES) :]
         self._next_step = step + int(num_steps)
         self._settled, self._settled_step = now, step
         self._judge(module, losses)
         self.stop = next((name for name, count in zip(CAUSES, sums, strict=False) if count), self.stop)
         if time_to_save:
             self.save = "time"
-        if time_to_ask:
-            self._asked = now
-            if self.host.preempted() and not self._noticed:
-                self._noticed, self.save = True, "notice"
-                if self.ledger is not None:
-                    log.warning("a machine of this run is about to be taken away: saving step %d", step)
-                    self.ledger.write(
-                        "fault", kind="preemption", cause="notice of preemption", rank=None, fatal=False, step=step
-                    )
+        if notice:
+            self._noticed, self.save = True, "notice"
+            if self.ledger is not None:
+                log.warning("a machine of this run is about to be taken away: saving step %d", step)
+                self.ledger.write(
+                    "fault", kind="preemption", cause="notice of preemption", rank=None, fatal=False, step=step
+                )
         if self.ledger is not None and now - self._told >= PROGRESS_SECONDS:
             self._tell_again(module, step)
             self.ledger.write("progress", step=step)
@@ -263,14 +260,14 @@ class Pulse(Callback):
         return self.host.stop_request()
 
     def _decisions(self, step: int, now: float) -> list[float]:
-        """What the first rank's clock decides for all: steps to the next agreement, whether to save, whether to ask."""
+        """What the first rank decides for all: steps to the next agreement, whether to save, whether for a notice."""
         num_steps = max(1, step - self._settled_step)
         rate = num_steps / max(now - self._settled, 1e-6)
         time_to_save = self.save_seconds is not None and now - self._saved >= self.save_seconds
         return [
             float(min(MOST_STEPS, max(1, int(rate * SETTLE_SECONDS)))),
             float(time_to_save),
-            float(now - self._asked >= NOTICE_SECONDS),
+            float(not self._noticed and self.host.preempted()),
         ]
 
     def _judge(self, module: LanguageModelModule, losses: list[tuple[int, float]]) -> None:
