@@ -128,8 +128,7 @@ class Watch:
 
     def stop_to_resize(self) -> None:
         """Has the workers save their state and stop, and waits for that."""
-        with suppress(IndexError):
-            self._workers[0].execute_async(ask_to_stop, "resize")
+        self._workers[0].execute_async(ask_to_stop, "resize")
         _parted(self._workers, within_seconds=self._launch.cluster.grace_seconds)
 
     def look_at(self, found: Any) -> None:  # noqa: ANN401
