@@ -188,7 +188,7 @@ def overseen_trainer(watch: Watch, launch: Launch) -> type[Any]:
 
             def wait(timeout_seconds: float = 30) -> bool:
                 deadline = time.monotonic() + timeout_seconds
-                while not (found := ready(1)) and time.monotonic() < deadline:  # in which no signal is heard
+                while not (found := ready(1)) and time.monotonic() < deadline:  # Ray hears no signal in it
                     watch.heed()
                     watch.watch_lack()
                 return found
