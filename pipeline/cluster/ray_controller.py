@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import storage
 from pipeline.cluster.group import Launch, Loss, Wishes, cause_of
@@ -57,7 +57,7 @@ class Watch:
         watch_lack: called again and again while there are too few machines.
 
     Attributes:
-        phase: a group waits for machines, is being started, or is there.
+        going: whether a group has been started and is not lost.
         losses: groups lost, but for those whose machines were taken away with notice.
         loss: the last of them.
         dropped: whether a second Ctrl-C asked for an end without a checkpoint.
@@ -65,7 +65,7 @@ class Watch:
     """
 
     def __init__(self, launch: Launch, *, watch_lack: Callable[[], None]) -> None:
-        self.phase: Literal["waiting", "starting", "going"] = "waiting"
+        self.going = False
         self.losses = 0
         self.loss: Loss | None = None
         self.dropped = False
@@ -93,7 +93,7 @@ class Watch:
 
     def heed(self) -> None:
         """Ends the controller if the signals heard so far call for that: what `hear` raises is lost in some places."""
-        if self.dropped or self._wishes.late or (self.wish is not None and self.phase != "going"):
+        if self.dropped or self._wishes.late or (self.wish is not None and not self.going):
             raise KeyboardInterrupt
 
     def begin(self, workers: list[Any]) -> None:
@@ -137,12 +137,14 @@ class Watch:
         Raises:
             Ended: one met with a user's error; the others may be waiting for that one.
         """
+        from ray.exceptions import ActorUnavailableError
+
         for status in found.worker_statuses.values():
             if isinstance(status.return_value, PipelineError):
                 raise Ended(status.return_value)
         errors = {rank: _bare(error) for rank, error in found.errors.items()}
         if errors and not self._told:
-            heard = {rank: error for rank, error in errors.items() if not _unreachable(error)}
+            heard = {rank: error for rank, error in errors.items() if not isinstance(error, ActorUnavailableError)}
             if all(_of_exchange(error) for error in heard.values()):
                 errors |= _silent(self._workers, heard=heard)
             rank = min(errors, key=lambda each: (_of_exchange(errors[each]), each))
@@ -202,25 +204,19 @@ def overseen_trainer(watch: Watch, launch: Launch) -> type[Any]:
             sync_actor: Any,  # noqa: ANN401
             train_context_args: dict[str, list[Any]],
         ) -> None:
-            told = {
-                "train_run_context": self._train_run_context,
-                "storage_context": self._storage_context,
-                "worker_callbacks": self._worker_callbacks_to_propagate,
-                "synchronization_actor": None,
-                "controller_actor": None,
-                "dataset_shard_provider": None,
-            }
-            contexts = [
-                {name: values[i] for name, values in train_context_args.items()}
-                | {"distributed_context": worker.distributed_context}
+            told = [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=None,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[i] for name, values in train_context_args.items()},
+                )
                 for i, worker in enumerate(workers)
             ]
-            ray_api().get(
-                [
-                    worker.actor.init_train_context.remote(**told, **context)
-                    for worker, context in zip(workers, contexts, strict=True)
-                ]
-            )
+            ray_api().get(told)
 
     class Controller(TrainController):
         worker_group_cls = Group
@@ -278,7 +274,7 @@ def _overseer(watch: Watch, cluster: ClusterConfig) -> Any:  # noqa: ANN401
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:  # noqa: ANN401
             name = type(current_state).__name__
             waiting = name in WAITING
-            watch.phase = "waiting" if waiting else "going"
+            watch.going = not waiting
             self._resizing = name == "ResizingState" or (self._resizing and waiting)
             error = vars(current_state).get("training_failed_error")
             if isinstance(error, PreemptionError):
@@ -295,10 +291,6 @@ def _overseer(watch: Watch, cluster: ClusterConfig) -> Any:  # noqa: ANN401
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:  # noqa: ANN401
             if self._resizing:  # Ray Train would lose what the group did since its last checkpoint
                 watch.stop_to_resize()
-
-        def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-            watch.phase = "starting"
-            return {}
 
         def after_worker_group_start(self, worker_group: Any) -> None:  # noqa: ANN401
             watch.begin(worker_group.get_workers())
@@ -361,13 +353,6 @@ def _stack(error: Exception | None) -> str | None:
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
     return str(error) if isinstance(error, UserExceptionWithTraceback) else None
-
-
-def _unreachable(error: Exception) -> bool:
-    """Whether a worker may be gone, or just its machine not be heard."""
-    from ray.exceptions import ActorUnavailableError
-
-    return isinstance(error, ActorUnavailableError)
 
 
 def _of_exchange(error: Exception) -> bool:

@@ -59,12 +59,12 @@ def _environment(launch: Launch) -> Iterator[None]:
         seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = launch.hang_seconds + 15.0
     wanted = {name: f"{value:g}" for name, value in seconds.items()}
     wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor of its own for what the controller does here
-    before = dict(os.environ)
-    os.environ |= wanted | before
+    unset = wanted.keys() - os.environ.keys()
+    os.environ |= {name: wanted[name] for name in unset}
     try:
         yield
     finally:
-        for name in wanted.keys() - before.keys():
+        for name in unset:
             del os.environ[name]
 
 

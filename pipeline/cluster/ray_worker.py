@@ -19,13 +19,12 @@ def in_ray_worker(place: dict[str, Any]) -> Any:  # noqa: ANN401
     Args:
         place: `train` and its `job`, the `launch`, and whether to `use_gpu`.
     """
-    import ray
-    import ray.train
+    from ray.train import get_context
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
     from ray.train.v2._internal.execution.context import get_train_context
 
     launch, use_gpu = place["launch"], place["use_gpu"]
-    context = ray.train.get_context()
+    context = get_context()
     launch.set_up(context.get_world_rank())
     local = launch.cluster.kind == "local"  # the machine is ours
     num_threads = threads_of_each(launch.cluster, context.get_local_world_size()) if local else None

@@ -58,7 +58,7 @@ def watch(launch: Launch, workers: list[Worker]) -> Watch:
     """Of a group that trains."""
     watch = Watch(launch, watch_lack=lambda: None)
     watch.begin(workers)
-    watch.phase = "going"
+    watch.going = True
     return watch
 
 
@@ -86,19 +86,17 @@ def test_a_signal_is_passed_on_once_to_the_first_rank(watch: Watch, workers: lis
 
 
 def test_a_signal_ends_the_wait_where_nobody_trains(launch: Launch) -> None:
-    for phase in ("waiting", "starting"):
-        watch = Watch(launch, watch_lack=lambda: None)
-        watch.phase = phase  # type: ignore[assignment]
-        with pytest.raises(KeyboardInterrupt):
-            watch.hear("SIGTERM")
-        with pytest.raises(KeyboardInterrupt):  # again, where Ray had swallowed that
-            watch.heed()
-        assert (watch.wish, watch.dropped) == ("SIGTERM", False)
+    watch = Watch(launch, watch_lack=lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        watch.hear("SIGTERM")
+    with pytest.raises(KeyboardInterrupt):  # again, where Ray had swallowed that
+        watch.heed()
+    assert (watch.wish, watch.dropped) == ("SIGTERM", False)
 
 
 def test_a_group_that_is_lost_with_a_signal_under_way_is_not_replaced(watch: Watch) -> None:
     watch.hear("SIGTERM")
-    watch.phase = "waiting"
+    watch.going = False
     with pytest.raises(KeyboardInterrupt):
         watch.heed()
 
@@ -116,7 +114,7 @@ def test_workers_that_do_not_stop_in_time_are_not_waited_for(launch: Launch, wor
         replace(launch, cluster=load(Config, ["cluster.grace_seconds=1e-9"]).cluster), watch_lack=lambda: None
     )
     watch.begin(workers)
-    watch.phase = "going"
+    watch.going = True
     with pytest.raises(KeyboardInterrupt):
         for _ in range(1000):
             watch.hear("SIGTERM")
@@ -132,6 +130,7 @@ def test_the_rank_that_failed_is_named_not_those_that_noticed(watch: Watch, told
 
 def test_each_group_is_told_of_and_those_taken_away_are_not_counted(watch: Watch, told: list[Loss]) -> None:
     watch.lose(Loss(rank=0, cause="one"))
+    watch.lose(Loss(rank=0, cause="one, seen otherwise"))
     watch.begin([])
     watch.lose(Loss(rank=1, cause="two", kind="preemption"))
     assert ([loss.cause for loss in told], watch.losses) == (["one", "two"], 1)
@@ -176,3 +175,8 @@ def test_all_workers_are_told_once_of_machines_to_be_taken_away(
     draining["a"] = 7
     watch.give_notice()
     assert (workers[0].asked[-1].preempted_ranks, workers[0].asked[-1].deadline_ms) == ([0, 1, 2], 7)
+    del draining["b"]
+    watch.give_notice()
+    draining["b"] = 9
+    watch.give_notice()
+    assert (workers[0].asked[-1].preempted_ranks, workers[0].asked[-1].deadline_ms) == ([0, 1, 2], 7)  # the first
