@@ -1,23 +1,31 @@
-"""Words per second of `train` by where and on how many workers it runs, interleaved in one run.
+"""Words per second of `train` by where and on how many workers it runs, two ways side by side in one run.
 
-`python benchmarks/workers.py` trains on made text, on the CPU, each way for some steps in turn:
+`python benchmarks/workers.py` trains on made text, on the CPU, in pairs of commands:
 
-- `none`, `local`: one worker that computes on one core, as a plain process and under Ray on this machine; first shape;
-- `none_all`, `local_all`: the same on all cores, so that none is left for the dozen processes that Ray itself runs;
-- `pinned`, `two`: one worker on one core, and two on one core each that exchange gradients over gloo; second shape, in
-  which a step computes far more than it exchanges.
+- `local`, `none`: one worker under Ray on this machine and as a plain process, each computing on one core;
+- `local_all`, `none_all`: the same on all cores, so that none is left for the processes that Ray itself runs, in two
+  shapes: the small one, and `local_large`, `none_large` that compute more in each step;
+- `none_again`, `none_all`: two of the same, which shows what a ratio of this machine is worth;
+- `two`, `pinned`: two workers on one core each that exchange gradients over gloo, and one on one core; large shape.
 
-A rate is taken over the records of a command but the first, so that starting is left out. The table shows each round,
-the ratios are of all rounds. Results go to benchmarks/results/ with --save.
+Both commands of a pair are started, and take turns of some seconds: while one trains, all processes of the other stand
+still. So both see the same machine, whatever else it does meanwhile. A rate is taken from a turn's first record to its
+last. The ratio is that of the rates over all turns; beside it stand the quartiles of the single turns' ratios. Results
+go to benchmarks/results/ with --save.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +34,29 @@ import torch
 from step import make_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD_STEPS = {"small": 25, "large": 2}
+SETTLE_SECONDS = 0.5  # of a turn, in which what has piled up while all stood still is done
+WARM_UP_RECORDS = 3
+PATIENCE_SECONDS = 300.0
+
+
+class Shape(NamedTuple):
+    """What is trained."""
+
+    width: int
+    num_lanes: int
+    bptt: int
+    record_steps: int
+    turn_seconds: float
+
+    @property
+    def record_words(self) -> int:
+        """From one record to the next."""
+        return self.num_lanes * self.bptt * self.record_steps
+
+
 SHAPES = {
-    "small": ["model.hidden_size=200", "model.embedding_size=200", "stream.num_lanes=20", "stream.bptt=35"],
-    "large": ["model.hidden_size=512", "model.embedding_size=512", "stream.num_lanes=128", "stream.bptt=35"],
+    "small": Shape(width=200, num_lanes=20, bptt=35, record_steps=5, turn_seconds=5.0),
+    "large": Shape(width=512, num_lanes=128, bptt=35, record_steps=1, turn_seconds=15.0),
 }
 
 
@@ -37,74 +64,148 @@ class Way(NamedTuple):
     """How a command is started."""
 
     shape: str
-    prefix: tuple[str, ...]
     overrides: tuple[str, ...]
+    prefix: tuple[str, ...] = ()
 
 
+ONE_OF_RAY = ("cluster=local", "cluster.num_workers=1")
 WAYS = {
-    "none": Way("small", (), ("cluster=none", "cluster.cpus_per_worker=1")),
-    "local": Way("small", (), ("cluster=local", "cluster.num_workers=1", "cluster.cpus_per_worker=1")),
-    "none_all": Way("small", (), ("cluster=none",)),
-    "local_all": Way("small", (), ("cluster=local", "cluster.num_workers=1")),
-    "pinned": Way("large", ("taskset", "--cpu-list", "0"), ("cluster=none", "cluster.cpus_per_worker=1")),
-    "two": Way("large", (), ("cluster=none", "cluster.num_workers=2", "cluster.cpus_per_worker=1")),
+    "none": Way("small", ("cluster=none", "cluster.cpus_per_worker=1")),
+    "local": Way("small", (*ONE_OF_RAY, "cluster.cpus_per_worker=1")),
+    "none_all": Way("small", ("cluster=none",)),
+    "none_again": Way("small", ("cluster=none",)),
+    "local_all": Way("small", ONE_OF_RAY),
+    "none_large": Way("large", ("cluster=none",)),
+    "local_large": Way("large", ONE_OF_RAY),
+    "pinned": Way("large", ("cluster=none", "cluster.cpus_per_worker=1"), ("taskset", "--cpu-list", "0")),
+    "two": Way("large", ("cluster=none", "cluster.num_workers=2", "cluster.cpus_per_worker=1")),
 }
+PAIRS = (
+    ("local", "none"),
+    ("local_all", "none_all"),
+    ("local_large", "none_large"),
+    ("none_again", "none_all"),
+    ("two", "pinned"),
+)
 
-RATIOS = (("local", "none"), ("local_all", "none_all"), ("two", "pinned"))
+
+class Training:
+    """A command that trains without end, in a session of its own, of which all processes can be made to stand still."""
+
+    def __init__(self, way: Way, *, data: str, run: str) -> None:
+        self._shape = SHAPES[way.shape]
+        self._metrics = Path(run, "metrics.jsonl")
+        command = [*way.prefix, sys.executable, "-m", "jobs", "train", f"data={data}", f"run={run}", *way.overrides]
+        command += [f"model.hidden_size={self._shape.width}", f"model.embedding_size={self._shape.width}"]
+        command += [f"stream.num_lanes={self._shape.num_lanes}", f"stream.bptt={self._shape.bptt}"]
+        command += ["model.softmax.cutoffs=[2000]", "optim=adagrad", "max_steps=1000000", "max_epochs=100000"]
+        command += ["checkpoint.every_steps=1000000", "checkpoint.validate_every_steps=1000000"]
+        command += [f"logging.every_steps={self._shape.record_steps}", "logging.progress=false"]
+        command += ["tracking.kind=none", "accelerator=cpu"]
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def await_records(self, number: int) -> float:
+        """Waits for so many records in all; the time of the last."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.num_records() < number:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"error: {' '.join(map(str, self._process.args))} trains no more")
+            time.sleep(0.005)
+        return time.monotonic()
+
+    def num_records(self) -> int:
+        """That are written."""
+        return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
+
+    def signal_all(self, number: int) -> None:
+        """Signals all processes of the session."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(folder.name)) == self._process.pid:
+                    os.kill(int(folder.name), number)
+
+    def words_per_second(self) -> float:
+        """Of a turn, after which all stand still."""
+        self.signal_all(signal.SIGCONT)
+        time.sleep(SETTLE_SECONDS)
+        first = self.num_records() + 1
+        began = self.await_records(first)
+        time.sleep(max(0.0, self._shape.turn_seconds - SETTLE_SECONDS))
+        last = max(self.num_records(), first) + 1
+        ended = self.await_records(last)
+        self.signal_all(signal.SIGSTOP)
+        return (last - first) * self._shape.record_words / (ended - began)
+
+    def end(self) -> None:
+        """Kills all."""
+        self.signal_all(signal.SIGKILL)
+        self._process.wait()
 
 
-def words_per_second(way: Way, *, data: str, run: str, num_records: int) -> float:
-    """Runs a command of its own; the rate over all its records but the first."""
-    record_steps = RECORD_STEPS[way.shape]
-    command = [*way.prefix, sys.executable, "-m", "jobs", "train", f"data={data}", f"run={run}"]
-    command += [
-        *SHAPES[way.shape],
-        *way.overrides,
-        "model.softmax.cutoffs=[2000]",
-        "optim=adagrad",
-        "tracking.kind=none",
-    ]
-    command += [f"max_steps={(num_records + 1) * record_steps}", f"logging.every_steps={record_steps}"]
-    command += ["accelerator=cpu", "logging.progress=false"]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    speeds = [record["speed/tokens_per_second"] for record in records if "speed/tokens_per_second" in record][1:]
-    return len(speeds) / sum(1 / speed for speed in speeds)
+@contextmanager
+def training(name: str, *, data: str, run: str) -> Iterator[Training]:
+    """One that is warm and stands still."""
+    command = Training(WAYS[name], data=data, run=run)
+    try:
+        command.await_records(WARM_UP_RECORDS)
+        command.signal_all(signal.SIGSTOP)
+        yield command
+    finally:
+        command.end()
+
+
+def turns(one: str, other: str, *, folder: str, number: int) -> list[tuple[float, float]]:
+    """The rates of both ways, turn by turn; each begins every second time."""
+    rates = []
+    data = f"{folder}/data"
+    with (
+        training(one, data=data, run=f"{folder}/{one}-beside-{other}") as left,
+        training(other, data=data, run=f"{folder}/{other}-beside-{one}") as right,
+    ):
+        for i in range(number):
+            if i % 2:
+                rates.append((left.words_per_second(), right.words_per_second()))
+            else:
+                rates.append((right.words_per_second(), left.words_per_second())[::-1])
+    return rates
 
 
 def main() -> None:
-    """Runs the rounds and prints the table."""
+    """Measures the pairs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--records", type=int, default=10, help="of a command, without the first")
+    parser.add_argument("--turns", type=int, default=12, help="of each command of a pair")
+    parser.add_argument("--pairs", nargs="+", choices=[f"{one}/{other}" for one, other in PAIRS])
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/workers-<date>.json")
     options = parser.parse_args()
-    rounds: list[dict[str, float]] = []
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(f"{folder}/data", num_tokens=1_000_000)
-        print(f"{'round':>5}" + "".join(f"{name:>11}" for name in WAYS))
-        for i in range(1, options.rounds + 1):
-            found = {
-                name: words_per_second(
-                    way, data=f"{folder}/data", run=f"{folder}/{name}{i}", num_records=options.records
-                )
-                for name, way in WAYS.items()
-            }
-            rounds.append(found)
-            print(f"{i:>5}" + "".join(f"{rate:>11,.0f}" for rate in found.values()), flush=True)
-    seconds = {name: sum(1 / each[name] for each in rounds) for name in WAYS}
-    ratios = {f"{one}/{other}": seconds[other] / seconds[one] for one, other in RATIOS}
-    print("of all rounds:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
+        print(f"{'pair':<24}{'words/s':>17}{'ratio':>8}   quartiles of its turns")
+        for one, other in PAIRS:
+            if options.pairs and f"{one}/{other}" not in options.pairs:
+                continue
+            rates = turns(one, other, folder=folder, number=options.turns)
+            left, right = (statistics.harmonic_mean(side) for side in zip(*rates, strict=True))
+            quartiles = statistics.quantiles([mine / theirs for mine, theirs in rates], n=4)
+            found[f"{one}/{other}"] = {"ratio": left / right, "quartiles": quartiles, "words_per_second": rates}
+            shown = " ".join(f"{each:.3f}" for each in quartiles)
+            print(f"{one + '/' + other:<24}{left:>8,.0f}/{right:>8,.0f}{left / right:>8.3f}   {shown}", flush=True)
     if options.save:
         result = {
             "date": date.today().isoformat(),
             "machine": f"{len(os.sched_getaffinity(0))} CPU cores",
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "shapes": SHAPES,
-            "words_per_second": rounds,
-            "ratios": ratios,
+            "shapes": {name: shape._asdict() for name, shape in SHAPES.items()},
+            "pairs": found,
         }
         path = Path(__file__).parent / "results" / f"workers-{date.today().isoformat()}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")

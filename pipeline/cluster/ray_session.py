@@ -38,17 +38,17 @@ def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = Tru
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.kind == "local":
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={
-                "worker_niceness": 0,  # of 15, by which workers give way to all else on the machine
-                **({} if keeps_idle else {"num_workers_soft_limit": 0, "prestart_worker_first_driver": False}),
-            },
-            **quiet,
-        )
+        with bare_heads():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _system_config={
+                    "worker_niceness": 0,  # of 15, by which workers give way to all else on the machine
+                    **({} if keeps_idle else {"num_workers_soft_limit": 0, "prestart_worker_first_driver": False}),
+                },
+                **quiet,
+            )
     else:
         try:
             _knock(cluster.address or "auto")
@@ -64,6 +64,32 @@ def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = Tru
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def bare_heads() -> Iterator[None]:
+    """A Ray that is started meanwhile has no dashboard, no autoscaler and nobody who reads its logs.
+
+    They are three processes, each of which takes a second or more of a core to start, and then some of it for good, for
+    what nobody looks at here. Ray 2.60 has no switch for them.
+    """
+    from ray._private import node
+
+    class Bare(node.Node):
+        def start_api_server(self, **how: Any) -> None:  # noqa: ANN401
+            """No dashboard."""
+
+        def start_monitor(self) -> None:
+            """No autoscaler."""
+
+        def start_log_monitor(self) -> None:
+            """Nobody who reads logs."""
+
+    whole, node.Node = node.Node, Bare
+    try:
+        yield
+    finally:
+        node.Node = whole
 
 
 def _knock(address: str) -> None:

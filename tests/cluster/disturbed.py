@@ -16,12 +16,13 @@ from pathlib import Path
 
 import jobs.__main__
 import jobs.train
-from pipeline.training.module import LanguageModelModule
-from pipeline.training.worker import work
 
 
 def disturbed(folder, place, job):
-    """`work`, but for what the folder asks for."""
+    """`work`, but for what the folder asks for. The command itself has no use for Lightning."""
+    from pipeline.training.module import LanguageModelModule
+    from pipeline.training.worker import work
+
     undisturbed = getattr(LanguageModelModule, "undisturbed", LanguageModelModule.on_train_batch_start)
 
     def on_train_batch_start(self, batch, batch_idx):

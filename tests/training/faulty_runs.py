@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from forks import Fork
 from processes import children, command_line, descendants
 from test_resume import assert_same, records
 
@@ -102,19 +103,34 @@ class Draw:
 
 
 class Command:
-    """A command in a session of its own, as a terminal starts it; what it tells goes to a file."""
+    """A command in a session of its own, as a terminal starts it; what it tells goes to a file.
 
-    def __init__(self, arguments: Sequence[str], *, run: str, log: Path, environment: Mapping[str, str]) -> None:
+    Args:
+        arguments: of Python.
+        run: the run folder.
+        log: that file.
+        environment: besides that of the tests.
+        afresh: by a new Python, not by a fork of one that has made its imports.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], *, run: str, log: Path, environment: Mapping[str, str], afresh: bool
+    ) -> None:
         self.run = run
         self._log = log
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                start_new_session=True,
+            self.process = (
+                subprocess.Popen(
+                    [sys.executable, *arguments],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
+                    env=environment,
+                    start_new_session=True,
+                )
+                if afresh
+                else Fork(arguments, log=log, folder=ROOT, environment=environment)
             )
 
     @property
@@ -283,6 +299,7 @@ class World:
         workers: int | None = None,
         program: Sequence[str] = JOBS,
         environment: Mapping[str, str] | None = None,
+        afresh: bool = False,
     ) -> Command:
         """Begins `python -m jobs train`, or goes on with it.
 
@@ -292,6 +309,7 @@ class World:
             workers: cluster.num_workers.
             program: what Python is to run.
             environment: besides that of the tests.
+            afresh: by a new Python, not by a fork of one that has made its imports.
         """
         run = run or self.run()
         more = [] if workers is None else [f"cluster.num_workers={workers}"]
@@ -300,6 +318,7 @@ class World:
             run=run,
             log=self.folder / f"command-{len(self.commands)}.log",
             environment=environment or {},
+            afresh=afresh,
         )
         self.commands.append(command)
         return command

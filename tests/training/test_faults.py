@@ -79,7 +79,7 @@ def test_the_same_command_waits_for_the_workers_of_one_that_was_killed(world: Wo
 
 
 def test_workers_that_lose_their_command_while_they_start_end_too(world: World, draw: Draw) -> None:
-    command = world.train(workers=2)
+    command = world.train(workers=2, afresh=True)
     command.await_that("two workers", lambda: len(command.workers()) == 2)
     orphans = command.workers()
     time.sleep(draw.one([0.0, 0.5, 1.0, 1.5, 2.0, 2.5]))

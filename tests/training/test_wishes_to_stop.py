@@ -47,7 +47,7 @@ def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int
 def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
     begun = ("start", "group") if workers > 1 else ("start",)
     for number, target in draw.order(SIGNALS)[:2]:
-        command = world.train(workers=workers)
+        command = world.train(workers=workers, afresh=True)
         events = len(read_events(world.run()))
         sign = draw.one(begun)
         command.await_that(f"the event {sign}", lambda sign=sign, since=events: sign in events_since(world, since))
