@@ -137,17 +137,15 @@ class Watch:
         Raises:
             Ended: one met with a user's error; the others may be waiting for that one.
         """
-        from ray.exceptions import ActorUnavailableError
-
         for status in found.worker_statuses.values():
             if isinstance(status.return_value, PipelineError):
                 raise Ended(status.return_value)
         errors = {rank: _bare(error) for rank, error in found.errors.items()}
         if errors and not self._told:
-            heard = {rank: error for rank, error in errors.items() if not isinstance(error, ActorUnavailableError)}
+            heard = {rank: error for rank, error in errors.items() if not _unavailable(error)}
             if all(_of_exchange(error) for error in heard.values()):
                 errors |= _silent(self._workers, heard=heard)
-            rank = min(errors, key=lambda each: (_of_exchange(errors[each]), each))
+            rank = min(errors, key=lambda each: (_of_exchange(errors[each]), _unavailable(errors[each]), each))
             self.lose(_loss(rank, errors[rank]), stack=_stack(found.worker_statuses[rank].error))
 
     def lose(self, loss: Loss, *, stack: str | None = None) -> None:
@@ -353,6 +351,13 @@ def _stack(error: Exception | None) -> str | None:
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
     return str(error) if isinstance(error, UserExceptionWithTraceback) else None
+
+
+def _unavailable(error: Exception) -> bool:
+    """Whether Ray does not know yet what a worker died of."""
+    from ray.exceptions import ActorUnavailableError
+
+    return isinstance(error, ActorUnavailableError)
 
 
 def _of_exchange(error: Exception) -> bool:

@@ -85,11 +85,11 @@ def bare_heads() -> Iterator[None]:
         def start_log_monitor(self) -> None:
             """Nobody who reads logs."""
 
-    whole, node.Node = node.Node, Bare
+    whole, node.Node = node.Node, Bare  # type: ignore[misc]
     try:
         yield
     finally:
-        node.Node = whole
+        node.Node = whole  # type: ignore[misc]
 
 
 def _knock(address: str) -> None:

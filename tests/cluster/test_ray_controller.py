@@ -128,6 +128,15 @@ def test_the_rank_that_failed_is_named_not_those_that_noticed(watch: Watch, told
     assert (watch.losses, watch.loss) == (1, told[0])
 
 
+def test_what_a_worker_died_of_is_told_where_ray_knows_it_of_any(watch: Watch, told: list[Loss]) -> None:
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+    died = ActorDiedErrorContext(error_message="The actor died because its node has died.", actor_id=bytes(16))
+    watch.look_at(found(ActorUnavailableError("no answer", bytes(16)), None, ActorDiedError(died)))
+    assert told == [Loss(rank=2, cause="was lost with its machine")]
+
+
 def test_each_group_is_told_of_and_those_taken_away_are_not_counted(watch: Watch, told: list[Loss]) -> None:
     watch.lose(Loss(rank=0, cause="one"))
     watch.lose(Loss(rank=0, cause="one, seen otherwise"))
