@@ -120,7 +120,6 @@ def _trainer(
     use_gpu: bool,
     notes: str,
 ) -> Any:  # noqa: ANN401
-    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train's, typed
 
     cluster = launch.cluster
@@ -128,7 +127,7 @@ def _trainer(
     return overseen_trainer(watch, launch)(
         in_ray_worker,
         train_loop_config={"train": train, "job": job, "launch": launch, "use_gpu": use_gpu},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(launch.timeout_seconds)),
+        torch_config=_torch_config(use_gpu=use_gpu, timeout_seconds=launch.timeout_seconds),
         scaling_config=ScalingConfig(
             num_workers=num_workers if cluster.min_workers is None else (cluster.min_workers, num_workers),
             use_gpu=use_gpu,
@@ -142,6 +141,23 @@ def _trainer(
             logging_config=LoggingConfig(log_level="CRITICAL"),  # on the terminal; all goes to Ray's folder
         ),
     )
+
+
+def _torch_config(*, use_gpu: bool, timeout_seconds: float) -> Any:  # noqa: ANN401
+    """How workers exchange gradients. One alone has nobody to: gloo would have a thread wake 100 times a second."""
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401
+            if len(worker_group) > 1:
+                super().on_start(worker_group, backend_config)
+
+    class Exchange(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:  # noqa: ANN401
+            return Backend
+
+    return Exchange(backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds))
 
 
 class _Lack:
