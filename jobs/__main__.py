@@ -3,6 +3,7 @@
 import importlib
 import os
 import secrets
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
 }
 USER_MISTAKE = 2
 INTERRUPTED = 130
+UNREAD = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,6 +109,21 @@ def _set_up(arguments: Sequence[str]) -> None:
     console.set_up()
 
 
+def _answer(arguments: Sequence[str]) -> int:
+    """`main`, to a reader that may have seen enough and gone, as `head` does; rich ends in the same way."""
+    try:
+        code = main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not any(found & select.POLLERR for _, found in output.poll(0)):
+            raise  # it was another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes
+        return UNREAD
+    return code
+
+
 if __name__ == "__main__":
     _set_up(sys.argv[1:])
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_answer(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """`status` as a user types it: what it prints of a run folder, for people and as JSON, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -222,3 +223,15 @@ def test_help_shows_its_key(capsys):
         "keys and their values:",
         "  run=null",
     ]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--json"], ["status"]])
+def test_a_reader_that_has_seen_enough_is_told_nothing(arguments, tmp_path):
+    """As `| head` is."""
+    of_run = [f"run={write(str(tmp_path), FAULTY)}"] if "status" in arguments else []
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "jobs", *arguments, *of_run]
+    done = subprocess.run(command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -30,24 +30,19 @@ class Fork:
     def __init__(self, arguments: Sequence[str], *, log: Path, folder: Path, environment: Mapping[str, str]) -> None:
         begin_imports(["pipeline.training.worker", "jobs.train"])
         self._process = get_context("forkserver").Process(
-            target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment)), daemon=False
+            target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment))
         )
         self._process.start()
         self.pid = self._process.pid
         while self.poll() is None and os.getsid(self.pid) != self.pid:
             time.sleep(0.001)
 
-    @property
-    def returncode(self) -> int | None:
-        """The exit code; negative: the signal; None: it goes on."""
-        return self._process.exitcode
-
     def poll(self) -> int | None:
-        """As `returncode`."""
+        """The exit code; negative: the signal that ended it; None: it goes on."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Waits for the end."""
+        """Waits for the end; returns the exit code."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise TimeoutExpired("a fork", timeout)
