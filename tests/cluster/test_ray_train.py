@@ -267,6 +267,9 @@ def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, u
     programs = {Path(program).name.partition(".")[0] for program in started if program}
     assert "ray::RayTrainWorker" in programs
     assert programs <= PROGRAMS, "each is one more process that takes time from the training"
+    threads = {path.read_text().strip() for path in Path(f"/proc/{world.pid(0)}/task").glob("*/comm")}
+    assert "worker.io" in threads
+    assert not any("gloo" in name for name in threads), "one worker exchanges nothing"
     command.send(signal.SIGTERM)
     assert command.ended() == 128 + signal.SIGTERM, command.told
     (stop,) = world.events("stop")
