@@ -10,8 +10,8 @@
 
 Both commands of a pair are started, and take turns of some seconds: while one trains, all processes of the other stand
 still. So both see the same machine, whatever else it does meanwhile. A rate is taken from a turn's first record to its
-last. The ratio is that of the rates over all turns; beside it stand the quartiles of the single turns' ratios. Results
-go to benchmarks/results/ with --save.
+last. The ratio is the median of the turns' ratios, for a turn in which the machine is slow would weigh most in a mean;
+beside it stand their quartiles. Results, with the rates of all turns, go to benchmarks/results/ with --save.
 """
 
 import argparse
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=[f"{one}/{other}" for one, other in PAIRS])
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/workers-<date>.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends what has been started
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(f"{folder}/data", num_tokens=1_000_000)
@@ -194,10 +195,11 @@ def main() -> None:
                 continue
             rates = turns(one, other, folder=folder, number=options.turns)
             left, right = (statistics.harmonic_mean(side) for side in zip(*rates, strict=True))
-            quartiles = statistics.quantiles([mine / theirs for mine, theirs in rates], n=4)
-            found[f"{one}/{other}"] = {"ratio": left / right, "quartiles": quartiles, "words_per_second": rates}
-            shown = " ".join(f"{each:.3f}" for each in quartiles)
-            print(f"{one + '/' + other:<24}{left:>8,.0f}/{right:>8,.0f}{left / right:>8.3f}   {shown}", flush=True)
+            low, ratio, high = statistics.quantiles([mine / theirs for mine, theirs in rates], n=4)
+            found[f"{one}/{other}"] = {"ratio": ratio, "quartiles": [low, high], "words_per_second": rates}
+            print(
+                f"{one + '/' + other:<24}{left:>8,.0f}/{right:>8,.0f}{ratio:>8.3f}   {low:.3f} {high:.3f}", flush=True
+            )
     if options.save:
         result = {
             "date": date.today().isoformat(),
