@@ -138,8 +138,8 @@ class Training:
         time.sleep(SETTLE_SECONDS)
         first = self.num_records() + 1
         began = self.await_records(first)
-        time.sleep(max(0.0, self._shape.turn_seconds - SETTLE_SECONDS))
-        last = max(self.num_records(), first) + 1
+        time.sleep(self._shape.turn_seconds)
+        last = self.num_records() + 1
         ended = self.await_records(last)
         self.signal_all(signal.SIGSTOP)
         return (last - first) * self._shape.record_words / (ended - began)

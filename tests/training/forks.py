@@ -14,6 +14,7 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from subprocess import TimeoutExpired
 
+from jobs.train import WORKER
 from pipeline.cluster.processes import begin_imports
 
 
@@ -28,7 +29,7 @@ class Fork:
     """
 
     def __init__(self, arguments: Sequence[str], *, log: Path, folder: Path, environment: Mapping[str, str]) -> None:
-        begin_imports(["pipeline.training.worker", "jobs.train"])
+        begin_imports([WORKER])
         self._process = get_context("forkserver").Process(
             target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment))
         )
