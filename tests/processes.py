@@ -25,3 +25,16 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked how."""
+    return "".join(stat(pid)[:1]) in ("", "Z", "X")
+
+
+def stat(pid: int) -> list[str]:
+    """State, parent, group, session and so on; empty if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import command_line, descendants
+from processes import command_line, descendants, gone
 
 from jobs.train import run as train
 from pipeline.cluster.ray_session import bare_heads
@@ -297,51 +297,46 @@ def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World
     command.send(signal.SIGKILL)
     command.process.wait()
     command = world.command("cluster=local", "cluster.num_workers=2")
-    command.until(lambda: not any(runs(pid) for pid in workers))
+    command.until(lambda: all(gone(pid) for pid in workers))
     world.ask(pace=0)
     assert command.ended() == 0, command.told
     assert [event["attempt"] for event in world.events("end")] == [2]
     assert_same_end(world.run, whole, to_the_bit=True)
 
 
-def runs(pid: int) -> bool:
-    """Whether there is such a process, and it is not just waiting to be looked at."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def test_the_text_goes_on_through_three_workers_one_and_three(
+def test_the_text_goes_on_through_four_workers_three_one_and_four(
     world: World, machines: Machines, undisturbed: Undisturbed
 ) -> None:
-    """Of four at most. Two machines are lost at once, the last worker is killed, and two are added; three share 8
-    lanes.
-    """
+    """A worker is killed, a machine is lost, two more at once, and three are added; three workers share 8 lanes."""
     whole = undisturbed(1)
-    machines.add(3)
+    machines.add(4)
     command = world.command(*machines.of(4, "cluster.min_workers=1", "cluster.resize_seconds=6"))
-    command.until_size(3)
-    command.until_step(world.drawn_step(30, 60))
+    command.until_size(4)
+    step, rank = world.drawn_step(30, 60), world.drawn_rank()
+    command.until_step(step)
+    os.kill(world.pid(rank), signal.SIGKILL)
+    command.until_size(4, after=len(world.sizes()))
+    command.until_step(step + 10)
     world.ask(pace=SLOWLY)
+    machines.lose()
+    command.until_size(3, after=len(world.sizes()))
     machines.lose(2)
     command.until_size(1)
-    os.kill(world.pid(0), signal.SIGKILL)
-    command.until_size(1, after=len(world.sizes()))
-    machines.add(2)
-    command.until_size(3)
+    machines.add(3)
+    command.until_size(4)
     world.ask(pace=0)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, to_the_bit=False)
     stood = account(read_events(str(world.run)), now=time.time())
-    assert (stood.state, stood.step, stood.world_size) == ("finished", STEPS, 3)
-    assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 2
-    lost, killed = stood.failures
-    assert lost.cause == "was lost with its machine"
-    assert (killed.rank, killed.cause) == (0, "died: killed, out of memory, or crashed")
+    assert (stood.state, stood.step, stood.world_size) == ("finished", STEPS, 4)
+    assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
+    assert (stood.failures[0].rank, stood.failures[0].cause) == (rank, "died: killed, out of memory, or crashed")
+    assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
     sizes = [event["world_size"] for event in world.events("group")]
     resizes = [(each["from_size"], each["to_size"]) for each in stood.resizes]
     assert resizes == [(before, size) for before, size in pairwise(sizes) if size != before]
-    assert resizes[0] == (3, 1)
-    assert all(before < size for before, size in resizes[1:])  # in one step or two, as machines come
+    assert resizes[:2] == [(4, 3), (3, 1)]
+    assert all(before < size for before, size in resizes[2:])  # in one step or more, as machines come
     stopped = [event["step"] for event in world.events("checkpoint") if event["reason"] == "stop"]
     assert world.events("group")[-1]["step"] == stopped[-1]  # to grow costs no step
 
@@ -416,7 +411,7 @@ def test_a_worker_that_hangs_is_named_and_ended_and_a_second_ctrl_c_too(
     hanging = world.pid(rank)
     os.kill(hanging, signal.SIGSTOP)
     command.until(lambda: world.sizes() == [2, 2])
-    assert not runs(hanging)
+    assert gone(hanging)
     (fault,) = world.events("fault")
     assert (fault["kind"], fault["rank"]) == ("hang", rank)
     assert f"hang: {fault['cause']}" in command.told
@@ -448,7 +443,7 @@ def test_a_command_that_is_killed_goes_on_and_what_workers_meet_is_told_in_a_lin
 
     world.ask(missing=world.run / "attempt")
     command = world.command(*machines.of(2))
-    command.until(lambda: not any(runs(pid) for pid in workers))
+    command.until(lambda: all(gone(pid) for pid in workers))
     assert command.ended() == 2, command.told
     assert f"run={world.run} is not the same folder on every machine" in command.told.splitlines()[-1]
     assert len(command.told.splitlines()) == 1

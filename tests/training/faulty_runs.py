@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from forks import Fork
-from processes import children, command_line, descendants
+from processes import children, command_line, descendants, gone, stat
 from test_resume import assert_same, records
 
 from jobs.__main__ import main
@@ -187,25 +187,12 @@ def kill(pid: int, number: int) -> None:
 def session(leader: int) -> list[int]:
     """The processes of a session that are there, whoever their parents are by now."""
     pids = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-    return [pid for pid in pids if not gone(pid) and _stat(pid)[3:4] == [str(leader)]]
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, though nobody may have asked how."""
-    return "".join(_stat(pid)[:1]) in ("", "Z", "X")
+    return [pid for pid in pids if not gone(pid) and stat(pid)[3:4] == [str(leader)]]
 
 
 def stands_still(pid: int) -> bool:
     """Whether a process was stopped by a signal."""
-    return _stat(pid)[:1] == ["T"]
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, group, session and so on; empty if the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    return stat(pid)[:1] == ["T"]
 
 
 def recorded(run: str) -> int:
