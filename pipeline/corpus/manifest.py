@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from pipeline import storage
 from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import CorpusError
+from pipeline.upgrades import upgraded_manifest
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.arrow"
@@ -118,7 +119,7 @@ def read_manifest(data: str) -> Manifest:
     """
     path = storage.join(data, MANIFEST_NAME)
     try:
-        return Manifest.model_validate_json(storage.read_bytes(path))
+        return Manifest.model_validate_json(_upgraded(storage.read_bytes(path)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CorpusError(
             f"data={data} holds no {MANIFEST_NAME}; prepare the corpus with `python -m jobs prepare`, or mend the path"
@@ -129,6 +130,15 @@ def read_manifest(data: str) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise CorpusError(f"{path} is no manifest: {place}: {first['msg']}; {MEND}") from error
+
+
+def _upgraded(text: bytes) -> bytes:
+    """The manifest with the keys that came later; what is no JSON object is left for the schema to refuse."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(upgraded_manifest(tree)).encode() if isinstance(tree, dict) else text
 
 
 def remove_manifest(data: str) -> None:

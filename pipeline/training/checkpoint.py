@@ -13,6 +13,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.upgrades import upgraded_identity
 
 OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
 FOLDER = "checkpoints"
@@ -73,6 +74,7 @@ def check_identity(found: Mapping[str, str], needed: Mapping[str, str], *, path:
     Raises:
         ConfigError: names every key that differs, with both values.
     """
+    found = upgraded_identity(found, needed=needed)
     keys = [*needed, *(key for key in found if key not in needed)]
     differing = [key for key in keys if found.get(key) != needed.get(key)]
     if differing:

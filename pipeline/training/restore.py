@@ -17,6 +17,7 @@ from pipeline.model.language_model import LanguageModel
 from pipeline.training.checkpoint import best_step, checkpoint_path, committed_steps, load_checkpoint, own_part
 from pipeline.training.parts import build_model
 from pipeline.training.trainer import CONFIG_NAME
+from pipeline.upgrades import upgraded_configuration
 
 WEIGHTS_PREFIX = "model."
 MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"
@@ -53,7 +54,8 @@ def read_config(run: str) -> Config:
     if not storage.exists(path):
         raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
     try:
-        return judge(Config, json.dumps(yaml.safe_load(storage.read_bytes(path).decode())))
+        tree = yaml.safe_load(storage.read_bytes(path).decode())
+        return judge(Config, json.dumps(upgraded_configuration(tree)))
     except (ConfigError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} is not the configuration of a run: {' '.join(str(error).split())}; {MEND}"

@@ -1,0 +1,74 @@
+"""What files of earlier versions mean today: the one table of keys that came later.
+
+In: a configuration, an identity or a manifest as an earlier version wrote it. Out: the same with each key that came
+since, at the value that held before there was a choice; so an old run resumes and an old corpus verifies as what they
+were. Refuses nothing: what is missing and does not stand here is for the reader to refuse.
+
+Whoever adds a key to `Config`, to the identity of a run or to the manifest adds its row here in the same commit. Rows
+are never removed.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
+CONFIGURATION: dict[str, object] = {}
+
+# (dotted key of `Config`, a value of it that is no longer written) → what is written now
+CONFIGURATION_VALUES: dict[tuple[str, object], object] = {}
+
+# dotted key of a manifest, `*` for each split → its value before it was a key
+MANIFEST: dict[str, object] = {}
+
+CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
+
+
+def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a run's `config.yaml`, with the keys that came later and the values that are written today."""
+    return _upgraded(tree, CONFIGURATION, CONFIGURATION_VALUES)
+
+
+def upgraded_identity(identity: Mapping[str, str], *, needed: Collection[str]) -> dict[str, str]:
+    """The identity that a checkpoint was stamped with.
+
+    Args:
+        identity: value by key, each value as JSON.
+        needed: the keys of an identity today; what the checkpoint lacks of them gets its value of before.
+    """
+    added = {key: json.dumps(value) for key, value in CONFIGURATION.items() if key in needed}
+    return added | dict(identity)
+
+
+def upgraded_manifest(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a `manifest.json`, with the keys that came later, also those of the configuration that it holds."""
+    tree = _upgraded(tree, MANIFEST, {})
+    if tree.get("configuration"):
+        keys = {key.removeprefix(CORPUS): value for key, value in CONFIGURATION.items() if key.startswith(CORPUS)}
+        tree["configuration"] = _upgraded(tree["configuration"], keys, {})
+    return tree
+
+
+def _upgraded(
+    tree: dict[str, Any], added: Mapping[str, object], values: Mapping[tuple[str, object], object]
+) -> dict[str, Any]:
+    tree = json.loads(json.dumps(tree))
+    for key, value in added.items():
+        for node, last in _places(tree, key.split(".")):
+            node.setdefault(last, value)
+    for (key, before), value in values.items():
+        for node, last in _places(tree, key.split(".")):
+            if last in node and node[last] == before:
+                node[last] = value
+    return tree
+
+
+def _places(node: Any, path: list[str]) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401  (a tree as JSON holds it)
+    """Where a dotted key stands or would stand: the section and the key's last part; none if there is no section."""
+    first, *rest = path
+    if not isinstance(node, dict):
+        return []
+    if not rest:
+        return [(node, first)]
+    below = list(node.values()) if first == "*" else [node[first]] if first in node else []
+    return [place for each in below for place in _places(each, rest)]
