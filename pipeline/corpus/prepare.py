@@ -30,6 +30,7 @@ from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,12 +51,12 @@ from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import (
     COUNTS_SCHEMA,
-    EOS_WORD,
     UNK_WORD,
     Vocabulary,
     count_words,
     cut_vocabulary,
     given_vocabulary,
+    is_special,
     merge_counts,
     read_vocabulary,
     write_vocabulary,
@@ -457,21 +458,30 @@ def _slice(table: pa.Table, words: tuple[str, str | None]) -> pa.Table:
 
 
 def most_frequent(counts: pa.Table, *, size: int | None) -> pa.Table:
-    """A count table without the words that `size` others exceed: these are counted as `<unk>`. None keeps all."""
+    """A count table without the words that `size` others exceed: these are counted as `<unk>`. None keeps all.
+
+    Args:
+        counts: distinct words in the order of their bytes, so that of two that are as frequent the first is kept;
+            `<unk>` may stand anywhere, and more than once.
+        size: words that are kept beside `<eos>` and `<unk>`.
+    """
     if size is None or counts.num_rows <= size:
         return counts
-    special = pc.is_in(counts["word"], value_set=pa.array([EOS_WORD, UNK_WORD]))
-    ranked = counts.filter(pc.invert(special)).sort_by([("count", "descending"), ("word", "ascending")])
-    cut = pc.sum(ranked["count"].slice(size), min_count=0).as_py()
-    rest = pa.table([[UNK_WORD], [cut]], schema=COUNTS_SCHEMA)
-    return merge_counts([counts.filter(special), ranked.slice(0, size), rest])
+    numbers = counts["count"].to_numpy()
+    others = np.flatnonzero(~is_special(counts["word"]).to_numpy())
+    cut = others[np.argsort(-numbers[others], kind="stable")[size:]]
+    kept = pc.not_equal(counts["word"], UNK_WORD).to_numpy()
+    kept[cut] = False
+    rest = pa.table([[UNK_WORD], [numbers.sum() - numbers[kept].sum()]], schema=COUNTS_SCHEMA)
+    return pa.concat_tables([counts.filter(pa.array(kept)), rest])
 
 
 def make_vocabulary(parts: Sequence[str], *, path: str, vocabulary: VocabularyConfig) -> MadeVocabulary:
     """Publishes the vocabulary, unless it is there.
 
     Args:
-        parts: count tables of ranges; none if there is no training text, or the vocabulary is there.
+        parts: count tables of ranges that follow one another; none if there is no training text, or the vocabulary is
+            there.
         path: where it appears, in the work folder.
         vocabulary: which words get an id.
     """
@@ -479,8 +489,10 @@ def make_vocabulary(parts: Sequence[str], *, path: str, vocabulary: VocabularyCo
         if not storage.exists(path):
             size = vocabulary.size if vocabulary.path is None else None
             counts = COUNTS_SCHEMA.empty_table()
-            for part in parts:
-                counts = most_frequent(merge_counts([counts, _read_counts(part)]), size=size)
+            for part in parts:  # no word but <unk> stands in two of them
+                counts = pa.concat_tables([counts, _read_counts(part)])
+                if size is not None and counts.num_rows > 2 * size:  # not each time: what is kept is sorted every time
+                    counts = most_frequent(counts, size=size)
             if vocabulary.path is not None:
                 made = given_vocabulary(vocabulary.path, counts=counts if parts else None)
             else:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_sources import corpus_config
 
 from pipeline.cluster.tasks import run_here
@@ -291,6 +294,38 @@ def test_pruning_a_range_keeps_the_sums_and_the_special_words():
     for size in (3, 10, 20):
         whole, part = (cut_vocabulary(each, size=size, min_count=1) for each in (counts, pruned))
         assert whole.words == part.words and whole.counts.tolist() == part.counts.tolist()
+
+
+@given(
+    counter=st.dictionaries(st.sampled_from([*"abcdefghij", "é", "😀", "\uffff", "<eos>", "<unk>"]), st.integers(1, 4)),
+    size=st.none() | st.integers(1, 12),
+)
+def test_pruning_keeps_the_first_of_words_that_are_as_frequent(counter, size):
+    words = sorted(counter, key=str.encode)
+    counts = pa.table([words, [counter[word] for word in words]], schema=COUNTS_SCHEMA)
+    found = most_frequent(counts, size=size)
+    others = [word for word in words if word not in ("<eos>", "<unk>")]
+    kept = sorted(others, key=lambda word: -counter[word])[:size]
+    found_words = found["word"].to_pylist()
+    if size is None or len(words) <= size:
+        assert found.equals(counts)
+    else:
+        assert sorted(found_words) == sorted({*kept, "<unk>"} | ({"<eos>"} & counter.keys()))
+        assert [word for word in found_words if word in kept] == [word for word in others if word in kept]
+        assert pc.sum(found["count"]).as_py() == sum(counter.values())
+
+
+@pytest.mark.parametrize("size", [7, 30, 100, None])
+def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, monkeypatch, size):
+    corpus = config(texts, vocabulary={"size": size, "min_count": 1, "path": None})
+    (texts / "literal.txt").write_text("<unk> w1 <eos> <unk>\n" * 3)
+    found = []
+    for number, rows in enumerate([10, 40, 1 << 19]):
+        monkeypatch.setattr(module, "RANGE_ROWS", rows)
+        monkeypatch.setattr(module, "SAMPLE_ROWS", 4)
+        prepare(corpus, str(tmp_path / str(number)), run_tasks=run_here)
+        found.append((tmp_path / str(number) / "vocabulary.arrow").read_bytes())
+    assert len(set(found)) == 1
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # datasets leaves its memory maps to the collector

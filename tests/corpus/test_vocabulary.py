@@ -221,7 +221,7 @@ def test_a_vocabulary_is_frozen():
         vocabulary.counts[0] = 1
 
 
-def test_fingerprint_is_of_the_words_in_order_alone():
+def test_fingerprint_is_of_the_words_in_order_alone(monkeypatch):
     def fingerprint(*words, counts=0):
         return Vocabulary(words=array(words), counts=np.full(len(words), counts)).fingerprint
 
@@ -232,6 +232,8 @@ def test_fingerprint_is_of_the_words_in_order_alone():
     assert len({base, *(fingerprint(EOS_WORD, UNK_WORD, *each) for each in others)}) == len(others) + 1
     sliced = array(["x", EOS_WORD, UNK_WORD, "a", "é"])[1:]
     assert Vocabulary(words=sliced, counts=np.zeros(4, np.int64)).fingerprint == base
+    monkeypatch.setattr(module, "SLICE_ROWS", 3)
+    assert fingerprint(EOS_WORD, UNK_WORD, "a", "é") == base
 
 
 # --- files
