@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipeline import storage
 from pipeline.cluster.tasks import task_runner
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest
-from pipeline.corpus.prepare import check_given_vocabulary, prepare
-from pipeline.corpus.sources import list_sources
+from pipeline.corpus.prepare import check_inputs, prepare
 from pipeline.errors import ConfigError
+from pipeline.training.records import METRICS_NAME
 
 
 class Bar:
@@ -92,9 +93,9 @@ def main(arguments: Sequence[str]) -> None:
     config = load(Config, arguments)
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")
-    check_given_vocabulary(config.corpus)
-    if config.corpus.source != "python_docs":
-        list_sources(config.corpus)  # what is missing is told before anything is started
+    if storage.exists(storage.join(config.data, METRICS_NAME)):
+        raise ConfigError(f"data={config.data} is a run folder, as it holds {METRICS_NAME}; use another data=FOLDER")
+    check_inputs(config.corpus, config.data)
     console = Console()
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:

@@ -5,6 +5,7 @@ is published appears under its name complete or not at all; an object store that
 that is not there raises FileNotFoundError, wherever it is missing.
 """
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -70,6 +71,15 @@ def join(folder: str, *names: str) -> str:
 def absolute(path: str) -> str:
     """The path so that it holds from any working folder; an object store's is that already."""
     return str(Path(resolve(path)[1]).resolve()) if is_local(path) else path
+
+
+def canonical(path: str) -> str:
+    """One spelling for each place, with its protocol: on a local disk without links, `.` and `..`.
+
+    The place need not be there; glob characters stay.
+    """
+    filesystem, name = resolve(path)
+    return str(filesystem.unstrip_protocol(os.path.realpath(name) if is_local(path) else name))
 
 
 def exists(path: str) -> bool:
@@ -140,6 +150,37 @@ def make_folder(path: str) -> None:
     if is_local(path):
         with _writable(path):
             Path(resolve(path)[1]).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[bool]:
+    """Holds a lock on a local file, which is made if need be, until the context or the process ends.
+
+    A file system that knows no locks is taken for one in which nobody else holds it.
+
+    Yields:
+        False if another process holds the lock.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    make_folder(path.rpartition("/")[0])
+    with _writable(path):
+        descriptor = os.open(resolve(path)[1], os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # there are no locks here
+        return True
+    return True
 
 
 def remove(path: str) -> None:

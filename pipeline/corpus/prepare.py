@@ -20,7 +20,6 @@ its blocks, its count table, and, where the vocabulary is made, by the vocabular
 import hashlib
 import itertools
 import json
-import re
 import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ from pipeline.corpus.manifest import (
     remove_manifest,
     write_manifest,
 )
+from pipeline.corpus.place import WORK, check_place, check_sources, held, receipt_name, shard_files, shard_name
 from pipeline.corpus.sources import SPLITS, Source, WorkUnit, cut_units, list_sources, read_blocks, unit_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
@@ -67,9 +67,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FORMAT = 1  # to be raised when the same text would give other words or other bytes
-WORK = ".work"  # what a rerun need not redo; hidden, so that it is never taken for text or for a folder of the user's
-ANY_NAME = re.compile(r".*")
-SHARD_NAME = re.compile(r"\d{5,}\.arrow(\.tmp)?")
 FIRST_BLOCK_BYTES = 4096
 RANGE_ROWS = 1 << 19  # rows of count tables that one merge takes
 SAMPLE_ROWS = 1 << 13  # one word of so many is told to the driver, which cuts the ranges by them
@@ -149,12 +146,12 @@ class Job:
     @property
     def shard(self) -> str:
         """Path of the shard below the corpus folder."""
-        return f"{self.unit.split}/{self.number:05d}.arrow"
+        return shard_name(self.unit.split, self.number)
 
     @property
     def receipt(self) -> str:
         """Path of the receipt below the corpus folder."""
-        return f"{WORK}/{self.unit.split}/{self.number:05d}.json"
+        return receipt_name(self.shard)
 
 
 @dataclass(frozen=True)
@@ -182,10 +179,33 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
 
     Raises:
         CorpusError: the input is missing, empty or damaged, or changes meanwhile.
-        ConfigError: the vocabulary's size leaves no room for a word.
+        ConfigError: the vocabulary's size leaves no room for a word; the folder is not one to prepare in, or another
+            process does.
     """
-    run = _Runner(run_tasks, progress or NoProgress())
-    units, versions = _list(corpus, data, run=run)
+    sources = check_inputs(corpus, data)
+    with held(data):
+        return _prepare(sources, corpus, data, run=_Runner(run_tasks, progress or NoProgress()))
+
+
+def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
+    """What can be refused before anything is started or written.
+
+    Returns:
+        what the configuration names; nothing of the embedded corpus.
+
+    Raises:
+        CorpusError: the input is missing or empty.
+        ConfigError: the folder is not one to prepare in.
+    """
+    check_given_vocabulary(corpus)
+    check_place(data, corpus)
+    sources = [] if corpus.source == "python_docs" else list_sources(corpus)
+    check_sources(data, corpus, sources)
+    return sources
+
+
+def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run: "_Runner") -> Manifest:
+    units, versions = _list(sources, corpus, data, run=run)
     digested = _digest(units, corpus, run=run)
     train_keys = [each.key for unit, each in zip(units, digested, strict=True) if unit.split == "train"]
     counted = _count(units, digested, corpus, data, run=run)
@@ -271,16 +291,15 @@ def check_given_vocabulary(corpus: CorpusConfig) -> None:
         raise CorpusError(f"corpus.vocabulary.path={given} is {found}; name a vocabulary.arrow or a text file")
 
 
-def _list(corpus: CorpusConfig, data: str, *, run: _Runner) -> tuple[list[WorkUnit], dict[str, str]]:
+def _list(
+    sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run: _Runner
+) -> tuple[list[WorkUnit], dict[str, str]]:
     """The units of all splits in their order, and what versions the embedded corpus was made of."""
     versions: dict[str, str] = {}
-    check_given_vocabulary(corpus)
     if corpus.source == "python_docs":
         packages = python_docs.list_packages()
         versions = python_docs.versions(packages)
         sources = _python_docs(packages, corpus, data, run=run)
-    else:
-        sources = list_sources(corpus)
     found = run("list", partial(cut_units, corpus=corpus), sources)
     units = [unit for each in found for unit in each]
     return sorted(units, key=lambda unit: SPLITS.index(unit.split)), versions  # stable: the order of sources stays
@@ -293,7 +312,7 @@ def _python_docs(
     extracted = run(
         "extract", partial(python_docs.extract, folder=storage.join(data, WORK, "docs", "packages")), packages
     )
-    _remove_others(storage.join(data, WORK, "docs", "packages"), keep=extracted)
+    _remove_work(data, "docs", "packages", keep=extracted)
     folder = storage.join(data, WORK, "docs")
     assemble = partial(
         python_docs.assemble, folder=folder, valid_fraction=corpus.valid_fraction, test_fraction=corpus.test_fraction
@@ -653,21 +672,24 @@ def _check_sizes(manifest: Manifest, data: str) -> None:
 
 
 def _remove_stale(jobs: Sequence[Job], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> None:
-    """Removes what an earlier, other corpus left in the folder; what does not look like a shard is the user's own."""
+    """Removes what an earlier, other corpus left in the folder; what is not named as a shard is the user's own."""
     for split in SPLITS:
-        shards = storage.join(data, split)
-        _remove_others(shards, keep=[storage.join(data, job.shard) for job in jobs], only=SHARD_NAME)
-        _remove_others(storage.join(data, WORK, split), keep=[storage.join(data, job.receipt) for job in jobs])
-    _remove_others(storage.join(data, WORK, "counts"), keep=[_counts_path(data, job.unit_key) for job in jobs])
-    _remove_others(storage.join(data, WORK, "vocabulary"), keep=[vocabulary.path])
-    _remove_others(storage.join(data, WORK, "merged"), keep=[])
+        _remove_others(shard_files(data, split), keep=[storage.join(data, job.shard) for job in jobs])
+        _remove_work(data, split, keep=[storage.join(data, job.receipt) for job in jobs])
+    _remove_work(data, "counts", keep=[_counts_path(data, job.unit_key) for job in jobs])
+    _remove_work(data, "vocabulary", keep=[vocabulary.path])
+    _remove_work(data, "merged", keep=[])
     if corpus.source != "python_docs":
-        _remove_others(storage.join(data, WORK, "docs"), keep=[])
+        _remove_work(data, "docs", keep=[])
 
 
-def _remove_others(folder: str, *, keep: Sequence[str], only: re.Pattern[str] = ANY_NAME) -> None:
-    """Removes the files of a folder of ours that are not to be kept, half-written ones too."""
+def _remove_work(data: str, *names: str, keep: Sequence[str]) -> None:
+    """Removes from a folder of the work folder what is not to be kept, half-written files too."""
+    _remove_others(storage.list_files(storage.join(data, WORK, *names)), keep=keep)
+
+
+def _remove_others(paths: Sequence[str], *, keep: Sequence[str]) -> None:
     kept = {storage.resolve(path)[1] for path in keep}
-    for path in storage.list_files(folder):
-        if storage.resolve(path)[1] not in kept and only.fullmatch(path.rpartition("/")[2]):
+    for path in paths:
+        if storage.resolve(path)[1] not in kept:
             storage.remove(path)

@@ -97,6 +97,16 @@ def _rechunk(ids: Iterable[Ids], *, vocab_size: int) -> Iterator[Ids]:
         yield buffer[:filled]
 
 
+def is_token_shard(path: str) -> bool:
+    """Whether a file says of itself that it is a token shard."""
+    try:
+        with storage.open_read(path) as file, pa.ipc.open_file(file) as reader:
+            schema = reader.schema
+    except (OSError, pa.ArrowException):
+        return False
+    return schema.names == ["token"] and b"vocabulary_fingerprint" in (schema.metadata or {})
+
+
 class TokenSequence:
     """All shards of a split as one sequence of tokens.
 

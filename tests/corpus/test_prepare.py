@@ -187,7 +187,7 @@ def test_damaged_lost_and_stale_shards(texts, tmp_path):
     shard.write_bytes(damaged)
     (data / "train" / "00002.arrow").unlink()
     (data / ".work" / "train" / "00003.json").unlink()
-    (data / "train" / "99999.arrow").write_bytes(b"stale")
+    (data / "train" / "99999.arrow").write_bytes((data / "train" / "00000.arrow").read_bytes())
     (data / "test").mkdir()
     (data / "test" / "00000.arrow.tmp").write_bytes(b"stale")
     (data / "vocabulary.arrow").write_bytes(b"other")

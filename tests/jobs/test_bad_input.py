@@ -289,6 +289,21 @@ TEXT = {
     "min_count above every count": Case(
         nothing, lambda w: w.prepare("corpus.vocabulary.min_count=9999"), ("vocabulary.min_count=9999 cuts every word",)
     ),
+    "output within the input": Case(
+        nothing,
+        lambda w: prepare_typed(w.texts, w.texts / "out", f"corpus.train={w.texts}"),  # which holds valid.txt too
+        ("corpus.train={texts} takes in data={texts}/out, which prepare writes to; use another data=FOLDER",),
+    ),
+    "output in a file": Case(
+        nothing,
+        lambda w: prepare_typed(w.texts, w.data / "manifest.json"),
+        ("data={data}/manifest.json is a file, needed a folder; use another data=FOLDER",),
+    ),
+    "output in a run folder": Case(
+        nothing,
+        lambda w: prepare_typed(w.texts, w.run),
+        ("data={run} is a run folder, as it holds metrics.jsonl; use another data=FOLDER",),
+    ),
 }
 
 CORPUS = {
