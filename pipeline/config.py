@@ -405,6 +405,8 @@ def _checked(schema: type[Section], override: str) -> tuple[str, str]:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"argument {override!r} is not of the form key=value")
+    if any("\ud800" <= character <= "\udfff" for character in override):  # how Python holds bytes of another encoding
+        raise ConfigError(f"argument {override!r} is no valid UTF-8; name such a file by its folder or a glob")
     known = leaves(schema)
     choices = groups() if schema is Config else {}
     if key in choices:

@@ -1,16 +1,21 @@
 """Where bytes live: local disk and object stores through one small set of functions (fsspec).
 
 In: paths (`runs/a`, `file:///data`, `s3://bucket/key`). Out: whole artifacts. Refuses: half-written ones, since what
-is published appears under its name complete or not at all; an object store that does not serve, as ConfigError. A file
-that is not there raises FileNotFoundError, wherever it is missing.
+is published appears under its name complete or not at all; an object store that does not serve and a local folder that
+cannot be listed, as ConfigError. A file that is not there raises FileNotFoundError, wherever it is missing.
 """
 
 import fcntl
+import fnmatch
+import glob
 import hashlib
+import heapq
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,21 +27,50 @@ from pipeline.errors import ConfigError
 
 CHUNK_BYTES = 1 << 20
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
+COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What is known of a file without reading it.
+
+    Attributes:
+        size_bytes: of its content.
+        identity: equal for two paths, links or not, if and only if they lead to one file.
+    """
+
+    size_bytes: int
+    identity: str
 
 
 def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a path and the path as that file system names it.
+
+    An absolute path, and one without `://` that is there, is taken literally. `::` chains two file systems where
+    another protocol follows (`zip://a.txt::file:///b.zip`), and is part of the name where none does.
 
     Listings are not kept: they would hide what another process has written or removed since.
 
     Raises:
         ConfigError: the path's protocol is not known, or its package is not installed.
     """
+    if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
+        return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
+    chained = "://" in path.partition("::")[2]
     try:
-        filesystem, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
+        filesystem, name = fsspec.core.url_to_fs(
+            path if chained else path.replace("::", COLONS), use_listings_cache=False
+        )
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
-    return filesystem, str(name)
+    return filesystem, str(name).replace(COLONS, "::")
 
 
 @contextmanager
@@ -100,12 +134,34 @@ def size_bytes(path: str) -> int:
         return int(filesystem.size(name))
 
 
-def list_files(pattern: str) -> list[str]:
-    """The files that a path, a glob or a folder (with all below it) names, sorted; empty if there is none.
+def file_status(path: str) -> FileStatus:
+    """Size and identity of a file.
 
-    A name that exists is taken literally even if it holds glob characters. Hidden files (a leading dot) of a folder
-    are passed over, and so are the empty objects by which consoles mark folders.
+    Raises:
+        FileNotFoundError: nothing is there, or a link that leads to nothing.
+        ConfigError: it is no file; reading a pipe, a socket or a device might never end.
     """
+    if not is_local(path):
+        return FileStatus(size_bytes(path), identity=path)
+    found = Path(resolve(path)[1]).stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ConfigError(f"{path} is {kind}, needed a file; leave it out, or write what it gives to a file")
+    return FileStatus(found.st_size, identity=f"{found.st_dev}:{found.st_ino}")
+
+
+def list_files(pattern: str) -> list[str]:
+    """What a path, a glob or a folder (with all below it) names and is no folder, sorted; empty if there is none.
+
+    A name that exists is taken literally even if it holds glob characters. Hidden names (a leading dot) of a folder
+    are passed over, and so are the empty objects by which consoles mark folders. A link to a folder is followed, each
+    folder read once. A link that leads to nothing is among what is found, and so are pipes and devices.
+
+    Raises:
+        ConfigError: a folder on the way cannot be listed.
+    """
+    if is_local(pattern):
+        return _list_local(resolve(pattern)[1])
     with _reached(pattern) as (filesystem, name):
         if filesystem.isfile(name):
             found = [name]
@@ -115,10 +171,76 @@ def list_files(pattern: str) -> list[str]:
             found = [each for each in found if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
         else:
             types = {str(each): info["type"] for each, info in filesystem.glob(name, detail=True).items()}
-            # only a local link is of type other: to ask an object store again would be a request for each name
-            found = [each for each, of in types.items() if of == "file" or (of == "other" and filesystem.isfile(each))]
-        local = isinstance(filesystem, LocalFileSystem)
-        return sorted(each if local else str(filesystem.unstrip_protocol(each)) for each in found)
+            found = [each for each, of in types.items() if of == "file"]
+        return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
+
+
+def _list_local(name: str) -> list[str]:
+    """`list_files` on a local disk. fsspec would leave out what cannot be listed, and links to folders."""
+    try:
+        mode = _mode(name)
+        if mode:
+            return sorted(_below(name)) if stat.S_ISDIR(mode) else [name]
+        return sorted(each for each in _matches(name) if not stat.S_ISDIR(_mode(each)))
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or name} cannot be read ({error.strerror}); mend its rights, or leave it out"
+        ) from error
+
+
+def _mode(name: str) -> int:
+    """Kind and rights of what a name leads to, or of a link that leads to nothing; 0 if there is no such name."""
+    for status_of in (os.stat, os.lstat):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return status_of(name).st_mode
+    return 0
+
+
+def _below(root: str) -> Iterator[str]:
+    """The names below a folder that are no folders and not hidden, nor below a hidden one."""
+    for folder in _folders(root, hidden=False):
+        with os.scandir(folder) as entries:
+            yield from [entry.path for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _folders(root: str, *, hidden: bool) -> Iterator[str]:
+    """A folder and those below it, each once: where it really lies, or else by the first of its links."""
+    waiting = [(False, root)]  # whether a link leads there: those come last
+    seen: set[str] = set()
+    while waiting:
+        _, folder = heapq.heappop(waiting)
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        yield folder
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and (hidden or not entry.name.startswith(".")):
+                    heapq.heappush(waiting, (entry.is_symlink(), entry.path))
+
+
+def _matches(pattern: str) -> list[str]:
+    """The names that match a glob, in which `**` between two slashes is any number of folders."""
+    if pattern.endswith("/**"):
+        pattern += "/*"
+    found = ["/"]
+    for part in pattern.strip("/").split("/"):
+        found = list(dict.fromkeys(each for folder in found for each in _matches_in(folder, part)))
+    return found
+
+
+def _matches_in(folder: str, part: str) -> list[str]:
+    """The names in a folder that match one part of a glob; a name that is there matches itself."""
+    literal = str(Path(folder, part))
+    if _mode(literal):
+        return [literal]
+    if not glob.has_magic(part) or not stat.S_ISDIR(_mode(folder)):
+        return []
+    if part == "**":
+        return list(_folders(folder, hidden=True))
+    with os.scandir(folder) as entries:
+        return [entry.path for entry in entries if fnmatch.fnmatchcase(entry.name, part)]
 
 
 def open_read(path: str) -> BinaryIO:

@@ -480,3 +480,8 @@ def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(Config, []) == here
     assert list(Path(tmp_path).iterdir()) == []  # and Hydra leaves no folder behind
+
+
+def test_bytes_that_are_no_utf8_are_told_in_one_line():
+    with pytest.raises(ConfigError, match=r"^argument 'data=caf\\udce9' is no valid UTF-8; name such a file by"):
+        load(Config, ["data=caf\udce9"])

@@ -1,6 +1,7 @@
 """Storage: an artifact is whole or absent, on the local disk and in an object store."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -261,10 +262,47 @@ def test_a_glob_gives_the_files_that_match_and_no_folders(root):
     assert below(root, list_files(storage.join(root, "**", "a6.txt"))) == ["c/d/a6.txt"]
 
 
-@pytest.mark.parametrize("name", ["a[1].txt", "what?.txt", "star*.txt", "{a,b}.txt", "sp ace.txt", "ü#&=,.txt"])
+ODD_NAMES = [
+    "a[1].txt",
+    "what?.txt",
+    "star*.txt",
+    "{a,b}.txt",
+    "sp ace.txt",
+    "ü#&=,.txt",
+    "Foo::Bar.3pm",
+    "::",
+    "a%20b",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_that_exists_is_literal(root, name):
     fill(root, name, "a1.txt", "whats.txt", "stars.txt")
     assert below(root, list_files(storage.join(root, name))) == [name]
+    assert name in below(root, list_files(root))
+    assert read_bytes(storage.join(root, name)) == b"x"
+
+
+@pytest.mark.parametrize(
+    "name", [*ODD_NAMES, "line\nend", "caf\udce9", "http:", "s3:", "file:x", "memory", "~", "~root", "a:b", "x::y::z"]
+)
+def test_any_name_on_a_local_disk_is_literal(tmp_path, monkeypatch, name):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / name).write_bytes(b"y")
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    for path in (name, str(tmp_path / name)):
+        assert list_files(path) == [str(tmp_path / name)]
+        assert read_bytes(path) == b"x"
+        assert storage.is_local(path) and storage.exists(path) and not storage.is_folder(path)
+    assert [read_bytes(path) for path in list_files("inner")] == [b"y"]
+
+
+def test_colons_chain_before_another_protocol_alone(tmp_path):
+    assert storage.resolve("simplecache::memory://a/b")[0].protocol == "simplecache"
+    assert storage.resolve("memory://a::b/c")[1] == "/a::b/c"
+    publish_bytes(str(tmp_path / "new::name"), b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["new::name"]
 
 
 def test_a_folder_that_exists_is_literal(root):
@@ -276,6 +314,74 @@ def test_a_folder_below_a_hidden_one_gives_its_files(root):
     """Hidden is judged from the folder that is asked for, not from the root."""
     fill(root, ".cache/data/a.txt", ".cache/data/.b.txt")
     assert below(root, list_files(storage.join(root, ".cache", "data"))) == [".cache/data/a.txt"]
+
+
+def test_a_link_to_a_folder_is_followed_once(tmp_path):
+    fill(str(tmp_path), "data/b/x.txt", "data/z.txt", "elsewhere/sub/y.txt", "elsewhere/.hidden/h.txt")
+    data = tmp_path / "data"
+    (data / "a").symlink_to("b")  # read where it really lies
+    (data / "b" / "up").symlink_to(data)
+    (data / "link1").symlink_to(tmp_path / "elsewhere")
+    (data / "link2").symlink_to(tmp_path / "elsewhere" / "sub")
+    (tmp_path / "elsewhere" / "sub" / "back").symlink_to(data)
+    assert below(str(data), list_files(str(data))) == ["b/x.txt", "link1/sub/y.txt", "z.txt"]
+    assert below(str(data), list_files(f"{data}/**/*.txt")) == [
+        "b/x.txt",
+        "link1/.hidden/h.txt",
+        "link1/sub/y.txt",
+        "z.txt",
+    ]
+    assert below(str(data), list_files(f"{data}/a/*")) == ["a/x.txt"]
+
+
+def test_what_is_no_file_is_found_and_not_opened(tmp_path):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    found = [str(tmp_path / "dangling"), str(tmp_path / "pipe")]
+    assert list_files(str(tmp_path)) == list_files(f"{tmp_path}/*") == found
+    with pytest.raises(FileNotFoundError):
+        storage.file_status(found[0])
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/pipe is a pipe, needed a file; leave it out"):
+        storage.file_status(found[1])
+    with pytest.raises(ConfigError, match=r"^/dev/null is a device, needed a file"):
+        storage.file_status("/dev/null")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.txt", "/**", "/**/*.txt", "/a/locked/b.txt", "/a/locked/*"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, pattern):
+    fill(str(tmp_path), "a/locked/b.txt", "a/c.txt", "d.txt")
+    locked = str(tmp_path / "a" / "locked")
+    if pattern == "/*.txt":  # which does not look into it
+        locked = str(tmp_path)
+
+    def lock(call):
+        def locked_call(path, *args, **kwargs):
+            if str(path) == locked or str(path).startswith(locked + "/"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **kwargs)
+
+        return locked_call
+
+    monkeypatch.setattr(os, "scandir", lock(os.scandir))
+    if pattern.startswith("/a/locked"):
+        monkeypatch.setattr(os, "stat", lock(os.stat))
+        monkeypatch.setattr(os, "lstat", lock(os.lstat))
+    with pytest.raises(ConfigError, match=rf"^{locked}\S* cannot be read \(Permission denied\); mend its rights"):
+        list_files(str(tmp_path) + pattern)
+
+
+def test_a_file_is_one_by_whatever_name(tmp_path):
+    fill(str(tmp_path), "a.txt", "b.txt", "c/d.txt")
+    (tmp_path / "link").symlink_to("a.txt")
+    (tmp_path / "hard").hardlink_to(tmp_path / "a.txt")
+    (tmp_path / "e").symlink_to("c")
+
+    def status(name):
+        return storage.file_status(str(tmp_path / name))
+
+    assert status("a.txt") == status("link") == status("hard") != status("b.txt")
+    assert status("c/d.txt") == status("e/d.txt")
+    assert status("a.txt").size_bytes == 1
 
 
 def test_an_object_stores_names_can_be_opened_as_listed(memory):

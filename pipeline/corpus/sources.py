@@ -89,15 +89,19 @@ class WorkUnit:
     def name(self) -> str:
         """The range for people, without the folder, so that it does not tell where the input lay."""
         share = "" if (self.low, self.high) == (0, 1) else f" share [{self.low:g}:{self.high:g}]"
-        return f"{PurePosixPath(self.path).name}[{self.start}:{self.stop}]{share}"
+        file = PurePosixPath(self.path).name.encode("utf-8", "backslashreplace").decode()  # a name may be any bytes
+        return f"{file}[{self.start}:{self.stop}]{share}"
 
 
 def list_sources(corpus: CorpusConfig) -> list[Source]:
     """What the configuration names, in the order of splits, of what was typed and then of paths.
 
+    A file that is reached in several ways, by links or named twice, is read once.
+
     Raises:
         CorpusError: no training text; a path that is missing, a glob without a match, a folder without text; an empty
-            file that is named by itself; a file that stands in two splits.
+            file that is named by itself; a link that leads to nothing; a file that stands in two splits.
+        ConfigError: a folder that cannot be listed; a pipe, a socket or a device.
     """
     if corpus.train is None and corpus.vocabulary.path is None:
         raise CorpusError("corpus.train=null gives no text to take the vocabulary from; use corpus.train=PATH")
@@ -109,10 +113,12 @@ def list_sources(corpus: CorpusConfig) -> list[Source]:
     packaged = corpus.source == "datasets"
     found: dict[str, Source] = {}
     for split, pattern in patterns:
-        for path in _files(pattern, key=f"corpus.{split}"):
+        for identity, path in _files(pattern, key=f"corpus.{split}").items():
             source = Source(split, "dataset" if packaged else _format(path), path)
-            if found.setdefault(path, source).split != split:
-                raise CorpusError(f"{path} stands in corpus.{found[path].split} and in corpus.{split}; name it once")
+            known = found.setdefault(identity, source)
+            if known.split != split:
+                alias = "" if known.path == path else f", as {known.path}"
+                raise CorpusError(f"{path} stands in corpus.{known.split} and in corpus.{split}{alias}; name it once")
     return list(found.values())
 
 
@@ -166,16 +172,33 @@ def read_blocks(unit: WorkUnit, corpus: CorpusConfig, *, block_bytes: int = BLOC
         yield from _cut_blocks(pieces, unit=unit, block_bytes=block_bytes)
 
 
-def _files(pattern: str, *, key: str) -> list[str]:
-    """The files with bytes that a path, glob or folder names."""
+def _files(pattern: str, *, key: str) -> dict[str, str]:
+    """The files with bytes that a path, glob or folder names: path by identity, in the order of paths.
+
+    Of several names of one file that counts under which it really lies, or else the first.
+    """
     found = storage.list_files(pattern)
     if not found:
         what = "a folder without files" if storage.is_folder(pattern) else "missing, or a glob that matches no file"
         raise CorpusError(f"{key}={pattern} is {what}; needed text files; mend the path")
-    filled = [path for path in found if storage.size_bytes(path) > 0]
+    filled: dict[str, str] = {}
+    for path in found:
+        status = _status(path)
+        if status.size_bytes:
+            known = filled.setdefault(status.identity, path)
+            if storage.absolute(known) != known and storage.absolute(path) == path:
+                filled[status.identity] = path
     if not filled:
         raise CorpusError(f"{key}={pattern}: found 0 bytes in {found[0]}, needed text; fill it or leave it out")
-    return filled
+    return dict(sorted(filled.items(), key=lambda item: item[1]))
+
+
+def _status(path: str) -> storage.FileStatus:
+    with _readable(path):
+        try:
+            return storage.file_status(path)
+        except FileNotFoundError as error:
+            raise CorpusError(f"{path} is a link that leads to nothing; mend it or remove it") from error
 
 
 def _format(path: str) -> Format:

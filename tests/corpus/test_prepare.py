@@ -229,6 +229,22 @@ def test_identical_files_count_twice(tmp_path):
     assert [shard.source for shard in manifest.splits["train"].shards] == ["a.txt[0:6]", "b.txt[0:6]"]
 
 
+def test_files_of_any_name_are_prepared(tmp_path):
+    names = ["Foo::Bar.3pm", "caf\udce9.txt", "line\nend.txt", "what?[1]*.txt"]
+    (tmp_path / "texts").mkdir()
+    for name in names:
+        (tmp_path / "texts" / name).write_text("x y\n")
+    data = str(tmp_path / "data")
+    manifest = prepare(corpus_config(train=f"{tmp_path}/texts"), data, run_tasks=run_here)
+    assert read_manifest(data) == manifest
+    assert [shard.source.rpartition("[")[0] for shard in manifest.splits["train"].shards] == [
+        "Foo::Bar.3pm",
+        "caf\\udce9.txt",
+        "line\nend.txt",
+        "what?[1]*.txt",
+    ]
+
+
 def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
     data = tmp_path / "data"
     prepare(config(texts), str(data), run_tasks=run_here)

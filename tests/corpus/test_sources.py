@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.config import CorpusConfig
 from pipeline.corpus import sources
 from pipeline.corpus.sources import Source, cut_units, list_sources, position_of, read_blocks, unit_digest
-from pipeline.errors import CorpusError
+from pipeline.errors import ConfigError, CorpusError
 
 
 def corpus_config(**changes):
@@ -223,6 +224,39 @@ def test_missing_empty_and_ambiguous_inputs(tmp_path):
     refused("give one", vocabulary={"size": None, "min_count": 1, "path": "words.txt"})
     (tmp_path / "a.parquet.gz").write_text("x")
     refused("decompress it", train=f"{tmp_path}/a.parquet.gz")
+
+
+def test_a_file_of_several_names_is_read_once_and_seen_in_two_splits(tmp_path):
+    for name in ("m/a.txt", "m/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "m" / "0.txt").symlink_to("b.txt")  # sorts before what it leads to, and is not preferred
+    (tmp_path / "m" / "c.txt").hardlink_to(tmp_path / "m" / "a.txt")
+    (tmp_path / "l").symlink_to("m")
+    for train in (f"{tmp_path}/m", str(tmp_path), f"{tmp_path}/*/*.txt"):
+        assert text_of(train) == {"train": b"m/a.txt\nm/b.txt\n"}
+    valid = str(tmp_path / "l" / "0.txt")
+    with pytest.raises(CorpusError, match=rf"^{valid} stands in corpus\.train .*valid, as \S*/m/b\.txt; name"):
+        list_sources(corpus_config(train=str(tmp_path / "m"), valid=valid))
+
+
+def test_what_is_no_file_in_a_folder_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "zz").symlink_to("nowhere")
+    for train in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/zz"):
+        with pytest.raises(CorpusError, match="/zz is a link that leads to nothing; mend it or remove it"):
+            list_sources(corpus_config(train=train))
+    (tmp_path / "zz").unlink()
+    os.mkfifo(tmp_path / "zz")
+    for train in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/zz"):
+        with pytest.raises(ConfigError, match="/zz is a pipe, needed a file; leave it out"):
+            list_sources(corpus_config(train=train))
+
+
+@pytest.mark.parametrize("name", ["Foo::Bar.3pm", "what?.txt", "a[1].txt", "line\nend.txt", "caf\udce9.txt"])
+def test_odd_names_are_read(tmp_path, name):
+    (tmp_path / name).write_text("a b")
+    assert text_of(tmp_path) == {"train": b"a b\n"}
 
 
 def test_folders_are_read_in_the_order_of_paths(tmp_path):
