@@ -5,6 +5,7 @@ processes that need them.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from jobs import console
 from pipeline import storage
 from pipeline.cluster.group import Launch, Loss
-from pipeline.cluster.workers import expect_workers, launched_ranks, run_workers
+from pipeline.cluster.launchers import Rank, told_rank
+from pipeline.cluster.workers import expect_workers, run_workers
 from pipeline.config import Config, load
 from pipeline.training.display import Display, Follower
 from pipeline.training.job import Ending, Job, exchange_seconds
@@ -33,15 +35,16 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(config: Config) -> "Outcome":
-    """Trains on the cluster of the configuration."""
-    expect_workers(config.cluster, modules=[WORKER])
+    """Trains on the cluster of the configuration, as one of several processes if a launcher says so."""
+    rank = told_rank(os.environ, config.cluster)
+    expect_workers(config.cluster, launched=rank, modules=[WORKER])
     from pipeline.training.trainer import train
 
-    launched = launched_ranks() if config.cluster.kind == "none" else None
-    return train(config, start_workers=_start_workers, launched=launched)
+    launched = (rank.rank, rank.world_size) if rank is not None else None
+    return train(config, start_workers=partial(_start_workers, rank), launched=launched)
 
 
-def _start_workers(job: Job) -> Ending | str:
+def _start_workers(rank: Rank | None, job: Job) -> Ending | str:
     config = job.config
     assert config.run is not None
     launch = Launch(
@@ -55,7 +58,7 @@ def _start_workers(job: Job) -> Ending | str:
         on_loss=partial(_tell_of_loss, config.run, job.attempt),
     )
     with _shown(job):
-        ending: Ending | str = run_workers(work, job, launch)
+        ending: Ending | str = run_workers(work, job, launch, launched=rank)
     return ending
 
 

@@ -226,7 +226,7 @@ class ClusterConfig(Section):
 
     kind: Literal["none", "local", "ray"]
     num_cpus: PositiveInt | None  # prepare: tasks at a time; null: one for each core
-    num_workers: PositiveInt | None  # train: processes, one for each device; null: 1, or what torchrun or srun started
+    num_workers: PositiveInt | None  # train: processes, one for each device; null: 1, or what a launcher started
     min_workers: PositiveInt | None  # train: Ray goes on with as few as these; null: with all or none
     cpus_per_worker: PositiveInt | None  # train: threads of each; null: the machine's cores, shared out
     address: str | None  # kind=ray: of the running cluster; null: the one that this machine belongs to

@@ -24,7 +24,7 @@ class Worker:
         devices, num_nodes: as the Trainer takes them.
         distributed: whether there are others.
         strategy: the class of the Trainer's strategy; None: Lightning's own.
-        environment: Lightning's plugin for this cluster; None: the one that Lightning finds.
+        environment: Lightning's plugin for this cluster; None: there is none to know of.
         num_threads: of torch on the CPU; None: as many as torch likes.
         stop_request: a wish of whoever started the workers that they stop, as a signal's name; for the first rank.
         preempted: whether a machine of the group is about to be taken away; for the first rank.

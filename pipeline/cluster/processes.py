@@ -1,4 +1,4 @@
-"""Training workers as plain processes: of this machine, or those that torchrun or srun started. Never imports ray."""
+"""Training workers as plain processes: of this machine, or those that a launcher started. Never imports ray."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
@@ -22,61 +23,64 @@ from pipeline.cluster.group import (
     signals_to,
     threads_of_each,
 )
-from pipeline.cluster.outcome import outcome_of, unwrapped
+from pipeline.cluster.launchers import HERE, Rank
+from pipeline.cluster.outcome import one_line, outcome_of, unwrapped
 from pipeline.errors import ClusterError, PipelineError
 
 log = logging.getLogger(__name__)
 
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")  # torchrun or srun sets one of them
 WISHES = {signal.SIGTERM, signal.SIGINT}
 LOST_GRACE_SECONDS = 1.0  # for the other workers when one is lost, before and after they are asked to end
 
 
-def launcher() -> Any:  # noqa: ANN401  (one of Lightning's plugins)
-    """What torchrun or srun told this process of the others, as Lightning knows it; None if it stands alone.
+def train_launched(rank: Rank, train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
+    """In one of the processes that a launcher started.
 
     Raises:
-        ClusterError: torchrun is to restart ranks and cannot.
+        ClusterError: the ranks cannot meet where they were told to.
     """
-    if not any(name in os.environ for name in LAUNCHED):
-        return None
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from torch.distributed import DistNetworkError
 
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            plugin = environment() if environment is TorchElasticEnvironment else SLURMEnvironment(auto_requeue=False)
-            if plugin.world_size() > 1:
-                _refuse_torn_restarts()
-                return plugin
-    return None
+    from pipeline.cluster.environment import KnownEnvironment
 
-
-def _refuse_torn_restarts() -> None:
-    """What torchrun starts again finds in its store where the ranks before could be reached, and fails for it."""
-    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
-        raise ClusterError(
-            f"torchrun's --max-restarts={restarts} cannot restart ranks that share its store (pytorch/pytorch#135712);"
-            " set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or leave --max-restarts out"
-        )
-
-
-def train_launched(environment: Any, train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
-    """In one of the processes that torchrun or srun started."""
-    world_size = environment.world_size()
-    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or world_size)
-    launch.set_up(environment.global_rank())
+    launch.set_up(rank.rank)
+    num_devices = _devices_for(rank, use_gpu=launch.use_gpu)
     worker = Worker(
-        devices=workers_here,
-        num_nodes=world_size // workers_here,
+        devices=num_devices,
+        num_nodes=rank.num_nodes,
         distributed=True,
-        environment=environment,
-        num_threads=threads_of_each(launch.cluster, workers_here),
+        environment=KnownEnvironment(replace(rank, local_rank=rank.local_rank % num_devices)),
+        num_threads=threads_of_each(launch.cluster, rank.ranks_here),
     )
-    outcome = train(worker, job)
+    place = f"MASTER_ADDR={rank.main_address}, MASTER_PORT={rank.main_port}"
+    try:
+        socket.getaddrinfo(rank.main_address, rank.main_port)
+        outcome = train(worker, job)
+    except socket.gaierror as error:
+        raise ClusterError(f"{place}: {error.strerror}; give an address that every machine resolves") from error
+    except DistNetworkError as error:
+        raise ClusterError(f"{place}: {one_line(error)}; give another MASTER_PORT, the same to all") from error
     _part()
     return outcome
+
+
+def _devices_for(rank: Rank, *, use_gpu: bool | None) -> int:
+    """How many devices this process is to see: those of all ranks of the machine, or its own alone.
+
+    Raises:
+        ClusterError: some ranks would have to share a GPU.
+    """
+    from torch import cuda
+
+    num_gpus = cuda.device_count() if use_gpu is not False else 0
+    if num_gpus in (0, 1):
+        return num_gpus or rank.ranks_here
+    if num_gpus < rank.ranks_here:
+        raise ClusterError(
+            f"{rank.launcher} started {rank.ranks_here} processes on a machine with {num_gpus} GPUs; start one for"
+            " each, or use accelerator=cpu"
+        )
+    return rank.ranks_here
 
 
 def begin_imports(modules: Sequence[str]) -> None:
@@ -160,7 +164,7 @@ class _Group:
         train, job, launch = self._what
         num_workers = launch.cluster.num_workers or 1
         self._killed, self._outcome = None, get_context("forkserver").SimpleQueue()
-        with socket.create_server(("127.0.0.1", 0)) as free:
+        with socket.create_server((HERE, 0)) as free:
             port = free.getsockname()[1]
         with _blocked_wishes():
             self._processes = start_processes(  # type: ignore[no-untyped-call]
@@ -212,19 +216,30 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     environment: Mapping[str, str],
     outcome: Any,  # noqa: ANN401
 ) -> None:
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from pipeline.cluster.environment import KnownEnvironment
 
     threading.Thread(target=_end_with_command, name="end with the command", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WISHES)
     os.environ.clear()  # it may have changed since the process began of which this is a fork
     os.environ |= environment
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # of a torchrun that started the command: these meet elsewhere
     launch.set_up(rank)
+    place = Rank(
+        launcher="the command",
+        rank=rank,
+        world_size=num_workers,
+        local_rank=rank,
+        ranks_here=num_workers,
+        node_rank=0,
+        num_nodes=1,
+        main_address=HERE,
+        main_port=port,
+    )
     worker = Worker(
         devices=num_workers,
         num_nodes=1,
         distributed=True,
-        environment=LightningEnvironment(),
+        environment=KnownEnvironment(place),
         num_threads=threads_of_each(launch.cluster, num_workers),
     )
     ended = outcome_of(lambda worker_job: train(worker, worker_job), job)

@@ -7,6 +7,7 @@ at once, a machine that does not see the run folder or the corpus of the command
 import fcntl
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -67,7 +69,7 @@ class Place(Host, Protocol):
         devices, num_nodes: as the Trainer takes them.
         distributed: whether there are others.
         strategy: the class of the Trainer's strategy; None: Lightning's own.
-        environment: Lightning's plugin for this cluster; None: the one that Lightning finds.
+        environment: Lightning's plugin for this cluster; None: there is none to know of.
         num_threads: of torch on the CPU; None: as many as torch likes.
         accelerator: `cpu` or `cuda`, where the cluster decides it; None: as configured.
     """
@@ -153,7 +155,7 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         max_epochs=-1,
         max_steps=job.total_steps,
         callbacks=callbacks,
-        plugins=plugins if place.environment is None else [*plugins, place.environment],
+        plugins=[*plugins, place.environment or LightningEnvironment()],  # Lightning looks for none
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -297,7 +299,9 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
     try:
         resumed = checkpoint_path(config.run, first_step) if first_step else None
         pulse.listen()
-        trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
+        with warnings.catch_warnings():  # Lightning warns wherever srun is installed, though it is told where it stands
+            warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
     except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
         raise KeyboardInterrupt from error
     finally:

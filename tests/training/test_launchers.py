@@ -1,5 +1,6 @@
 """Runs whose processes torchrun or srun starts are those that the command starts by itself."""
 
+import os
 import signal
 import socket
 import time
@@ -63,27 +64,39 @@ def test_torchrun_starts_and_stops_and_restarts_it(world: World, draw: Draw) -> 
     assert found["tokens_replayed"] == made_again(world.run(), world.plan)
 
 
-def srun(world: World, num_tasks: int, *overrides: str, wait_seconds: float = 0.0) -> list[Command]:
-    """The processes that `srun --ntasks-per-node` starts on one machine; the later ones a little later."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def srun(
+    world: World, num_tasks: int, *overrides: str, wait_seconds: float = 0.0, step: int = 0, run: str | None = None
+) -> list[Command]:
+    """The processes that `srun --ntasks` starts on one machine; the later ones a little later."""
     commands = []
     for rank in range(num_tasks):
         environment = {
-            "SLURM_JOB_ID": "4711",
-            "SLURM_JOB_NAME": "train",
-            "SLURM_NODELIST": "127.0.0.1",
-            "SLURM_NODEID": "0",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NAME": "interactive",
             "SLURM_NTASKS": str(num_tasks),
-            "SLURM_NTASKS_PER_NODE": str(num_tasks),
+            "SLURM_STEP_ID": str(step),
+            "SLURM_STEP_NODELIST": "machine",
+            "SLURM_STEP_NUM_TASKS": str(num_tasks),
+            "SLURM_STEP_TASKS_PER_NODE": str(num_tasks),
+            "SLURM_NODEID": "0",
             "SLURM_PROCID": str(rank),
             "SLURM_LOCALID": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
         }
-        commands.append(world.train(*overrides, environment=environment))
+        commands.append(world.train(*overrides, run=run, environment=environment))
         time.sleep(wait_seconds)
     return commands
+
+
+def by_variables(world: World, num_processes: int, *, port: int) -> list[Command]:
+    """What a launcher starts that no one has heard of."""
+    meeting = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [world.train(environment={**meeting, "RANK": str(rank)}) for rank in range(num_processes)]
 
 
 def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
@@ -94,10 +107,41 @@ def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
     for command in commands:
         assert_last_line(command.end(128 + signal.SIGTERM), f"stopped: run={world.run()} is saved at step ")
     assert reached <= saved(world.run()) == recorded(world.run())
-    for command in srun(world, 2):
+    others = srun(world, 2, run=world.run("other"), step=1)  # of the same job, at the same time
+    for command in [*srun(world, 2), *others]:
         command.end()
     assert_same_run(world.run(), world.reference(workers=2))
+    assert_same_run(world.run("other"), world.reference(workers=2))
     assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
+
+
+def test_any_launcher_starts_it(world: World) -> None:
+    for command in by_variables(world, 2, port=free_port()):
+        command.end()
+    assert_same_run(world.run(), world.reference(workers=2))
+
+
+def test_ranks_that_cannot_meet_are_told_in_a_line(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first, _ = by_variables(world, 2, port=taken.getsockname()[1])
+        assert_last_line(first.end(2), f"error: MASTER_ADDR=127.0.0.1, MASTER_PORT={taken.getsockname()[1]}: ")
+    nowhere = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "2345"}
+    told = world.train(environment=nowhere).end(2)
+    assert_last_line(told, "error: MASTER_ADDR=nowhere.invalid, MASTER_PORT=2345: ")
+    assert told.strip().endswith("give an address that every machine resolves")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_installed_slurm_and_stray_variables_are_no_matter(workers: int, world: World) -> None:
+    srun = world.folder / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    stray = {"NODE_RANK": "1", "GROUP_RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere.invalid"}
+    environment = {"PATH": f"{srun.parent}:{os.environ['PATH']}", **stray}
+    told = world.train("guard.hang_seconds=60", workers=workers, environment=environment).end()
+    assert "srun" not in told
+    assert_same_run(world.run(), world.reference(workers=workers))
 
 
 def test_numbers_of_workers_that_do_not_share_the_lanes_are_refused(world: World) -> None:

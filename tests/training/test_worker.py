@@ -1,0 +1,32 @@
+"""One worker's part of a run, in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.training.trainer import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")
+
+
+@pytest.mark.parametrize("job", [{}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "mine"}])
+def test_lightning_looks_for_no_launcher_where_slurm_is_installed(
+    job: dict[str, str],
+    make_corpus: Callable[..., str],
+    small_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would warn of `srun`, and a warning is an error here."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(srun.parent), prepend=":")
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    common = [f"data={make_corpus()}", f"run={tmp_path / 'run'}"]
+    for steps in (3, 5):
+        assert train(small_config(*common, f"max_steps={steps}")).step == steps
