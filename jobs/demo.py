@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
+from pipeline.scoring.perplexity import shown_number
 from pipeline.training.records import METRICS_NAME
 
 
@@ -44,8 +45,9 @@ def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
         table.add_row(f"words of {name}", f"{split.num_tokens:,}")
     table.add_row("vocabulary", f"{manifest.vocab_size:,} words")
     table.add_row("OOV rate of test", f"{evaluation.oov_rate:.2%}")
-    table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.1f}")
-    table.add_row("LSTM perplexity", f"{evaluation.score.perplexity:.1f} on {evaluation.score.num_targets:,} tokens")
+    table.add_row("unigram perplexity", shown_number(evaluation.unigram.perplexity, digits=1))
+    perplexity = shown_number(evaluation.score.perplexity, digits=1)
+    table.add_row("LSTM perplexity", f"{perplexity} on {evaluation.score.num_targets:,} tokens")
     table.add_row("training speed", f"{_words_per_second(run):,.0f} words/s")
     table.add_row("checkpoint", _from_here(evaluation.trained.path))
     table.add_row("the curves", _curves(run))

@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.config import EvaluateConfig, load
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
+from pipeline.scoring.perplexity import PROTOCOL, Score, finite, score_tokens, score_unigram, shown_number
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     config = load(EvaluateConfig, [each for each in arguments if each != "--json"], name="evaluate")
     evaluation = evaluate(config)
     if "--json" in arguments:
-        print(json.dumps(as_json(evaluation)))
+        print(json.dumps(as_json(evaluation), allow_nan=False))
     else:
         Console().print(_table(evaluation))
 
@@ -77,12 +77,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     )
 
 
-def as_json(evaluation: Evaluation) -> dict[str, str | int | float]:
-    """The object that `--json` prints."""
+def as_json(evaluation: Evaluation) -> dict[str, str | int | float | None]:
+    """The object that `--json` prints; what is not a finite number is null."""
     return {
         "split": evaluation.split,
-        "perplexity": evaluation.score.perplexity,
-        "nats_per_token": evaluation.score.nats_per_token,
+        "perplexity": finite(evaluation.score.perplexity),
+        "nats_per_token": finite(evaluation.score.nats_per_token),
         "targets": evaluation.score.num_targets,
         "oov_rate": evaluation.oov_rate,
         "protocol": PROTOCOL,
@@ -93,11 +93,11 @@ def _table(evaluation: Evaluation) -> Table:
     trained = evaluation.trained
     table = Table(show_header=False)
     table.add_row("split", evaluation.split)
-    table.add_row("perplexity", f"{evaluation.score.perplexity:.2f}")
-    table.add_row("nats per token", f"{evaluation.score.nats_per_token:.4f}")
+    table.add_row("perplexity", shown_number(evaluation.score.perplexity))
+    table.add_row("nats per token", shown_number(evaluation.score.nats_per_token, digits=4))
     table.add_row("targets", f"{evaluation.score.num_targets:,}")
     table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
-    table.add_row("unigram perplexity", f"{evaluation.unigram.perplexity:.2f}")
+    table.add_row("unigram perplexity", shown_number(evaluation.unigram.perplexity))
     table.add_row("checkpoint", f"step {trained.step}, {trained.chosen}")
     table.add_row("protocol", PROTOCOL)
     return table

@@ -31,6 +31,13 @@ def _one_is_a_list(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _best_last_or_a_step(value: object) -> object:
+    if value in ("best", "last") or (type(value) is int and value > 0):
+        return value
+    near = nearest(str(value), ("best", "last"))
+    raise ValueError(f"checkpoint={value}: it must be best, last or a step{near}")
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_length=1)]
 
 
@@ -196,13 +203,13 @@ class CheckpointConfig(Section):
 
 
 class GuardConfig(Section):
-    """What is watched while a run goes on."""
+    """What is watched while a run goes on: losses, gradient norms, and at each checkpoint all that it would hold."""
 
-    on_bad_loss: Literal["stop", "skip", "ignore"]  # skip: go back to a checkpoint before, and pass its window over
+    on_bad_loss: Literal["stop", "skip", "ignore"]  # skip: go back to before the update to blame, pass its window over
     spike_deviations: Positive | None  # a loss this far above the mean of those before it is bad; null: only not finite
     spike_window_steps: Annotated[int, Field(ge=2)]  # how many are before it
     skip_steps: PositiveInt  # windows passed over: the bad one, and those before it
-    max_skips: PositiveInt  # bad losses of a run before it stops after all
+    max_skips: PositiveInt  # how often a run passes windows over before it stops after all
     hang_seconds: Positive | None  # a rank without a step for so long hangs; null: nobody watches
 
 
@@ -283,7 +290,7 @@ class EvaluateConfig(Section):
     run: str | None
     data: str | None  # null: the corpus of the run
     split: str
-    checkpoint: Literal["best", "last"]
+    checkpoint: Annotated[Literal["best", "last"] | int, BeforeValidator(_best_last_or_a_step)]
     accelerator: Literal["auto", "cpu", "cuda"]
 
 

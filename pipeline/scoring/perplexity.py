@@ -37,7 +37,17 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the nats per token; infinite where that has no number."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        return math.inf if self.nats_per_token >= 700 else math.exp(self.nats_per_token)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a finite number, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def shown_number(value: float | None, *, digits: int = 2) -> str:
+    """For people; None is a number that is not finite, as in records."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 @torch.inference_mode()

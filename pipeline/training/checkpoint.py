@@ -6,7 +6,7 @@ In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark th
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -68,6 +68,31 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
 
 
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number of the tensors is finite; reads them all, and waits for their device."""
+    return all(bool(each.isfinite().all()) for each in tensors)
+
+
+def check_finite(found: object, *, path: str) -> None:
+    """Refuses a checkpoint, or a part of one, with a tensor that is not finite: nothing can be made of it.
+
+    Raises:
+        CheckpointError: names the checkpoint.
+    """
+    if not all_finite(_tensors(found)):
+        raise CheckpointError(
+            f"{path} holds weights that are not finite; remove it and {path}.sha256 to go on from the checkpoint before"
+        )
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+
+
 def check_identity(found: Mapping[str, str], needed: Mapping[str, str], *, path: str) -> None:
     """Compares what a checkpoint was trained with and what is configured now.
 
@@ -85,19 +110,20 @@ def check_identity(found: Mapping[str, str], needed: Mapping[str, str], *, path:
 def best_step(validations: Mapping[int, float], steps: Sequence[int]) -> int | None:
     """The step of the best validation among those with a checkpoint, the first of equals; None if there is none.
 
-    NaN is never best.
+    One that is not finite is never best.
     """
-    validated = [step for step in steps if not math.isnan(validations.get(step, math.nan))]
+    validated = [step for step in steps if math.isfinite(validations.get(step, math.nan))]
     return min(validated, key=lambda step: (validations[step], step), default=None)
 
 
 def newest_sound(
-    run: str, *, on_damaged: Callable[[int, str], None] = lambda step, why: None
+    run: str, *, finite: bool, on_damaged: Callable[[int, str], None] = lambda step, why: None
 ) -> tuple[int, Checkpoint] | None:
     """The newest checkpoint that is whole, with its step; None if there is no checkpoint at all.
 
     Args:
         run: the run folder.
+        finite: passes those over, too, whose weights are not finite, which earlier versions saved.
         on_damaged: told the step of each that is passed over, and what is wrong with it.
 
     Raises:
@@ -107,6 +133,8 @@ def newest_sound(
     for step in reversed(committed_steps(run)):
         try:
             found = step, load_checkpoint(checkpoint_path(run, step))
+            if finite:
+                check_finite(found[1], path=checkpoint_path(run, step))
         except CheckpointError as error:
             errors.append(error)
             continue

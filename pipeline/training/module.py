@@ -5,7 +5,7 @@ beyond weights. Refuses nothing: what it is given was judged before.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -16,10 +16,24 @@ from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrent import State
-from pipeline.training.checkpoint import OWN_KEY
+from pipeline.training.checkpoint import OWN_KEY, all_finite
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
 from pipeline.training.peers import Peers
+
+
+class Measured(NamedTuple):
+    """What is known of a step once the ranks have told each other; the first update leads to step 1.
+
+    Attributes:
+        step: the update's number.
+        nats: of the global batch.
+        gradient_norm: of the global gradient before clipping; if it is not finite, the weights are not from then on.
+    """
+
+    step: int
+    nats: float
+    gradient_norm: float
 
 
 class LanguageModelModule(lightning.LightningModule):
@@ -41,6 +55,7 @@ class LanguageModelModule(lightning.LightningModule):
     Attributes:
         validations: nats per token of each validation so far, by step.
         unsettled_nats: of each step since the last `settle`, summed over this rank's lanes.
+        unsettled_norms: of the global gradient of each of these steps.
         interval_nats, interval_targets: of the steps since the last logged one, over all ranks.
         loss_history: losses by which the next ones are judged.
         gradient_norm: of the global gradient in the last step, before clipping.
@@ -76,6 +91,7 @@ class LanguageModelModule(lightning.LightningModule):
         self.state: State | None = None
         self.validations: dict[int, float] = {}
         self.unsettled_nats: list[Tensor] = []
+        self.unsettled_norms: list[Tensor] = []
         self.interval_nats = 0.0
         self.interval_targets = 0
         self.loss_history: list[float] = []
@@ -150,7 +166,7 @@ class LanguageModelModule(lightning.LightningModule):
         if self.global_step in self.skipped:
             assert optimizer_closure is not None
             optimizer_closure()
-            self.gradient_norm = torch.zeros(())
+            self._note_norm(torch.zeros((), device=self.device))
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
@@ -170,7 +186,7 @@ class LanguageModelModule(lightning.LightningModule):
         self.unsettled_nats.clear()
         self.state, self.skipped = kept
 
-    def settle(self, also: Sequence[float]) -> tuple[list[tuple[int, float]], list[float]]:
+    def settle(self, also: Sequence[float]) -> tuple[list[Measured], list[float]]:
         """Brings together what the ranks know of the steps since the last call; a collective.
 
         It waits for the device, and is therefore not to be called in every step.
@@ -179,14 +195,37 @@ class LanguageModelModule(lightning.LightningModule):
             also: what else to sum over the ranks in the same message.
 
         Returns:
-            (step, nats of the global batch) of each of these steps, where the first update leads to step 1; and the
-            sums of `also`.
+            These steps, in order; and the sums of `also`.
         """
-        local = torch.stack(self.unsettled_nats).double().tolist() if self.unsettled_nats else []
+        num_steps = len(self.unsettled_nats)
+        local = [*self.unsettled_nats, *self.unsettled_norms]
+        assert len(local) == 2 * num_steps, f"{len(local) - num_steps} gradient norms of {num_steps} steps"
+        measured = torch.stack(local).double().tolist() if local else []
         self.unsettled_nats.clear()
-        sums = self.peers.sums([*local, *also])
-        first = self.global_step - len(local) + 1
-        return list(zip(range(first, self.global_step + 1), sums, strict=False)), sums[len(local) :]
+        self.unsettled_norms.clear()
+        sums = self.peers.sums([*measured, *also])
+        nats, norms = sums[:num_steps], [each / self.peers.world_size for each in sums[num_steps : 2 * num_steps]]
+        steps = range(self.global_step - num_steps + 1, self.global_step + 1)
+        return [Measured(*each) for each in zip(steps, nats, norms, strict=True)], sums[2 * num_steps :]
+
+    def not_finite(self) -> list[str]:
+        """What of that which a checkpoint holds is not finite, by name; a collective.
+
+        Of the weights it is the square of their norm: as long as that fits into float32, no inner product of two of
+        them can overflow, so that a loss that is not finite has another cause than them.
+
+        It reads all of it and waits for the device: it is for steps that are saved.
+        """
+        assert self.state is not None
+        weights = torch.stack([torch.linalg.vector_norm(each.detach()) for each in self.parameters()])
+        optimizer = [each for kept in self.trainer.optimizers[0].state.values() for each in dict(kept).values()]
+        parts = {
+            "norm of the weights": [weights.square().sum()],
+            "optimizer's state": [each for each in optimizer if isinstance(each, Tensor)],
+            "carried state": [*self.state],
+        }
+        found = self.peers.sums([float(not all_finite(tensors)) for tensors in parts.values()])
+        return [name for name, count in zip(parts, found, strict=True) if count]
 
     def configure_gradient_clipping(
         self,
@@ -196,7 +235,11 @@ class LanguageModelModule(lightning.LightningModule):
     ) -> None:
         """Clips the global gradient once, by its norm; the norm before it is the one logged."""
         limit = self.optim.clip_norm or float("inf")
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self._note_norm(torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
+
+    def _note_norm(self, norm: Tensor) -> None:
+        self.gradient_norm = norm
+        self.unsettled_norms.append(norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume needs: the state of all lanes, the sums since the last logged step, the validations.

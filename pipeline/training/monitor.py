@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
-from pipeline.scoring.perplexity import Score
+from pipeline.scoring.perplexity import Score, finite
 from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
@@ -27,11 +27,6 @@ from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile, Record
 
 log = logging.getLogger(__name__)
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where it is not a finite number, which JSON cannot hold."""
-    return value if math.isfinite(value) else None
 
 
 class Tracker(Protocol):
@@ -245,6 +240,8 @@ class Monitor(Callback):
             seconds = time.perf_counter() - began
         assert score is not None
         module.validations[step] = score.nats_per_token
+        if self.reporter is not None and not math.isfinite(score.nats_per_token):
+            log.warning("validation at step %d is not finite (%s): it is never the best", step, score.nats_per_token)
         if self.reporter is not None:
             self.reporter.ledger.write("validation", step=step, seconds=seconds)
         self.watch.go_on()

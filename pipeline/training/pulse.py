@@ -1,14 +1,15 @@
-"""What the ranks agree on while they train: is the loss in order, is it time to save, does someone want to stop.
+"""What the ranks agree on while they train: is all in order, is it time to save, does someone want to stop.
 
 In: the losses of the steps, signals, clocks. Out: the same answer on every rank, about once a second and wherever a
 record, a validation or a checkpoint is due. Between these, no step waits for a device or for another rank's word.
 """
 
 import logging
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.config import GuardConfig
 from pipeline.training.ledger import Ledger
 from pipeline.training.losswatch import LossWatch
-from pipeline.training.module import LanguageModelModule
+from pipeline.training.module import LanguageModelModule, Measured
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,22 @@ class Schedule:
     def anything(self, step: int) -> bool:
         """Whether the ranks must have judged all losses up to the step."""
         return self.logs(step) or self.saves(step) or self.validates(step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """Steps to pass over when they are made again, unless an update before them turns out to be to blame.
+
+    A loss that is not finite may come of an update long before it: of a row of the embedding that nobody read since.
+    So all is judged after each step that comes before these.
+
+    Attributes:
+        steps: rising.
+        why: what was found.
+    """
+
+    steps: tuple[int, ...]
+    why: str
 
 
 class Host(Protocol):
@@ -114,11 +131,12 @@ class Pulse(Callback):
         host: the cluster.
         save_seconds: between checkpoints; None: by steps alone.
         reached_step: steps up to this one were made before, and are made again now.
+        suspicion: steps that may have to be passed over; None: none.
         ledger: of the first rank; None on the others.
         watchdog: told of each step; None: nobody watches.
 
     Attributes:
-        bad: (step, why) of the first loss that is out of order.
+        bad: (step, why) of the first step at which something is out of order.
         stop: why the run stops after this step.
         save: why a checkpoint is to be written now: `time` or `notice`.
     """
@@ -131,6 +149,7 @@ class Pulse(Callback):
         host: Host,
         save_seconds: float | None,
         reached_step: int,
+        suspicion: Suspicion | None = None,
         ledger: Ledger | None,
         watchdog: Watchdog | None,
     ) -> None:
@@ -139,6 +158,7 @@ class Pulse(Callback):
         self.host = host
         self.save_seconds = save_seconds
         self.reached_step = reached_step
+        self.suspicion = suspicion
         self.ledger = ledger
         self.watchdog = watchdog
         self.bad: tuple[int, str] | None = None
@@ -171,6 +191,7 @@ class Pulse(Callback):
             self.ledger.write("training", step=trainer.global_step)
         if self.watchdog is not None:
             self.watchdog.start(trainer.global_step)
+        self._pass_over(module, trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes that the step has its data."""
@@ -197,7 +218,7 @@ class Pulse(Callback):
             if step == self.reached_step:
                 self._tell_again(module, step)
         self.save = None
-        if step >= self._next_step or self.schedule.anything(step):
+        if step >= self._next_step or self.schedule.anything(step) or self._suspects(step):
             self._settle(module, step)
             if self.bad is not None or self.stop is not None:
                 trainer.should_stop = True
@@ -232,11 +253,11 @@ class Pulse(Callback):
         cause = self._signals.cause or (self._asked_to_stop(now) if first else None)
         wishes = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
-        losses, sums = module.settle([*wishes, *decided])
+        measured, sums = module.settle([*wishes, *decided])
         num_steps, time_to_save, notice = sums[len(CAUSES) :]
         self._next_step = step + int(num_steps)
         self._settled, self._settled_step = now, step
-        self._judge(module, losses)
+        self._judge(module, measured)
         self.stop = next((name for name, count in zip(CAUSES, sums, strict=False) if count), self.stop)
         if time_to_save:
             self.save = "time"
@@ -251,6 +272,10 @@ class Pulse(Callback):
             self._tell_again(module, step)
             self.ledger.write("progress", step=step)
             self._told = now
+        if self.bad is None and (self._to_be_saved(step) or self._suspects(step)):
+            self._judge_whole(module, step)
+        if self.bad is None:
+            self._pass_over(module, step)
 
     def _asked_to_stop(self, now: float) -> str | None:
         """What the cluster says; it is not asked more often than the ranks settle by the clock."""
@@ -270,19 +295,55 @@ class Pulse(Callback):
             float(not self._noticed and self.host.preempted()),
         ]
 
-    def _judge(self, module: LanguageModelModule, losses: list[tuple[int, float]]) -> None:
-        """Takes the losses into the interval's sums up to the first that is out of order."""
-        for step, nats in losses:
+    def _judge(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
+        """Takes the steps into the interval's sums up to the first that is out of order."""
+        for step, nats, norm in measured:
             num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
             if step - 1 in module.skipped:
                 continue
             why = self._losses.judge(step, nats / num_targets)
+            if math.isfinite(nats) and not math.isfinite(norm):
+                why = f"gradient norm is not finite ({norm}) at step {step}"
             if why is not None and self.guard.on_bad_loss != "ignore":
                 self.bad = (step, why)
                 return
             module.interval_nats += nats
             module.interval_targets += num_targets
         module.loss_history = list(self._losses.history)
+
+    def _suspects(self, step: int) -> bool:
+        """Whether the step is made again to find out which update is to blame."""
+        return self.suspicion is not None and step < self.suspicion.steps[0]
+
+    def _to_be_saved(self, step: int) -> bool:
+        """Whether a checkpoint is written at the step, for whatever reason."""
+        due = self.schedule.saves(step) or self.schedule.validates(step)
+        return due or self.save is not None or self.stop is not None
+
+    def _judge_whole(self, module: LanguageModelModule, step: int) -> None:
+        """Judges all that a checkpoint would hold: the losses so far need not have shown what is wrong with it."""
+        if self.guard.on_bad_loss == "ignore":
+            return
+        if found := module.not_finite():
+            self.bad = (step, f"not finite after step {step}: {', '.join(found)}")
+
+    def _pass_over(self, module: LanguageModelModule, step: int) -> None:
+        """Passes over what was suspected, once all before it is known to be in order."""
+        if self.suspicion is None or step != self.suspicion.steps[0] - 1:
+            return
+        for each in self.suspicion.steps:
+            module.skipped.add(each - 1)
+            epoch, window = module.plan.position(each - 1)
+            if self.ledger is not None:
+                log.warning("%s: passing over step %d, window %d of epoch %d", self.suspicion.why, each, window, epoch)
+                self.ledger.write(
+                    "skip",
+                    step=each,
+                    epoch=epoch,
+                    window=window,
+                    num_tokens=module.plan.targets_in(window),
+                    tokens=module.plan.lane_ranges(window),
+                )
 
     def _tell_again(self, module: LanguageModelModule, step: int) -> None:
         """Tells the ledger of steps that were made again since it was last told."""

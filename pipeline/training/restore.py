@@ -1,20 +1,30 @@
 """A trained model, back from its run folder.
 
-In: a run folder. Out: its configuration and the model of its best or last checkpoint, ready to score with. Refuses a
-folder without a run, a run without a checkpoint, a damaged one.
+In: a run folder. Out: its configuration and the model of one of its checkpoints, ready to score with. Refuses a folder
+without a run, a run without the checkpoint, one that is damaged or holds weights that are not finite.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import yaml
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config, judge
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import best_step, checkpoint_path, committed_steps, load_checkpoint, own_part
+from pipeline.training.checkpoint import (
+    Checkpoint,
+    all_finite,
+    best_step,
+    checkpoint_path,
+    committed_steps,
+    load_checkpoint,
+    own_part,
+)
 from pipeline.training.parts import build_model
 from pipeline.training.trainer import CONFIG_NAME
 from pipeline.upgrades import upgraded_configuration
@@ -62,29 +72,20 @@ def read_config(run: str) -> Config:
         ) from error
 
 
-def load_trained(run: str, which: Literal["best", "last"]) -> TrainedModel:
-    """The best checkpoint by validation nats, or the last; the last too where none was validated.
+def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel:
+    """The model of a checkpoint of a run.
+
+    Args:
+        run: the run folder.
+        which: the best by validation nats, the last, or that of a step; where none was validated the best is the last.
 
     Raises:
         ConfigError: the folder holds no run.
-        CheckpointError: it holds no committed checkpoint, or the one wanted is damaged.
+        CheckpointError: it holds no committed checkpoint, or the one wanted is not there, damaged, or not finite.
     """
     config = read_config(run)
-    steps = committed_steps(run)
-    if not steps:
-        raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
-    step = steps[-1]
-    checkpoint = load_checkpoint(checkpoint_path(run, step))
-    validations = own_part(checkpoint)["validations"]
-    chosen = "the last"
-    if which == "best":
-        best = best_step(validations, steps)
-        num_validated = sum(each in validations for each in steps)
-        chosen = "the last, since none is validated" if best is None else f"the best of {num_validated} validated"
-        if best is not None and best != step:
-            step = best
-            checkpoint = load_checkpoint(checkpoint_path(run, step))
-    weights = {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+    step, checkpoint, chosen = choose_checkpoint(run, which)
+    weights = weights_of(checkpoint)
     model = build_model(config.model, vocab_size=len(weights["embedding_VE"]))
     model.load_state_dict(weights)
     return TrainedModel(
@@ -95,3 +96,40 @@ def load_trained(run: str, which: Literal["best", "last"]) -> TrainedModel:
         vocabulary_fingerprint=own_part(checkpoint)["identity"]["vocabulary"],
         chosen=chosen,
     )
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's part of a checkpoint, by the model's own names."""
+    return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+
+
+def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
+    """(step, checkpoint, why this one, for people); as `load_trained` takes it."""
+    steps = committed_steps(run)
+    if not steps:
+        raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
+    if isinstance(which, int) and which not in steps:
+        raise CheckpointError(f"run={run} holds no checkpoint of step {which}; use one of {_listed(steps)}")
+    step = which if isinstance(which, int) else steps[-1]
+    checkpoint = load_checkpoint(checkpoint_path(run, step))
+    chosen = "as asked for" if isinstance(which, int) else "the last"
+    if which == "best":
+        validations = own_part(checkpoint)["validations"]
+        best = best_step(validations, steps)
+        num_validated = sum(each in validations for each in steps)
+        chosen = f"the best of {num_validated} validated"
+        if best is None:
+            chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
+        elif best != step:
+            step, checkpoint = best, load_checkpoint(checkpoint_path(run, best))
+    if not all_finite(checkpoint["state_dict"].values()):
+        others = _listed([each for each in steps if each != step])
+        mend = (
+            f"use another one, by checkpoint=STEP: {others}" if others else "train another run with a smaller optim.lr"
+        )
+        raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
+    return step, checkpoint, chosen
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(str(step) for step in steps)

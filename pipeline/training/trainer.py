@@ -92,7 +92,7 @@ def train(
     limit = total_steps(config, plan)
     identity = run_identity(config, manifest, total_steps=limit)
     build_model(config.model, vocab_size=manifest.vocab_size)
-    first_step = _step_at_hand(config.run, identity)
+    first_step = _step_at_hand(config, identity)
     if first_step >= limit:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
     job = Job(
@@ -132,9 +132,12 @@ def _outcome(ending: Ending | str, first_step: int, job: Job) -> Outcome:
     if isinstance(ending, Ending) and ending.bad is not None:
         step, why = ending.bad
         kept = committed_steps(config.run)
+        mend = "or go on with guard.on_bad_loss=skip"
+        if config.guard.on_bad_loss == "skip":
+            mend = f"or raise guard.max_skips={config.guard.max_skips}, as many are passed over already, and go on"
         raise LossError(
             f"{why}; {f'step {kept[-1]} is saved' if kept else 'nothing is saved'} in run={config.run};"
-            " use a smaller optim.lr or optim.clip_norm in another run, or go on with guard.on_bad_loss=skip"
+            f" use a smaller optim.lr or optim.clip_norm in another run, {mend}"
         )
     stop = ending if isinstance(ending, str) else ending.stop
     if stop is not None:
@@ -178,9 +181,10 @@ def _with_places(config: Config) -> Config:
     )
 
 
-def _step_at_hand(run: str, identity: dict[str, str]) -> int:
+def _step_at_hand(config: Config, identity: dict[str, str]) -> int:
     """The step of the newest checkpoint of the run that is whole, 0 if there is none."""
-    found = newest_sound(run)
+    run = str(config.run)
+    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore")
     if found is None:
         return 0
     step, checkpoint = found

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -51,7 +51,7 @@ from pipeline.training.parts import (
     settle_numerics,
 )
 from pipeline.training.peers import Peers
-from pipeline.training.pulse import SIGNALS, Host, Pulse, Schedule
+from pipeline.training.pulse import SIGNALS, Host, Pulse, Schedule, Suspicion
 from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
 from pipeline.training.watchdog import Watchdog
@@ -129,11 +129,18 @@ def work(place: Place, job: Job) -> Ending:
         run = job.config.run
         assert run is not None
         peers.agree(lambda: _take_writers_lock(run, until_the_end) if peers.first else None)
+        skipped: set[int] = set()
+        suspicion: Suspicion | None = None
         while True:
-            ending = _go_on(place, job, manifest, peers, main_address=main_address)
+            ending = _go_on(
+                place, job, manifest, peers, main_address=main_address, skipped=skipped, suspicion=suspicion
+            )
             if ending.bad is None or job.config.guard.on_bad_loss != "skip":
                 return ending
-            if not peers.from_first(peers.first and _pass_over(job, manifest, ending.bad)):
+            if ending.stop is not None:  # the next group finds the same, and passes it over
+                return replace(ending, bad=None)
+            suspicion = peers.from_first(_suspicion(job, ending.bad, skipped=skipped) if peers.first else None)
+            if suspicion is None:
                 return ending
 
 
@@ -214,17 +221,31 @@ def _take_writers_lock(run: str, until: ExitStack) -> None:
             time.sleep(0.1)
 
 
-def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_address: str) -> Ending:
-    """Trains from the newest whole checkpoint until the end, a wish to stop, or a loss out of order."""
+def _go_on(
+    place: Place,
+    job: Job,
+    manifest: Manifest,
+    peers: Peers,
+    *,
+    main_address: str,
+    skipped: set[int],
+    suspicion: Suspicion | None,
+) -> Ending:
+    """Trains from the newest whole checkpoint until the end, a wish to stop, or a step out of order.
+
+    Args:
+        place, job, manifest, peers: of this worker.
+        main_address: of the first rank's machine.
+        skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
+        suspicion: steps that may have to be passed over; None: none.
+    """
     config, limit, io = job.config, job.total_steps, BackgroundIO()
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     events = read_events(config.run) if peers.first else []
     ledger = Ledger(config.run, attempt=job.attempt) if peers.first else None
-    first_step = peers.from_first(
-        peers.agree(lambda: 0 if ledger is None else _first_step(str(config.run), io, ledger))
-    )
-    skipped = peers.from_first(_skipped(events, from_step=first_step))
+    first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger)))
+    skipped |= peers.from_first(_skipped(events, from_step=first_step))
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
@@ -271,6 +292,7 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
         host=place,
         save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
         reached_step=reached_step,
+        suspicion=suspicion,
         ledger=ledger,
         watchdog=watchdog,
     )
@@ -308,6 +330,7 @@ def _go_on(place: Place, job: Job, manifest: Manifest, peers: Peers, *, main_add
         pulse.release()
         if reporter is not None:
             reporter.close()
+    skipped |= module.skipped
     finished = trainer.global_step >= limit and pulse.bad is None
     ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad)
     if ledger is not None:
@@ -331,15 +354,16 @@ def _batches(
     )
 
 
-def _first_step(run: str, io: BackgroundIO, ledger: Ledger) -> int:
+def _first_step(config: Config, io: BackgroundIO, ledger: Ledger) -> int:
     """The step of the newest checkpoint that is whole, which is then at hand; 0 if there is none."""
 
     def on_damaged(step: int, why: str) -> None:
         log.warning("%s; going on from step %d, which is whole", why, step)
         ledger.write("fault", kind="checkpoint", cause=why, rank=0, fatal=False, step=step)
 
+    run = str(config.run)
     remove_uncommitted(run)
-    found = newest_sound(run, on_damaged=on_damaged)
+    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore", on_damaged=on_damaged)
     if found is None:
         return 0
     step, checkpoint = found
@@ -363,36 +387,23 @@ def _made(event: Event) -> int:
     return int(event["step"]) if told else 0
 
 
-def _pass_over(job: Job, manifest: Manifest, bad: tuple[int, str]) -> bool:
-    """Has the ledger say which windows are passed over from now on; False if there were too many already.
+def _suspicion(job: Job, bad: tuple[int, str], *, skipped: Collection[int]) -> Suspicion | None:
+    """Which windows are passed over for a step that is out of order; None if there were too many already.
 
     Checkpoints that hold an update by one of them are removed: the run goes back to before.
     """
-    config = job.config
-    assert config.run is not None
+    guard, run = job.config.guard, str(job.config.run)
     step, why = bad
-    plan = lane_plan(config, manifest)
-    known = _told_to_skip(read_events(config.run))
-    skips = [each for each in range(max(1, step - config.guard.skip_steps + 1), step + 1) if each not in known]
-    if len(known) + len(skips) > config.guard.max_skips * config.guard.skip_steps:
-        log.warning("guard.max_skips=%d bad losses were passed over already", config.guard.max_skips)
-        return False
-    for each in committed_steps(config.run):
-        if each >= skips[0]:
-            remove_checkpoint(checkpoint_path(config.run, each))
-    ledger = Ledger(config.run, attempt=job.attempt)
-    for each in skips:
-        epoch, window = plan.position(each - 1)
-        log.warning("%s: passing over step %d, window %d of epoch %d", why, each, window, epoch)
-        ledger.write(
-            "skip",
-            step=each,
-            epoch=epoch,
-            window=window,
-            num_tokens=plan.targets_in(window),
-            tokens=plan.lane_ranges(window),
-        )
-    return _told_to_skip(read_events(config.run)).issuperset(skips)  # else it would find the same loss for ever
+    known = _told_to_skip(read_events(run)) | {each + 1 for each in skipped}
+    last = next((each for each in range(step, 0, -1) if each not in known), 0)
+    steps = [each for each in range(max(1, last - guard.skip_steps + 1), last + 1) if each not in known]
+    if not steps or len(known) + len(steps) > guard.max_skips * guard.skip_steps:
+        return None
+    for each in committed_steps(run):
+        if each >= steps[0]:
+            remove_checkpoint(checkpoint_path(run, each))
+    log.warning("%s: going back to the checkpoint before step %d", why, steps[0])
+    return Suspicion(steps=tuple(steps), why=why)
 
 
 def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:

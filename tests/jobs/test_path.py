@@ -16,6 +16,7 @@ from jobs.__main__ import VERBS, main
 from pipeline.config import Config, groups, leaves, load
 from pipeline.corpus.manifest import read_manifest
 from pipeline.scoring.perplexity import PROTOCOL
+from pipeline.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.training.restore import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
@@ -149,7 +150,7 @@ def test_a_raised_limit_goes_on(made, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("split", "num_targets"), [("train", 1080), ("valid", 182), ("test", 228)])
-@pytest.mark.parametrize("checkpoint", ["best", "last"])
+@pytest.mark.parametrize("checkpoint", ["best", "last", STEPS])
 def test_evaluate_prints_one_json_object(made, capsys, split, num_targets, checkpoint):
     arguments = ["evaluate", f"run={made.run}", f"split={split}", f"checkpoint={checkpoint}", "--json"]
     assert main(arguments) == 0
@@ -166,6 +167,49 @@ def test_evaluate_finds_what_training_logged_of_the_validation_split(made, capsy
     assert main(["evaluate", f"run={made.run}", "split=valid", "accelerator=cpu", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["nats_per_token"] == pytest.approx(records(made.run)[-1]["valid/nats_per_token"], rel=1e-12)
+
+
+def test_evaluate_takes_the_checkpoint_of_a_step_or_says_which_there_are(made, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(train_typed(made.data, run, "checkpoint.every_steps=10")) == 0
+    found = {}
+    for which in (20, STEPS, "last"):
+        capsys.readouterr()
+        assert main(["evaluate", f"run={run}", f"checkpoint={which}", "--json"]) == 0
+        found[which] = json.loads(capsys.readouterr().out)
+    assert found[20]["perplexity"] > found[STEPS]["perplexity"]
+    assert found[STEPS] == found["last"]
+    assert main(["evaluate", f"run={run}", "checkpoint=20"]) == 0
+    assert "step 20, as asked for" in capsys.readouterr().out
+    assert main(["evaluate", f"run={run}", "checkpoint=11"]) == 2
+    assert capsys.readouterr().err == f"error: run={run} holds no checkpoint of step 11; use one of 20, 30\n"
+
+
+@pytest.mark.parametrize(
+    ("typed_in", "near"),
+    [("bets", "; did you mean best?"), ("0", ""), ("-3", ""), ("2.5", ""), ("true", ""), ("null", ""), ("[1]", "")],
+)
+def test_evaluate_refuses_what_names_no_checkpoint(made, capsys, typed_in, near):
+    assert main(["evaluate", f"run={made.run}", f"checkpoint={typed_in}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: checkpoint=") and told.endswith(f": it must be best, last or a step{near}\n")
+
+
+def test_evaluate_prints_json_of_what_is_no_number(made, tmp_path, capsys):
+    """Weights that are finite, with which nothing finite can be computed; a run of before could save them."""
+    run = shutil.copytree(made.run, tmp_path / "run")
+    path = checkpoint_path(str(run), STEPS)
+    checkpoint = load_checkpoint(path)
+    for tensor in checkpoint["state_dict"].values():
+        tensor.mul_(1e37)
+    save_checkpoint(checkpoint, path)
+    capsys.readouterr()
+    assert main(["evaluate", f"run={run}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["perplexity"] is result["nats_per_token"] is None
+    assert main(["evaluate", f"run={run}"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("not finite") == 2 and "nan" not in table and "inf" not in table
 
 
 def test_evaluate_prints_a_table(made, capsys):

@@ -156,6 +156,27 @@ def test_workers_pass_the_same_windows_over(world: World, draw: Draw) -> None:
     assert [skip["step"] for skip in found["skips"]] == skips
 
 
+RUIN_WEIGHTS = """
+def optimizer_step(module, *given, sound=LanguageModelModule.optimizer_step):
+    step, skipped = module.global_step + 1, module.global_step in module.skipped
+    sound(module, *given)
+    if step == {step} and not skipped:
+        module.model.softmax.head_weight.data[0, 0] = float("inf")
+
+LanguageModelModule.optimizer_step = optimizer_step
+"""
+
+
+def test_workers_pass_over_the_window_of_a_bad_update_and_not_the_next(world: World, draw: Draw) -> None:
+    """A gradient of one rank that is not finite though its loss is, and an update that makes weights infinite."""
+    skips, rank = draw.steps((41, 48), (WINDOWS - 1, WINDOWS + 1)), draw.one([0, 1])
+    factor = spoiling({skips[0]: "(1 + (made[0] * 0).sqrt())"}, rank=rank)
+    more = RUIN_WEIGHTS.format(step=skips[1])
+    world.train(*SKIP, workers=2, program=world.script(factor=factor, more=more)).end()
+    assert [skip["step"] for skip in status(world.run())["skips"]] == skips
+    assert_close_run(world.run(), told_beforehand(world, skips, *SKIP))
+
+
 def test_windows_before_a_bad_loss_are_passed_over_too_though_a_checkpoint_holds_them(world: World, draw: Draw) -> None:
     step, overrides = draw.step(41, 42), [*SKIP, "guard.skip_steps=3"]
     world.train(*overrides, program=world.script(factor=spoiling({step: "float('inf')"}))).end()
