@@ -19,6 +19,11 @@ from pipeline.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
+# a key that is typed → other keys, which get these values then unless they are typed too, whatever conf/ says
+IMPLIED: dict[str, dict[str, object]] = {
+    "corpus.vocabulary.path": {"corpus.vocabulary.size": None, "corpus.vocabulary.min_count": 1},
+}
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -50,9 +55,9 @@ class Section(BaseModel):
 class VocabularyConfig(Section):
     """Which words get an id of their own."""
 
-    size: Annotated[int, Field(ge=3)] | None  # with <eos> and <unk>; null: every word
+    size: Annotated[int, Field(ge=3)] | None  # the most words, with <eos> and <unk>; null: every word
     min_count: PositiveInt  # a word seen less often is <unk>
-    path: str | None  # a given vocabulary: one word a line, or a vocabulary.arrow
+    path: str | None  # a given vocabulary, taken whole: one word a line, or a vocabulary.arrow
 
 
 class CorpusConfig(Section):
@@ -328,8 +333,10 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
 
     texts: dict[str, str] = {}
     others: list[str] = []
+    typed: set[str] = set()
     for override in overrides:
         key, value = _checked(schema, override)
+        typed.add(key)
         if _is_text(leaves(schema).get(key)):
             texts[key] = value
         else:
@@ -340,12 +347,18 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    for key, value in texts.items():  # Hydra's grammar and OmegaConf's `${` and `???` never see a path
-        *path, last = key.split(".")
+    # Hydra's grammar and OmegaConf's `${` and `???` never see a path
+    values: dict[str, object] = {
+        key: _text(text, may_be_list=_is_list(leaves(schema)[key])) for key, text in texts.items()
+    }
+    given = [key for key, text in values.items() if text is not None]
+    values |= {other: value for key in given for other, value in IMPLIED.get(key, {}).items() if other not in typed}
+    for dotted, found in values.items():
+        *path, last = dotted.split(".")
         node: Any = tree
         for part in path:
             node = node[part]
-        node[last] = _text(value, may_be_list=_is_list(leaves(schema)[key]))
+        node[last] = found
     return judge(schema, json.dumps(tree))
 
 

@@ -249,6 +249,22 @@ def test_combinations_that_can_be_are_allowed(overrides):
     load(Config, overrides)
 
 
+def test_a_vocabulary_that_is_given_is_whole_unless_it_is_typed_otherwise():
+    def vocabulary(*overrides):
+        found = load(Config, list(overrides)).corpus.vocabulary
+        return found.size, found.min_count, found.path
+
+    path, size, min_count = (f"corpus.vocabulary.{each}" for each in ("path=v", "size=5", "min_count=2"))
+    assert vocabulary() == vocabulary("corpus.vocabulary.path=null") == (50000, 1, None)
+    assert vocabulary(path) == (None, 1, "v")
+    assert vocabulary(path, size) == vocabulary(size, path) == (5, 1, "v")
+    assert vocabulary(path, min_count) == (None, 2, "v")
+    assert vocabulary("experiment=lm1b_lstm2048") == (793471, 3, None)
+    assert vocabulary("experiment=lm1b_lstm2048", path) == (None, 1, "v")
+    assert vocabulary("corpus=python_docs", path) == (None, 1, "v")
+    assert vocabulary(path, "corpus.vocabulary.path=null") == (50000, 1, None)
+
+
 def test_all_that_is_wrong_is_named_in_one_line():
     with refused("stream.num_lanes=0: it must be greater than or equal to 1; optim.lr=-1: it must be greater than 0"):
         load(Config, ["stream.num_lanes=0", "optim.lr=-1"])

@@ -51,6 +51,7 @@ from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import (
     COUNTS_SCHEMA,
+    EOS_WORD,
     UNK_WORD,
     Vocabulary,
     count_words,
@@ -61,7 +62,7 @@ from pipeline.corpus.vocabulary import (
     read_vocabulary,
     write_vocabulary,
 )
-from pipeline.errors import CorpusError
+from pipeline.errors import ConfigError, CorpusError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -197,7 +198,7 @@ def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
         CorpusError: the input is missing or empty.
         ConfigError: the folder is not one to prepare in.
     """
-    check_given_vocabulary(corpus)
+    check_given_vocabulary(corpus.vocabulary)
     check_place(data, corpus)
     sources = [] if corpus.source == "python_docs" else list_sources(corpus)
     check_sources(data, corpus, sources)
@@ -279,16 +280,30 @@ def _unit_bytes(unit: WorkUnit) -> int:
 # --- list ---
 
 
-def check_given_vocabulary(corpus: CorpusConfig) -> None:
-    """Looks whether the vocabulary that the configuration names is a file.
+def check_given_vocabulary(vocabulary: VocabularyConfig) -> None:
+    """Judges the vocabulary that the configuration names, if it names one, before any text is read.
 
     Raises:
-        CorpusError: it is missing, or a folder.
+        CorpusError: it is missing, a folder, or holds something else than one word in each place.
+        ConfigError: the other keys of the vocabulary contradict it.
     """
-    given = corpus.vocabulary.path
-    if given is not None and (storage.is_folder(given) or not storage.exists(given)):
-        found = "a folder" if storage.is_folder(given) else "missing"
-        raise CorpusError(f"corpus.vocabulary.path={given} is {found}; name a vocabulary.arrow or a text file")
+    path, size, min_count = vocabulary.path, vocabulary.size, vocabulary.min_count
+    if path is None:
+        return
+    if storage.is_folder(path) or not storage.exists(path):
+        found = "a folder" if storage.is_folder(path) else "missing"
+        raise CorpusError(f"corpus.vocabulary.path={path} is {found}; name a vocabulary.arrow or a text file")
+    if min_count > 1:
+        raise ConfigError(
+            f"corpus.vocabulary.min_count={min_count} cuts no word of corpus.vocabulary.path={path}, which is taken"
+            " whole; use corpus.vocabulary.min_count=1"
+        )
+    num_words = given_vocabulary(path, counts=None).size
+    if size is not None and num_words > size:
+        raise ConfigError(
+            f"corpus.vocabulary.path={path} holds {num_words} words with {EOS_WORD} and {UNK_WORD}, more than"
+            f" corpus.vocabulary.size={size}; use corpus.vocabulary.size=null or a shorter file"
+        )
 
 
 def _list(

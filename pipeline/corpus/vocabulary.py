@@ -10,6 +10,8 @@ Counts are exact: nothing is pruned before the last merge. A count table has the
 """
 
 import hashlib
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +38,7 @@ ARROW_MAGIC = b"ARROW1"
 ASCII_WHITE_SPACE = " \t\n\v\f\r"
 MERGE_MIN_ROWS = 1 << 20
 SLICE_ROWS = 1 << 16  # of words that are Python's at a time
+MAX_SHOWN = 40  # characters of a line that is refused
 MAX_WORDS_BYTES = 2**31 - 1  # offsets of an Arrow string array are int32, and wrap unseen
 
 
@@ -234,11 +237,14 @@ _MEND = "run `python -m jobs prepare` again"
 
 def _words_of_text(data: bytes, *, path: str) -> pa.Array:
     """The words of a vocabulary in text form without `<eos>` and `<unk>`, in the order of the lines."""
+    data = data.removeprefix(BOM_UTF8)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise CorpusError(f"{path}, line {line}: found a byte that is not UTF-8; save the file as UTF-8") from error
+        raise CorpusError(
+            f"{path}, line {line}: found a byte that is not UTF-8; save the file as UTF-8, not compressed"
+        ) from error
     lines = pc.split_pattern(pa.array([text.removesuffix("\n")]), "\n").flatten()
     _refuse_bad_words(lines, path=path, first_line=1, place="line")
     words = lines.filter(pc.invert(is_special(lines)))
@@ -259,9 +265,21 @@ def _refuse_bad_words(words: pa.Array, *, path: str, first_line: int, place: str
     seen: dict[str, int] = {}
     for at, word in enumerate(words.to_pylist(), first_line):
         if not word or any(space in word for space in ASCII_WHITE_SPACE):
-            raise CorpusError(f"{path}, {place} {at}: found {word!r}, needed one word without white space; mend it")
+            found = word if word is None or len(word) <= MAX_SHOWN else f"{word[:MAX_SHOWN]}..."
+            raise CorpusError(
+                f"{path}, {place} {at}: found {found!r}, needed one word without white space; {_mend_of(word or '')}"
+            )
         if seen.setdefault(word, at) != at:
             raise CorpusError(f"{path}, {place} {at}: found {word!r} again, as in {place} {seen[word]}; remove one")
+
+
+def _mend_of(line: str) -> str:
+    """What to do about a line that holds more than a word, or none."""
+    if "\r" in line:
+        return "save the file with LF line ends, not CR LF"
+    if re.search(r"\S\s+[-+]?\d[\d.,eE+-]*$|^\s*\d+\s+\S", line):
+        return "leave out the column of counts"
+    return "mend it"
 
 
 def _counts_of(words: pa.Array, *, counts: pa.Table) -> npt.NDArray[np.int64]:

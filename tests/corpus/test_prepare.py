@@ -293,6 +293,36 @@ def test_given_vocabulary_with_and_without_train(texts, tmp_path):
     assert list(made.splits) == ["valid"]
 
 
+@pytest.mark.parametrize("form", ["text", "arrow"])
+def test_a_given_vocabulary_is_judged_before_any_text_is_read(texts, tmp_path, form):
+    path = tmp_path / "words"
+    path.write_text("w2\nw1\n<unk>\nw3\n")
+    if form == "arrow":
+        given = {"size": None, "min_count": 1, "path": str(path)}
+        prepare(config(texts, vocabulary=given), str(tmp_path / "made"), run_tasks=run_here)
+        path = tmp_path / "made" / "vocabulary.arrow"
+
+    def made(size, min_count, calls):
+        vocabulary = {"size": size, "min_count": min_count, "path": str(path)}
+        return prepare(config(texts, vocabulary=vocabulary), str(tmp_path / "data"), run_tasks=calls)
+
+    calls = Calls()
+    with pytest.raises(ConfigError, match=r"min_count=2 cuts no word of corpus\.vocab.*; use .*min_count=1"):
+        made(None, 2, calls)
+    with pytest.raises(ConfigError, match=r"holds 5 words .* more than corpus\.vocabulary\.size=4; use .*size=null or"):
+        made(4, 1, calls)
+    path.write_bytes(path.read_bytes()[:-3] + b"x y")
+    with pytest.raises(CorpusError):
+        made(None, 1, calls)
+    assert calls.names == [] and not (tmp_path / "data").exists()
+
+
+def test_a_given_vocabulary_of_just_the_size_is_taken(texts, tmp_path):
+    (tmp_path / "words").write_text("w2\nw1\n")
+    given = {"size": 4, "min_count": 1, "path": str(tmp_path / "words")}
+    assert prepare(config(texts, vocabulary=given), str(tmp_path / "data"), run_tasks=run_here).vocab_size == 4
+
+
 def test_train_alone_is_a_corpus_and_fractions_make_splits(texts, tmp_path):
     manifest = prepare(config(texts, valid=None), str(tmp_path / "a"), run_tasks=run_here)
     assert list(manifest.splits) == ["train"]

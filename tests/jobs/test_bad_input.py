@@ -286,6 +286,16 @@ TEXT = {
         lambda w: w.prepare(f"corpus.vocabulary.path={w.folder}/absent"),
         ("corpus.vocabulary.path={folder}/absent is missing; name a vocabulary.arrow or a text file",),
     ),
+    "vocabulary with CR LF": Case(
+        lambda w: (w.folder / "words").write_bytes(b"one\r\ntwo\r\n"),
+        lambda w: w.prepare(f"corpus.vocabulary.path={w.folder}/words"),
+        ("{folder}/words, line 1: found 'one\\r', needed one word", "save the file with LF line ends, not CR LF"),
+    ),
+    "vocabulary above its size": Case(
+        lambda w: (w.folder / "words").write_text("one\ntwo\n"),
+        lambda w: w.prepare(f"corpus.vocabulary.path={w.folder}/words", "corpus.vocabulary.size=3"),
+        ("corpus.vocabulary.path={folder}/words holds 4 words", "size=3; use corpus.vocabulary.size=null"),
+    ),
     "min_count above every count": Case(
         nothing, lambda w: w.prepare("corpus.vocabulary.min_count=9999"), ("vocabulary.min_count=9999 cuts every word",)
     ),
