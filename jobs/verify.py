@@ -1,7 +1,7 @@
 """`verify`: whether a prepared corpus is what its manifest says.
 
 In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest; a vocabulary or shards, each named on a
-line of its own, that are not the manifest's.
+line of its own, that are not the manifest's; counts that are not those of the tokens.
 """
 
 import os
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from pipeline.config import VerifyConfig, load
 from pipeline.corpus.manifest import check_shards, check_vocabulary, read_manifest
+from pipeline.corpus.tokens import check_counts
 from pipeline.errors import ConfigError, CorpusError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the verb: reads the digest of every shard, on all cores.
+    """Runs the verb: reads the digest of every shard, on all cores, and counts its tokens.
 
     Raises:
         PipelineError: the corpus is not whole.
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")
     manifest = read_manifest(config.data)
-    check_vocabulary(config.data, manifest)
+    vocabulary = check_vocabulary(config.data, manifest)
     problems = check_shards(config.data, manifest, digests=True, num_threads=os.cpu_count() or 1)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     for problem in problems:
@@ -32,5 +33,7 @@ def main(arguments: Sequence[str]) -> None:
             f"data={config.data}: {len(problems)} of {num_shards} token shards are bad;"
             " run `python -m jobs prepare` again"
         )
+    if differences := check_counts(config.data, manifest, vocabulary):
+        raise CorpusError(f"data={config.data}: {'; '.join(differences)}; run `python -m jobs prepare` again")
     counts = ", ".join(f"{name} {split.num_tokens:,} tokens" for name, split in manifest.splits.items())
     print(f"ok: {num_shards} token shards, {counts}, vocabulary {manifest.vocab_size:,} words")

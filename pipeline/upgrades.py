@@ -19,7 +19,9 @@ CONFIGURATION: dict[str, object] = {}
 CONFIGURATION_VALUES: dict[tuple[str, object], object] = {}
 
 # dotted key of a manifest, `*` for each split → its value before it was a key
-MANIFEST: dict[str, object] = {}
+MANIFEST: dict[str, object] = {
+    "vocabulary_sha256": None,
+}
 
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 

@@ -7,9 +7,10 @@ Refuses: a corpus without a manifest, a manifest of another shape, shards and vo
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from pipeline import storage
 from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
@@ -23,6 +24,13 @@ NUM_NAMED_PROBLEMS = 3
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _within(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name} leads out of the corpus folder")
+    return name
 
 
 class _Frozen(BaseModel):
@@ -40,7 +48,7 @@ class Shard(_Frozen):
         source: the range of the input that it holds, for people.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1), AfterValidator(_within)]
     num_tokens: Count
     size_bytes: Count
     sha256: Digest
@@ -75,7 +83,8 @@ class Manifest(_Frozen):
     Attributes:
         splits: by name (`train`, `valid`, `test`).
         vocab_size: words of `vocabulary.arrow`, `<eos>` and `<unk>` included.
-        vocabulary_fingerprint: that of `vocabulary.arrow`.
+        vocabulary_fingerprint: that of `vocabulary.arrow`, of its words in order.
+        vocabulary_sha256: digest of that file, so of its counts too; None in a corpus of before it was kept.
         configuration: the section of the configuration that the corpus was prepared with.
         versions: what the text was made from (package → version), empty if nothing but files.
         tool_version: version of wordlanes that prepared it.
@@ -84,6 +93,7 @@ class Manifest(_Frozen):
     splits: dict[str, Split]
     vocab_size: Annotated[int, Field(ge=3)]
     vocabulary_fingerprint: Digest
+    vocabulary_sha256: Digest | None = None
     configuration: dict[str, JsonValue]
     versions: dict[str, str]
     tool_version: str
@@ -136,9 +146,9 @@ def _upgraded(text: bytes) -> bytes:
     """The manifest with the keys that came later; what is no JSON object is left for the schema to refuse."""
     try:
         tree = json.loads(text)
+        return json.dumps(upgraded_manifest(tree)).encode() if isinstance(tree, dict) else text
     except (ValueError, RecursionError):
         return text
-    return json.dumps(upgraded_manifest(tree)).encode() if isinstance(tree, dict) else text
 
 
 def remove_manifest(data: str) -> None:
@@ -176,6 +186,12 @@ def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
         raise CorpusError(
             f"{path} is not the vocabulary of the manifest: found {vocabulary.size} words, {vocabulary.fingerprint}, "
             f"needed {manifest.vocab_size} words, {manifest.vocabulary_fingerprint}; {MEND}"
+        )
+    found = storage.sha256(path)
+    if manifest.vocabulary_sha256 not in (None, found):
+        raise CorpusError(
+            f"{path} has other counts than the manifest's: found sha256 {found}, needed {manifest.vocabulary_sha256};"
+            f" {MEND}"
         )
     return vocabulary
 

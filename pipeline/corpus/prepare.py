@@ -24,7 +24,7 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
@@ -46,6 +46,7 @@ from pipeline.corpus.manifest import (
     write_manifest,
 )
 from pipeline.corpus.place import WORK, check_place, check_sources, held, receipt_name, shard_files, shard_name
+from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.sources import SPLITS, Source, WorkUnit, cut_units, list_sources, read_blocks, unit_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
@@ -117,19 +118,20 @@ class Digested:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a count task says of a count table: its key, words, rows, and some of its words in order."""
+    """A count table in the work folder: its key, words, rows, some of its words in order, and its digest."""
 
     key: str
     num_words: int
     num_rows: int
     samples: tuple[str, ...]
+    sha256: str
 
 
 @dataclass(frozen=True)
 class MadeVocabulary:
-    """What the driver knows of the vocabulary; it lies in the work folder until it is published."""
+    """A vocabulary in the work folder, from where it is published: the key of what it was made of, and what it is."""
 
-    path: str
+    key: str
     size: int
     fingerprint: str
     sha256: str
@@ -157,7 +159,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a token shard was made of and what it turned out to be; lies in the work folder as JSON."""
+    """A token shard: the key of what it was made of, and what it turned out to be."""
 
     key: str
     num_tokens: int
@@ -217,6 +219,7 @@ def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run:
     if not missing:
         manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
         if _is_published(manifest, vocabulary, data):
+            _remove_stale(jobs, vocabulary, corpus, data)
             run.progress.note(f"unchanged: all {len(jobs)} shards are kept")
             return manifest
     if len(missing) < len(jobs):
@@ -327,7 +330,7 @@ def _python_docs(
     extracted = run(
         "extract", partial(python_docs.extract, folder=storage.join(data, WORK, "docs", "packages")), packages
     )
-    _remove_work(data, "docs", "packages", keep=extracted)
+    _remove_work(data, "docs", "packages", keep=[*extracted, *map(python_docs.receipt_of, extracted)])
     folder = storage.join(data, WORK, "docs")
     assemble = partial(
         python_docs.assemble, folder=folder, valid_fraction=corpus.valid_fraction, test_fraction=corpus.test_fraction
@@ -394,21 +397,25 @@ def _count(
 
 
 def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) -> Counted:
-    """Publishes the count table of a unit under its key, unless it is there."""
+    """Publishes the count table of a unit under its key, then its receipt, unless they are there and sound."""
     key, unit = keyed
+    path, receipt = _counts_path(data, key), _counts_receipt(data, key)
+    kept = read_receipt(receipt, Counted)
+    if kept is not None and kept.key == key and is_whole(path, sha256=kept.sha256):
+        return kept
     with _one_core():
-        path = _counts_path(data, key)
-        if not storage.exists(path):
-            blocks = read_blocks(unit, corpus)
-            words = (split_words(block, words=corpus.words, lowercase=corpus.lowercase) for block in blocks)
-            counts = merge_counts(map(count_words, words))
-            _refuse_changed(unit, corpus, key=key)
-            _write_counts(counts, path)
-        table = _read_counts(path)
+        blocks = read_blocks(unit, corpus)
+        words = (split_words(block, words=corpus.words, lowercase=corpus.lowercase) for block in blocks)
+        counts = merge_counts(map(count_words, words))
+        _refuse_changed(unit, corpus, key=key)
+        sha256 = _write_counts(counts, path)
         # Where the sampling begins depends on the key, so that small tables too are sampled evenly.
-        rows = range(int(key[:8], 16) % SAMPLE_ROWS, table.num_rows, SAMPLE_ROWS)
-        samples = tuple(table["word"][row].as_py() for row in rows)
-        return Counted(key, pc.sum(table["count"], min_count=0).as_py(), table.num_rows, samples)
+        rows = range(int(key[:8], 16) % SAMPLE_ROWS, counts.num_rows, SAMPLE_ROWS)
+        samples = tuple(counts["word"][row].as_py() for row in rows)
+        num_words = pc.sum(counts["count"], min_count=0).as_py()
+        counted = Counted(key, num_words, counts.num_rows, samples, sha256)
+        write_receipt(receipt, counted)
+        return counted
 
 
 def _refuse_changed(unit: WorkUnit, corpus: CorpusConfig, *, key: str) -> None:
@@ -421,9 +428,17 @@ def _counts_path(data: str, key: str) -> str:
     return storage.join(data, WORK, "counts", f"{key}.arrow")
 
 
-def _write_counts(table: pa.Table, path: str) -> None:
-    with storage.publish(path) as file, pa.ipc.new_file(file, COUNTS_SCHEMA) as writer:
-        writer.write_table(table.combine_chunks())
+def _counts_receipt(data: str, key: str) -> str:
+    return storage.join(data, WORK, "counts", f"{key}.json")
+
+
+def _write_counts(table: pa.Table, path: str) -> str:
+    """Publishes a count table; returns its digest."""
+    with storage.publish(path) as file:
+        sink = storage.DigestingFile(file)
+        with pa.ipc.new_file(sink, COUNTS_SCHEMA) as writer:
+            writer.write_table(table.combine_chunks())
+    return sink.sha256()
 
 
 def _read_counts(path: str) -> pa.Table:
@@ -439,18 +454,30 @@ def _read_counts(path: str) -> pa.Table:
 def _make_vocabulary(
     train_keys: Sequence[str], counted: Sequence[Counted], corpus: CorpusConfig, data: str, *, run: _Runner
 ) -> MadeVocabulary:
-    """Makes the vocabulary in the work folder, unless it is there: the corpus stays whole until it is replaced."""
+    """Makes the vocabulary in the work folder, unless it is there and sound.
+
+    The corpus stays whole until it is replaced.
+    """
     given = corpus.vocabulary.path
     size = corpus.vocabulary.size if given is None else None
     rules = [size, corpus.vocabulary.min_count, given and storage.sha256(given)]
-    path = storage.join(data, WORK, "vocabulary", f"{_hash([FORMAT, *sorted(train_keys), *rules])}.arrow")
-    parts: list[str] = []
-    if not storage.exists(path):
-        merge = partial(merge_range, keys=tuple(train_keys), data=data, size=size)
-        parts = run("merge", merge, _ranges(counted) if counted else [])
-    make = partial(make_vocabulary, path=path, vocabulary=corpus.vocabulary)
+    key = _hash([FORMAT, *sorted(train_keys), *rules])
+    kept = read_receipt(_vocabulary_receipt(data, key), MadeVocabulary)
+    if kept is not None and kept.key == key and is_whole(_vocabulary_path(data, key), sha256=kept.sha256):
+        return kept
+    merge = partial(merge_range, keys=tuple(train_keys), data=data, size=size)
+    parts = run("merge", merge, _ranges(counted) if counted else [])
+    make = partial(make_vocabulary, key=key, data=data, vocabulary=corpus.vocabulary)
     (made,) = run("vocabulary", make, [tuple(parts)])
     return made
+
+
+def _vocabulary_path(data: str, key: str) -> str:
+    return storage.join(data, WORK, "vocabulary", f"{key}.arrow")
+
+
+def _vocabulary_receipt(data: str, key: str) -> str:
+    return storage.join(data, WORK, "vocabulary", f"{key}.json")
 
 
 def _ranges(counted: Sequence[Counted]) -> list[tuple[str, str | None]]:
@@ -510,35 +537,35 @@ def most_frequent(counts: pa.Table, *, size: int | None) -> pa.Table:
     return pa.concat_tables([counts.filter(pa.array(kept)), rest])
 
 
-def make_vocabulary(parts: Sequence[str], *, path: str, vocabulary: VocabularyConfig) -> MadeVocabulary:
-    """Publishes the vocabulary, unless it is there.
+def make_vocabulary(parts: Sequence[str], *, key: str, data: str, vocabulary: VocabularyConfig) -> MadeVocabulary:
+    """Publishes the vocabulary in the work folder, then its receipt.
 
     Args:
-        parts: count tables of ranges that follow one another; none if there is no training text, or the vocabulary is
-            there.
-        path: where it appears, in the work folder.
+        parts: count tables of ranges that follow one another; none if there is no training text.
+        key: of what it is made of.
+        data: the corpus folder.
         vocabulary: which words get an id.
     """
+    path, size = _vocabulary_path(data, key), vocabulary.size if vocabulary.path is None else None
     with _one_core():
-        if not storage.exists(path):
-            size = vocabulary.size if vocabulary.path is None else None
-            counts = COUNTS_SCHEMA.empty_table()
-            for part in parts:  # no word but <unk> stands in two of them
-                counts = pa.concat_tables([counts, _read_counts(part)])
-                if size is not None and counts.num_rows > 2 * size:  # not each time: what is kept is sorted every time
-                    counts = most_frequent(counts, size=size)
-            if vocabulary.path is not None:
-                made = given_vocabulary(vocabulary.path, counts=counts if parts else None)
-            else:
-                made = cut_vocabulary(counts, size=size, min_count=vocabulary.min_count)
-            write_vocabulary(made, path)
-        made = read_vocabulary(path)
-        return MadeVocabulary(path, size=made.size, fingerprint=made.fingerprint, sha256=storage.sha256(path))
+        counts = COUNTS_SCHEMA.empty_table()
+        for part in parts:  # no word but <unk> stands in two of them
+            counts = pa.concat_tables([counts, _read_counts(part)])
+            if size is not None and counts.num_rows > 2 * size:  # not each time: what is kept is sorted every time
+                counts = most_frequent(counts, size=size)
+        if vocabulary.path is not None:
+            words = given_vocabulary(vocabulary.path, counts=counts if parts else None)
+        else:
+            words = cut_vocabulary(counts, size=size, min_count=vocabulary.min_count)
+        write_vocabulary(words, path)
+        made = MadeVocabulary(key, words.size, words.fingerprint, storage.sha256(path))
+        write_receipt(_vocabulary_receipt(data, key), made)
+        return made
 
 
 def _publish_vocabulary(vocabulary: MadeVocabulary, data: str) -> None:
     target = storage.join(data, VOCABULARY_NAME)
-    with storage.open_read(vocabulary.path) as made, storage.publish(target) as file:
+    with storage.open_read(_vocabulary_path(data, vocabulary.key)) as made, storage.publish(target) as file:
         shutil.copyfileobj(made, file)
 
 
@@ -568,19 +595,13 @@ def _sound_receipts(jobs: Sequence[Job], data: str, *, run: _Runner) -> dict[Job
 
 
 def _read_receipt(job: Job, data: str) -> Receipt | None:
-    path = storage.join(data, job.receipt)
-    return Receipt(**json.loads(storage.read_bytes(path))) if storage.exists(path) else None
+    return read_receipt(storage.join(data, job.receipt), Receipt)
 
 
 def is_sound(item: tuple[Job, Receipt], *, data: str) -> bool:
-    """Whether the shard is there and has the receipt's size and digest."""
+    """Whether the shard is there and has the receipt's digest."""
     job, receipt = item
-    path = storage.join(data, job.shard)
-    return (
-        storage.exists(path)
-        and storage.size_bytes(path) == receipt.size_bytes
-        and storage.sha256(path) == receipt.sha256
-    )
+    return is_whole(storage.join(data, job.shard), sha256=receipt.sha256)
 
 
 def _encode(
@@ -604,7 +625,7 @@ def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, d
         CorpusError: the unit's bytes are no longer those that were counted.
     """
     with _one_core():
-        words = _vocabulary(vocabulary.path, vocabulary.fingerprint)
+        words = _vocabulary(_vocabulary_path(data, vocabulary.key), vocabulary.fingerprint)
         blocks = read_blocks(job.unit, corpus)
         written = write_shard(
             storage.join(data, job.shard),
@@ -615,7 +636,7 @@ def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, d
         )
         _refuse_changed(job.unit, corpus, key=job.unit_key)
         receipt = Receipt(job.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk)
-        storage.publish_bytes(storage.join(data, job.receipt), json.dumps(asdict(receipt)).encode())
+        write_receipt(storage.join(data, job.receipt), receipt)
         return receipt
 
 
@@ -659,6 +680,7 @@ def _manifest(
         splits=splits,
         vocab_size=vocabulary.size,
         vocabulary_fingerprint=vocabulary.fingerprint,
+        vocabulary_sha256=vocabulary.sha256,
         configuration=corpus.model_dump(mode="json"),
         versions=versions,
         tool_version=__version__,
@@ -691,8 +713,11 @@ def _remove_stale(jobs: Sequence[Job], vocabulary: MadeVocabulary, corpus: Corpu
     for split in SPLITS:
         _remove_others(shard_files(data, split), keep=[storage.join(data, job.shard) for job in jobs])
         _remove_work(data, split, keep=[storage.join(data, job.receipt) for job in jobs])
-    _remove_work(data, "counts", keep=[_counts_path(data, job.unit_key) for job in jobs])
-    _remove_work(data, "vocabulary", keep=[vocabulary.path])
+    keys = {job.unit_key for job in jobs}
+    _remove_work(data, "counts", keep=[place(data, key) for key in keys for place in (_counts_path, _counts_receipt)])
+    _remove_work(
+        data, "vocabulary", keep=[place(data, vocabulary.key) for place in (_vocabulary_path, _vocabulary_receipt)]
+    )
     _remove_work(data, "merged", keep=[])
     if corpus.source != "python_docs":
         _remove_work(data, "docs", keep=[])

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline import storage
+from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.sources import SPLITS, position_of
 from pipeline.errors import CorpusError
 
@@ -86,6 +87,13 @@ class Package:
         return "" if self.name == "python" else f"{self.name}."
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """The documents of a package in a file: its digest."""
+
+    sha256: str
+
+
 def list_packages() -> list[Package]:
     """The standard library, as `python`, and the packages of `PACKAGES` that are installed.
 
@@ -106,7 +114,7 @@ def list_packages() -> list[Package]:
 
 
 def extract(package: Package, *, folder: str) -> str:
-    """Publishes the documents of a package, unless they are there already.
+    """Publishes the documents of a package, then their receipt, unless they are there and sound.
 
     Args:
         package: what to read.
@@ -122,12 +130,20 @@ def extract(package: Package, *, folder: str) -> str:
         digest.update(f"\n{name} {path.stat().st_size}\n".encode())
         digest.update(path.read_bytes())
     target = storage.join(folder, f"{package.name}-{digest.hexdigest()[:32]}.jsonl")
-    if not storage.exists(target):
+    kept = read_receipt(receipt_of(target), Extracted)
+    if kept is None or not is_whole(target, sha256=kept.sha256):
         with storage.publish(target) as file:
+            sink = storage.DigestingFile(file)
             for name, path in modules:
                 for paragraphs in _documents(name, path.read_bytes()):
-                    file.write(json.dumps({"module": name, "paragraphs": paragraphs}).encode() + b"\n")
+                    sink.write(json.dumps({"module": name, "paragraphs": paragraphs}).encode() + b"\n")
+        write_receipt(receipt_of(target), Extracted(sink.sha256()))
     return target
+
+
+def receipt_of(extracted: str) -> str:
+    """The path of the receipt of a file of documents."""
+    return f"{extracted}.receipt"
 
 
 def assemble(paths: Sequence[str], *, folder: str, valid_fraction: float, test_fraction: float) -> list[str]:

@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.corpus.manifest import MEND, Shard
-from pipeline.corpus.vocabulary import UNK
+from pipeline.corpus.manifest import MEND, VOCABULARY_NAME, Manifest, Shard
+from pipeline.corpus.vocabulary import UNK, UNK_WORD, Vocabulary
 from pipeline.errors import CorpusError
 
 BATCH_TOKENS = 1 << 20
 MAX_UINT16_VOCAB = 1 << 16
+COUNTED_TOKENS = 1 << 22  # at least, at a time
 
 Ids = npt.NDArray[np.integer]
 
@@ -105,6 +106,44 @@ def is_token_shard(path: str) -> bool:
     except (OSError, pa.ArrowException):
         return False
     return schema.names == ["token"] and b"vocabulary_fingerprint" in (schema.metadata or {})
+
+
+def check_counts(data: str, manifest: Manifest, vocabulary: Vocabulary) -> list[str]:
+    """Counts every token, and compares with what the manifest and the vocabulary count.
+
+    Returns:
+        one line for each count that differs: of `<unk>` in a split, or of the words in train.
+
+    Raises:
+        CorpusError: a shard is missing, truncated or not the manifest's.
+    """
+    problems = []
+    for name, split in manifest.splits.items():
+        counts = _count(data, split.shards, vocabulary)
+        if counts[UNK] != split.num_unk:
+            problems.append(f"{name}: found {UNK_WORD} {counts[UNK]} times, the manifest counts {split.num_unk}")
+        if name == "train" and (counts != vocabulary.counts).any():
+            first = int(np.flatnonzero(counts != vocabulary.counts)[0])
+            found = f"found {vocabulary.words[first].as_py()} {counts[first]} times"
+            problems.append(f"{name}: {found}, {VOCABULARY_NAME} counts {vocabulary.counts[first]}")
+    return problems
+
+
+def _count(data: str, shards: Sequence[Shard], vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """How often each id stands in shards: int64 [vocab_size]."""
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    waiting: list[npt.NDArray[np.int64]] = []
+    for index, shard in enumerate(shards, 1):
+        tokens = TokenSequence(
+            data, shards=[shard], vocabulary_fingerprint=vocabulary.fingerprint, vocab_size=vocabulary.size
+        ).read(0, shard.num_tokens)
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary.size:
+            raise CorpusError(f"token shard {shard.name} holds an id beyond {vocabulary.size} words; {MEND}")
+        waiting.append(tokens)
+        if index == len(shards) or sum(map(len, waiting)) >= COUNTED_TOKENS:  # each count looks at the whole vocabulary
+            counts += np.bincount(np.concatenate(waiting), minlength=vocabulary.size)
+            waiting = []
+    return counts
 
 
 class TokenSequence:

@@ -186,8 +186,8 @@ def read_vocabulary(path: str) -> Vocabulary:
     """Reads what `write_vocabulary` wrote.
 
     Raises:
-        CorpusError: the file is missing, is no Arrow file, lacks a column, or does not hold `<eos>`, `<unk>` and then
-            distinct words.
+        CorpusError: the file is missing, is no Arrow file, lacks a column, does not hold `<eos>`, `<unk>` and then
+            distinct words, or counts a word less than 0 times.
     """
     try:
         table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(path))).read_all()
@@ -202,7 +202,11 @@ def read_vocabulary(path: str) -> Vocabulary:
     if words[:2].to_pylist() != [EOS_WORD, UNK_WORD]:
         raise CorpusError(f"{path} begins with {words[:2].to_pylist()}, needed {EOS_WORD} and {UNK_WORD}; {_MEND}")
     _refuse_bad_words(words, path=path, first_line=0, place="id")
-    return Vocabulary(words=words, counts=table["count"].to_numpy().copy())
+    counts = table["count"].combine_chunks()
+    bad = pc.index(pc.fill_null(pc.greater_equal(counts, 0), fill_value=False), value=False).as_py()
+    if bad >= 0:
+        raise CorpusError(f"{path}, id {bad}: found the count {counts[bad].as_py()}, needed 0 or more; {_MEND}")
+    return Vocabulary(words=words, counts=counts.to_numpy().copy())
 
 
 def given_vocabulary(path: str, *, counts: pa.Table | None) -> Vocabulary:

@@ -1,5 +1,6 @@
 """No manifest, no corpus; and what does not match the manifest is refused by name."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.corpus.manifest import (
 )
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
-from pipeline.corpus.vocabulary import count_words, cut_vocabulary, write_vocabulary
+from pipeline.corpus.vocabulary import Vocabulary, count_words, cut_vocabulary, read_vocabulary, write_vocabulary
 from pipeline.errors import CorpusError
 
 DIGEST = "0123456789abcdef" * 4
@@ -132,6 +133,10 @@ def test_a_removed_manifest_is_gone(tmp_path):
         (lambda content: content["splits"]["train"].update(num_unk=-1), "splits.train.num_unk: "),
         (lambda content: content["splits"]["train"]["shards"][0].pop("sha256"), "splits.train.shards.0.sha256: Field"),
         (lambda content: content["splits"]["train"]["shards"][0].update(name=""), "splits.train.shards.0.name: "),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="../x"), "../x leads out of the corpus"),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="a/../../x"), "leads out of the corpus"),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="/x"), "/x leads out of the corpus"),
+        (lambda content: content.update(vocabulary_sha256="0" * 63), "vocabulary_sha256: "),
     ],
 )
 def test_a_manifest_of_another_shape_is_refused(tmp_path, mend, message):
@@ -144,7 +149,15 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path, mend, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00", '{"splits": {}}'])
+@pytest.mark.parametrize("depth", [100, *range(880, 1000), 100_000])
+def test_brackets_within_brackets_are_refused_in_one_line(tmp_path, depth):
+    """The depth that Python reads and cannot write depends on how deep the caller is."""
+    (tmp_path / "manifest.json").write_text('{"configuration": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
+    with pytest.raises(CorpusError, match=r"is no manifest: .*jobs prepare"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00", '{"splits": {}}', "9" * 5000, "[" * 5000])
 def test_malformed_json_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(CorpusError, match=r"is no manifest: .*jobs prepare") as refusal:
@@ -271,6 +284,28 @@ def test_another_vocabulary_is_refused(corpus):
     (corpus / "vocabulary.arrow").unlink()
     with pytest.raises(CorpusError, match=r"vocabulary\.arrow is no readable vocabulary"):
         verify(corpus)
+
+
+def test_a_flipped_bit_in_the_counts_is_found_by_the_digest_of_the_file(corpus):
+    path = corpus / "vocabulary.arrow"
+    whole = read_manifest(str(corpus))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_manifest(whole.model_copy(update={"vocabulary_sha256": digest}), str(corpus))
+    verify(corpus)
+    vocabulary = read_vocabulary(str(path))
+    write_vocabulary(Vocabulary(words=vocabulary.words, counts=vocabulary.counts ^ [0, 1 << 20, 0, 0, 0]), str(path))
+    needed = rf"vocabulary\.arrow has other counts than the manifest's: found sha256 [0-9a-f]+, needed {digest}; run "
+    with pytest.raises(CorpusError, match=needed):
+        verify(corpus)
+    assert read_manifest(str(corpus)).fingerprint == whole.fingerprint
+
+
+def test_a_corpus_of_before_has_no_digest_of_its_vocabulary(corpus):
+    content = json.loads((corpus / "manifest.json").read_text())
+    del content["vocabulary_sha256"]
+    (corpus / "manifest.json").write_text(json.dumps(content))
+    verify(corpus, digests=True)
+    assert read_manifest(str(corpus)).vocabulary_sha256 is None
 
 
 def test_a_vocabulary_of_another_size_than_the_manifest_says_is_refused(corpus):

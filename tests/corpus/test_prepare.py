@@ -200,6 +200,55 @@ def test_damaged_lost_and_stale_shards(texts, tmp_path):
     assert digests(data) == whole
 
 
+def spoilt(content):
+    """A file with one flipped bit in its middle, cut, empty, and gone."""
+    yield content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+    yield content[:-9]
+    yield b""
+    yield None
+
+
+@pytest.mark.parametrize(
+    "kind", ["counts/*.arrow", "counts/*.json", "vocabulary/*.arrow", "vocabulary/*.json", "train/*"]
+)
+@pytest.mark.parametrize("again", ["unchanged", "encoded", "merged"])
+def test_whatever_of_the_work_folder_is_damaged_is_made_anew(texts, tmp_path, kind, again):
+    corpus, data = config(texts), tmp_path / "data"
+    prepare(corpus, str(data), run_tasks=run_here)
+    whole = digests(data)
+    for number in range(4):
+        for path in (data / ".work").glob(kind):
+            content = list(spoilt(path.read_bytes()))[number]
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+        if again != "unchanged":
+            (data / "train" / "00000.arrow").unlink()
+        if again == "merged":
+            for path in (data / ".work" / "vocabulary").iterdir():
+                path.unlink()
+        prepare(corpus, str(data), run_tasks=run_here)
+        assert digests(data) == whole
+
+
+def test_what_belongs_to_another_key_is_made_anew(texts, tmp_path):
+    """A file under the name of another, as a mistaken copy leaves it."""
+    corpus, data = config(texts), tmp_path / "data"
+    prepare(corpus, str(data), run_tasks=run_here)
+    whole = digests(data)
+    for folder, kinds in (("counts", ("arrow", "json")), ("train", ("json",))):
+        first, second = sorted({path.stem for path in (data / ".work" / folder).iterdir()})[:2]
+        for kind in kinds:
+            path = data / ".work" / folder / f"{first}.{kind}"
+            path.write_bytes(path.with_stem(second).read_bytes())
+    (data / "train" / "00000.arrow").write_bytes((data / "train" / "00001.arrow").read_bytes())
+    for path in (data / ".work" / "vocabulary").iterdir():
+        path.unlink()
+    prepare(corpus, str(data), run_tasks=run_here)
+    assert digests(data) == whole
+
+
 @pytest.mark.parametrize(
     "die_before",
     [("count_unit", 2), ("merge_range", 0), ("make_vocabulary", 0), ("encode_unit", 0), ("encode_unit", 4)],
@@ -217,6 +266,18 @@ def test_killed_and_run_again(texts, tmp_path, die_before):
     if die_before == ("encode_unit", 4):
         num_shards = sum(len(split.shards) for split in read_manifest(str(data)).splits.values())
         assert calls.count("encode_unit") == num_shards - 4
+
+
+def test_what_another_killed_preparation_left_goes(texts, tmp_path):
+    data = tmp_path / "data"
+    prepare(config(texts), str(data), run_tasks=run_here)
+    whole = digests(data)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(texts, lowercase=True), str(data), run_tasks=Calls(die_before=("make_vocabulary", 0)))
+    (data / ".work" / "counts" / "half.arrow.tmp").touch()
+    assert digests(data) != whole
+    prepare(config(texts), str(data), run_tasks=run_here)
+    assert digests(data) == whole
 
 
 def test_identical_files_count_twice(tmp_path):
@@ -404,3 +465,9 @@ def test_embedded_corpus_of_a_made_package(tmp_path, monkeypatch):
     assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
     assert calls.count("encode_unit") == 0
     assert json.loads((tmp_path / "data" / "manifest.json").read_text())["versions"] == {"made": "1.2"}
+    whole = digests(tmp_path / "data")
+    (extracted,) = (tmp_path / "data" / ".work" / "docs" / "packages").glob("*.jsonl")
+    for content in spoilt(extracted.read_bytes()):
+        extracted.unlink() if content is None else extracted.write_bytes(content)
+        assert prepare(corpus, str(tmp_path / "data"), run_tasks=run_here) == manifest
+        assert digests(tmp_path / "data") == whole

@@ -298,6 +298,17 @@ def test_other_columns_are_refused(tmp_path):
             read_vocabulary(str(tmp_path / "v.arrow"))
 
 
+@pytest.mark.parametrize(
+    ("counts", "bad"), [([-1, 0, 5], 0), ([0, 0, -(2**63)], 2), ([1, None, 1], 1), ([0, -1, None], 1)]
+)
+def test_counts_below_0_are_refused(tmp_path, counts, bad):
+    write_table(tmp_path / "v.arrow", [array([EOS_WORD, UNK_WORD, "a"]), pa.array(counts, pa.int64())])
+    with pytest.raises(CorpusError, match=rf"v\.arrow, id {bad}: found the count {counts[bad]}, needed 0 or more"):
+        read_vocabulary(str(tmp_path / "v.arrow"))
+    write_table(tmp_path / "v.arrow", [array([EOS_WORD, UNK_WORD, "a"]), pa.array([0, 0, 0], pa.int64())])
+    assert read_vocabulary(str(tmp_path / "v.arrow")).counts.tolist() == [0, 0, 0]
+
+
 def test_a_missing_or_truncated_vocabulary_is_refused(tmp_path):
     path = tmp_path / "v.arrow"
     with pytest.raises(CorpusError, match=r"v\.arrow is no readable vocabulary .*jobs prepare"):

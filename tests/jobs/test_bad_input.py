@@ -6,12 +6,14 @@ its line must hold: the value found and the mend.
 
 import gzip
 import hashlib
+import json
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,8 @@ import torch
 from test_path import made_lines, prepare_typed, train_typed, typed, write_texts
 
 from jobs.__main__ import VERBS, main
+from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
 
@@ -203,6 +207,13 @@ def foreign_vocabulary(world):
     shutil.copyfile(world.other / "vocabulary.arrow", world.data / "vocabulary.arrow")
 
 
+def flipped_count(world):
+    """One bit of the count of <unk>."""
+    path = str(world.data / "vocabulary.arrow")
+    found = read_vocabulary(path)
+    write_vocabulary(Vocabulary(words=found.words, counts=found.counts ^ np.eye(found.size, dtype=int)[1] << 20), path)
+
+
 def truncated_gzip(path, num_lines):
     packed = gzip.compress(made_lines(num_lines, seed=3).encode())
     path.write_bytes(packed[: len(packed) // 2])
@@ -335,6 +346,11 @@ CORPUS = {
             ("{data}/vocabulary.arrow",),
         ),
         (
+            "vocabulary with other counts",
+            flipped_count,
+            ("{data}/vocabulary.arrow has other counts than the manifest's: found sha256", "needed", "prepare"),
+        ),
+        (
             "vocabulary of another corpus",
             foreign_vocabulary,
             (
@@ -464,6 +480,30 @@ def test_verify_names_the_shard_with_one_flipped_bit(split, at, world, capsys):
     assert captured.err == (
         f"error: data={world.data}: 1 of 3 token shards are bad; run `python -m jobs prepare` again\n"
     )
+
+
+def changed_manifest(world, change):
+    path = world.data / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_verify_counts_unk_anew(split, world, capsys):
+    found = read_manifest(str(world.data)).splits[split].num_unk
+    changed_manifest(world, lambda content: content["splits"][split].update(num_unk=found ^ 1))
+    line = refused(world, capsys, world.verify())
+    assert f"{split}: found <unk> {found} times, the manifest counts {found ^ 1}; run `python -m jobs prepare`" in line
+
+
+def test_verify_counts_the_words_of_a_corpus_of_before_anew(world, capsys):
+    changed_manifest(world, lambda content: content.pop("vocabulary_sha256"))
+    assert main(world.verify()) == 0
+    flipped_count(world)
+    unk = read_vocabulary(str(world.data / "vocabulary.arrow")).counts[1]
+    line = refused(world, capsys, world.verify())
+    assert f"train: found <unk> {unk - (1 << 20)} times, vocabulary.arrow counts {unk}; run `python -m jobs" in line
 
 
 def test_preparing_again_mends_a_flipped_bit(world, capsys):
