@@ -30,8 +30,12 @@ log = logging.getLogger("pipeline.jobs")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains and says how it ended."""
-    report(run(load(Config, arguments)))
+    """Trains and says how it ended, and how to send what a dashboard has not got yet."""
+    config = load(Config, arguments)
+    try:
+        report(run(config))
+    finally:
+        _tell_what_waits(config)
 
 
 def run(config: Config) -> "Outcome":
@@ -94,6 +98,15 @@ def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
         return
     log.warning("%s: rank %s: %s", loss.kind, loss.rank, loss.cause)
     Ledger(run, attempt=attempt).write("fault", kind=loss.kind, cause=loss.cause, rank=loss.rank, fatal=True)
+
+
+def _tell_what_waits(config: Config) -> None:
+    if config.tracking.kind == "none" or config.run is None:
+        return
+    from pipeline.training.monitor import what_waits
+
+    if line := what_waits(storage.absolute(config.run)):
+        print(line)
 
 
 def report(outcome: "Outcome") -> None:

@@ -226,11 +226,11 @@ class LoggingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """The dashboard."""
+    """The dashboard; what is null is wandb's own to find, from its variables (WANDB_*) and settings files."""
 
     kind: Literal["wandb", "none"]
-    project: str
-    mode: Literal["auto", "online", "offline"]  # auto: online if a key is configured
+    project: str | None  # null: as wandb finds it, else wordlanes
+    mode: Literal["online", "offline"] | None  # null: as wandb finds it, else online if a key is configured
 
 
 class ClusterConfig(Section):

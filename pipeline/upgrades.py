@@ -16,7 +16,9 @@ from typing import Any
 CONFIGURATION: dict[str, object] = {}
 
 # (dotted key of `Config`, a value of it that is no longer written) → what is written now
-CONFIGURATION_VALUES: dict[tuple[str, object], object] = {}
+CONFIGURATION_VALUES: dict[tuple[str, object], object] = {
+    ("tracking.mode", "auto"): None,
+}
 
 # dotted key of a manifest, `*` for each split → its value before it was a key
 MANIFEST: dict[str, object] = {

@@ -134,7 +134,7 @@ def test_nearest(word, expected):
         ("cluster.kind=raj", "cluster.kind=\"raj\": it must be 'none', 'local' or 'ray'; did you mean ray?"),
         ("cluster.num_cpus=0", "cluster.num_cpus=0: it must be greater than or equal to 1, or null"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0: it must be greater than or equal to 1"),
-        ("tracking.mode=of", "tracking.mode=\"of\": it must be 'auto', 'online' or 'offline'"),
+        ("tracking.mode=of", "tracking.mode=\"of\": it must be 'online' or 'offline', or null"),
     ],
 )
 def test_values_that_cannot_be_are_refused(override, message):

@@ -6,6 +6,7 @@ it, and one that fails is dropped with a warning and never stops training.
 
 import logging
 import math
+import shlex
 import tempfile
 import time
 import uuid
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.errors import ConfigError
 from pipeline.scoring.perplexity import Score, finite
 from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
@@ -27,6 +29,10 @@ from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile, Record
 
 log = logging.getLogger(__name__)
+
+PROJECT = "wordlanes"  # on the dashboard, where nobody names another
+SERVER_SECONDS = 60.0  # for its server, at a run's start and at its end
+ID_NAME, PLACE_NAME = "tracking-id", "tracking-place"
 
 
 class Tracker(Protocol):
@@ -52,28 +58,62 @@ class NoTracker:
 class WandbTracker:
     """Weights & Biases, with `tokens_seen` as the axis: a resumed run may see a step twice, a token count is a place.
 
+    What the configuration leaves null is wandb's own to find, from WANDB_MODE, WANDB_PROJECT and the like or from its
+    settings files; without a mode it is online if a key is configured. Identity and folder are always the run's.
+    Where the server does not answer, records are kept offline, for `wandb sync` to send later.
+
     Args:
         tracking: the section.
         run: the run folder; wandb's own files go there.
         config: what the run's page shows as its configuration.
+        tell: told why records that were to be sent are kept offline.
     """
 
-    def __init__(self, tracking: TrackingConfig, *, run: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, tracking: TrackingConfig, *, run: str, config: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
         import wandb
 
-        mode = tracking.mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        self._run = wandb.init(
-            project=tracking.project,
-            name=Path(run).name,
-            id=_tracking_id(run),
-            dir=run if storage.is_local(run) else tempfile.mkdtemp(prefix="wandb-"),
-            mode=mode,
-            resume="allow" if mode == "online" else None,
-            config=config,
-            settings=wandb.Settings(console="off", silent=True, disable_git=True),
+        quiet = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            init_timeout=SERVER_SECONDS,
+            finish_timeout=SERVER_SECONDS,
+            finish_timeout_raises=True,
         )
+        settings = wandb.setup(quiet).settings
+        mode = tracking.mode or (settings.mode if "mode" in settings.model_fields_set else None)
+        self._elsewhere: str | None = None
+        if mode == "disabled":
+            self._run = wandb.init(mode=mode)
+            return
+        if not storage.is_local(run):
+            self._elsewhere = tempfile.mkdtemp(prefix="wandb-")
+
+        def start(mode: Any) -> wandb.Run:  # one of wandb's words
+            return wandb.init(
+                project=tracking.project or settings.project or PROJECT,
+                name=settings.run_name or Path(run).name,
+                id=tracking_id(run),
+                dir=self._elsewhere or run,
+                mode=mode,
+                resume="allow",  # offline too: else each part of a run would be sent as if it were the first
+                config=config,
+                settings=quiet,
+            )
+
+        started = None
+        if mode not in ("offline", "dryrun"):
+            try:
+                if wandb.login(prompt=False):
+                    started = start(mode or "online")
+                elif mode is not None:
+                    tell("records are kept offline: no key of Weights & Biases is configured")
+            except wandb.Error as error:
+                tell(f"records are kept offline: {' '.join(str(error).split())}")
+                wandb.teardown()  # what has failed still holds the identity (wandb#9865)
+        self._run = started or start("offline")
         self._run.define_metric("tokens_seen")
         self._run.define_metric("*", step_metric="tokens_seen")
 
@@ -82,16 +122,73 @@ class WandbTracker:
         self._run.log({key: value for key, value in record.items() if value is not None})
 
     def finish(self) -> None:
-        """Flushes what is on the way."""
-        self._run.finish()
+        """Flushes what is on the way.
+
+        Raises:
+            TimeoutError: the server does not take it; names the command that sends it later.
+        """
+        try:
+            self._run.finish()
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"not all is sent yet; `wandb sync {shlex.quote(self._run.sync_dir)}` does it"
+            ) from error
+        if self._elsewhere is not None and (line := sync_line(self._elsewhere, identity=self._run.id)):
+            log.info("%s", line)
 
 
-def _tracking_id(run: str) -> str:
-    """The run's name on the dashboard's side: the same for every attempt."""
-    path = storage.join(run, "tracking-id")
-    if not storage.exists(path):
-        storage.publish_bytes(path, uuid.uuid4().hex[:8].encode())
-    return storage.read_bytes(path).decode()
+def sync_line(folder: str, *, identity: str | None) -> str | None:
+    """How to send what was kept offline in a folder; None if nothing of it waits.
+
+    Args:
+        folder: where wandb's own files are.
+        identity: of the run; parts of the run that this one is a copy of are sent as its own.
+    """
+    parts = sorted(Path(folder, "wandb").glob("offline-run-*"))
+    waiting = [part for part in parts if not any(part.glob("*.wandb.synced"))]
+    if not waiting:
+        return None
+    others = any(not part.name.endswith(f"-{identity}") for part in waiting)
+    command = ["wandb", "sync", *(["--id", identity] if identity and others else []), *map(str, waiting)]
+    kept = "1 part of this run is" if len(waiting) == 1 else f"{len(waiting)} parts of this run are"
+    return f"{kept} kept offline; to send: {shlex.join(command)}"
+
+
+def what_waits(run: str) -> str | None:
+    """The `sync_line` of a run folder; what a run in an object store keeps, lies with its first worker."""
+    if not storage.is_local(run) or not Path(run, ID_NAME).exists():
+        return None
+    return sync_line(run, identity=storage.read_bytes(storage.join(run, ID_NAME)).decode())
+
+
+def tracking_id(run: str) -> str:
+    """The run's name on the dashboard's side: the same for every attempt, and another one for a copy of the folder.
+
+    Beside it stands the place where it was last used: a folder that is found elsewhere was copied if there is one with
+    this name at that place still, and else moved.
+    """
+    id_path, place_path = (storage.join(run, name) for name in (ID_NAME, PLACE_NAME))
+    identity = _read(id_path)
+    place = _read(place_path)
+    if identity is None or (place not in (None, run) and _is_copy(run, of=str(place), identity=identity)):
+        identity = uuid.uuid4().hex[:8]
+        storage.publish_bytes(id_path, identity.encode())
+    if place != run:
+        storage.publish_bytes(place_path, run.encode())
+    return identity
+
+
+def _is_copy(run: str, *, of: str, identity: str) -> bool:
+    try:
+        if _read(storage.join(of, ID_NAME)) != identity:
+            return False
+        return not (storage.is_local(run) and storage.is_local(of) and Path(run).samefile(of))
+    except (ConfigError, OSError):  # it cannot be reached any more
+        return False
+
+
+def _read(path: str) -> str | None:
+    return storage.read_bytes(path).decode() if storage.exists(path) else None
 
 
 class GuardedTracker:

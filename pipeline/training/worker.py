@@ -8,7 +8,7 @@ import fcntl
 import logging
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -431,18 +431,22 @@ def _reporter(job: Job, ledger: Ledger, *, first_step: int) -> Reporter:
     def on_failure(cause: str) -> None:
         ledger.write("fault", kind="tracker", cause=cause, rank=0, fatal=False)
 
+    def on_offline(why: str) -> None:
+        log.warning("%s", why)
+        on_failure(why)
+
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
     return Reporter(
         metrics=MetricsFile(storage.join(config.run, METRICS_NAME), last_step=first_step),
-        tracker=GuardedTracker(lambda: _tracker(config), on_failure=on_failure),
+        tracker=GuardedTracker(lambda: _tracker(config, tell=on_offline), on_failure=on_failure),
         display=display,
         ledger=ledger,
     )
 
 
-def _tracker(config: Config) -> Tracker:
+def _tracker(config: Config, *, tell: Callable[[str], None]) -> Tracker:
     assert config.run is not None
     if config.tracking.kind == "none":
         return NoTracker()
-    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"))
+    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"), tell=tell)
