@@ -149,12 +149,11 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path, mend, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("depth", [100, *range(880, 1000), 100_000])
-def test_brackets_within_brackets_are_refused_in_one_line(tmp_path, depth):
-    """The depth that Python reads and cannot write depends on how deep the caller is."""
-    (tmp_path / "manifest.json").write_text('{"configuration": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
-    with pytest.raises(CorpusError, match=r"is no manifest: .*jobs prepare"):
-        read_manifest(str(tmp_path))
+def test_brackets_within_brackets_are_refused_in_one_line(tmp_path):
+    for depth in [100, *range(880, 1000), 100_000]:  # what Python reads and cannot write depends on the stack
+        (tmp_path / "manifest.json").write_text('{"configuration": ' + '{"a": ' * depth + "1" + "}" * depth + "}")
+        with pytest.raises(CorpusError, match=r"is no manifest: .*jobs prepare"):
+            read_manifest(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00", '{"splits": {}}', "9" * 5000, "[" * 5000])

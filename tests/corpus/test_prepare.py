@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sources import corpus_config
 
+from pipeline import storage
 from pipeline.cluster.tasks import run_here
 from pipeline.corpus import prepare as module
 from pipeline.corpus.manifest import read_manifest, verify_corpus
@@ -278,6 +280,100 @@ def test_what_another_killed_preparation_left_goes(texts, tmp_path):
     assert digests(data) != whole
     prepare(config(texts), str(data), run_tasks=run_here)
     assert digests(data) == whole
+
+
+def die_before_step(patch, number):
+    """The process dies before it has made or removed one file more than so many, and leaves a half-written one."""
+    done = []
+    publish, remove = storage.publish, storage.remove
+
+    def step(path):
+        if len(done) == number:
+            raise KeyboardInterrupt
+        done.append(path)
+
+    @contextmanager
+    def publish_or_die(path):
+        if len(done) == number:
+            Path(f"{path}.tmp").parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{path}.tmp").write_bytes(b"half")
+        step(path)
+        with publish(path) as file:
+            yield file
+
+    patch.setattr(storage, "publish", publish_or_die)
+    patch.setattr(storage, "remove", lambda path: step(path) or remove(path))
+
+
+@pytest.mark.parametrize("before", ["nothing", "another vocabulary", "another text"])
+def test_killed_at_any_step_a_reader_sees_a_whole_corpus_or_none_and_a_rerun_makes_it(tmp_path, monkeypatch, before):
+    for name, num_lines in (("a", 60), ("b", 15)):
+        (tmp_path / f"{name}.txt").write_text(words(name, num_lines))
+    corpus = corpus_config(train=f"{tmp_path}/a.txt", valid=f"{tmp_path}/b.txt", unit_bytes=1024)
+    first = {
+        "nothing": None,
+        "another vocabulary": corpus.model_copy(update={"lowercase": True, "words": "words"}),
+        "another text": corpus.model_copy(update={"train": (f"{tmp_path}/b.txt",), "valid": (f"{tmp_path}/a.txt",)}),
+    }[before]
+    prepare(corpus, str(tmp_path / "whole"), run_tasks=run_here)
+    whole = digests(tmp_path / "whole")
+    for number in range(1000):
+        data = tmp_path / str(number)
+        if first is not None:
+            prepare(first, str(data), run_tasks=run_here)
+        with monkeypatch.context() as patch:
+            die_before_step(patch, number)
+            try:
+                prepare(corpus, str(data), run_tasks=run_here)
+                break
+            except KeyboardInterrupt:
+                pass
+        if (data / "manifest.json").exists():
+            verify_corpus(str(data), read_manifest(str(data)), digests=True, num_threads=1)
+        prepare(corpus, str(data), run_tasks=run_here)
+        assert digests(data) == whole
+    assert number > 15
+
+
+def test_a_file_that_grows_ends_later(tmp_path):
+    """What was its last unit has the same bytes and the same place, but no longer the end of the document."""
+    text, data = tmp_path / "a.txt", tmp_path / "data"
+    text.write_text("one two three \n" * 69)
+    corpus = corpus_config(train=str(text), eos="document", unit_bytes=1024)
+    first = prepare(corpus, str(data), run_tasks=run_here)
+    text.write_text("one two three \n" * 69 + "one\n")
+    second = prepare(corpus, str(data), run_tasks=run_here)
+    sources = [[shard.source for shard in made.splits["train"].shards] for made in (first, second)]
+    assert sources == [["a.txt[0:1035]"], ["a.txt[0:1035]", "a.txt[1035:1039]"]]
+    assert [made.splits["train"].num_tokens for made in (first, second)] == [69 * 3 + 1, 69 * 3 + 2]
+    prepare(corpus, str(tmp_path / "fresh"), run_tasks=run_here)
+    assert digests(data) == digests(tmp_path / "fresh")
+
+
+def test_a_file_that_is_renamed_gives_the_bytes_of_its_new_name(tmp_path):
+    text, data = tmp_path / "a.txt", tmp_path / "data"
+    text.write_text("one two\n")
+    prepare(corpus_config(train=str(text)), str(data), run_tasks=run_here)
+    text.rename(tmp_path / "b.txt")
+    corpus = corpus_config(train=str(tmp_path / "b.txt"))
+    prepare(corpus, str(data), run_tasks=run_here)
+    prepare(corpus, str(tmp_path / "fresh"), run_tasks=run_here)
+    assert digests(data) == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_shard_that_is_spoilt_meanwhile_makes_no_corpus(texts, tmp_path, spoil):
+    def spoil_then_encode(function, items):
+        yield from run_here(function, items)
+        if function.func.__name__ == "encode_unit":
+            spoil(tmp_path / "data" / "train" / "00001.arrow")
+
+    with pytest.raises(CorpusError, match=r"train/00001\.arrow has (None|\d+) bytes, needed \d+: who changed it\?"):
+        prepare(config(texts), str(tmp_path / "data"), run_tasks=spoil_then_encode)
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+    prepare(config(texts), str(tmp_path / "whole"), run_tasks=run_here)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 
 
 def test_identical_files_count_twice(tmp_path):
