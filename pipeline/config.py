@@ -113,16 +113,16 @@ class SoftmaxConfig(Section):
     """The output layer."""
 
     kind: Literal["adaptive", "full"]
-    cutoffs: tuple[PositiveInt, ...]  # adaptive: where the tail clusters begin
+    cutoffs: tuple[PositiveInt, ...] | None  # adaptive: where the tail clusters begin; null: by the vocabulary's size
     div_value: Annotated[
         float, Field(ge=1, allow_inf_nan=False)
     ]  # adaptive: each tail cluster's width is the one before divided by it
 
     @model_validator(mode="after")
     def _cutoffs_fit(self) -> Self:
-        if self.kind == "adaptive" and not self.cutoffs:
+        if self.kind == "adaptive" and self.cutoffs == ():
             raise ValueError("model.softmax.cutoffs=[] leaves adaptive softmax no tail; give some or use kind=full")
-        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+        if self.cutoffs is not None and list(self.cutoffs) != sorted(set(self.cutoffs)):
             raise ValueError(f"model.softmax.cutoffs={list(self.cutoffs)} must rise strictly")
         return self
 
@@ -268,6 +268,7 @@ class Config(Section):
 
     data: str | None  # the prepared corpus, a folder
     run: str | None  # the run folder
+    init_from: str | None  # a run folder, its best weights, or a checkpoint's file: what a new run begins with
     max_epochs: PositiveInt | None
     max_steps: PositiveInt | None
     precision: Literal["fp32", "bf16"]
@@ -475,7 +476,7 @@ def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is not given"
     needed = message.replace("Input should be", "it must be")
-    if NoneType in _parts(known.get(key)):
+    if NoneType in _parts(known.get(key)) and not isinstance(error["loc"][-1], int):  # an item of a list is never null
         needed += ", or null"
     near = nearest(str(error["input"]), [a for a in _parts(known.get(key)) if isinstance(a, str)])
     return f"{key}={json.dumps(error['input'])}: {needed}{near}"

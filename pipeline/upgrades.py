@@ -13,7 +13,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
-CONFIGURATION: dict[str, object] = {}
+CONFIGURATION: dict[str, object] = {
+    "init_from": None,
+}
 
 # (dotted key of `Config`, a value of it that is no longer written) → what is written now
 CONFIGURATION_VALUES: dict[tuple[str, object], object] = {

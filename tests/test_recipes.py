@@ -22,7 +22,7 @@ from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary, write_vocabulary
 from pipeline.training.optimization import learning_rate
-from pipeline.training.parts import build_model
+from pipeline.training.parts import build_model, fitted_model
 from pipeline.training.trainer import train
 
 # words of the vocabulary, parameters of the model
@@ -275,7 +275,8 @@ def test_a_recipe_trains_at_its_real_size(name, folder):
 
     assert (outcome.first_step, outcome.step) == (0, STEPS)
     records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    cutoffs = config.model.softmax.cutoffs if config.model.softmax.kind == "adaptive" else ()
+    softmax = fitted_model(config.model, vocab_size=vocab_size).softmax
+    cutoffs = softmax.cutoffs if softmax.kind == "adaptive" else ()
     even = even_nats(first_window(ids, num_lanes=num_lanes, bptt=bptt), vocab_size=vocab_size, cutoffs=cutoffs)
     assert abs(even - math.log(vocab_size)) < (1e-9 if not cutoffs else 2.5)  # no cluster is far from its share
     assert records[0]["train/nats_per_token"] == pytest.approx(even, abs=0.05)

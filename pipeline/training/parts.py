@@ -15,9 +15,22 @@ from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
 
+CUTOFFS = (2000, 10000)  # where nobody gives any
+
+
+def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
+    """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full."""
+    softmax = model.softmax
+    if softmax.cutoffs is not None:
+        return model
+    cutoffs = tuple(cutoff for cutoff in CUTOFFS if softmax.kind == "full" or cutoff < vocab_size)
+    softmax = softmax.model_copy(update={"cutoffs": cutoffs} if cutoffs else {"cutoffs": (), "kind": "full"})
+    return model.model_copy(update={"softmax": softmax})
+
 
 def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
     """The model that the section describes; its weights are not drawn yet."""
+    model = fitted_model(model, vocab_size=vocab_size)
     adaptive = model.softmax.kind == "adaptive"
     return LanguageModel(
         vocab_size=vocab_size,
@@ -27,7 +40,7 @@ def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
         projection_size=model.projection_size,
         dropout=model.dropout,
         tied=model.tied,
-        cutoffs=model.softmax.cutoffs if adaptive else (),
+        cutoffs=(model.softmax.cutoffs or ()) if adaptive else (),
         div_value=model.softmax.div_value if adaptive else 1,
     )
 
@@ -80,7 +93,7 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     """What must be equal when a run is resumed, by dotted key: what it computes, not where, how long or how watched."""
     values = flat(config)
     names = [name for name in values if name.startswith(("model.", "optim."))]
-    names += ["precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
+    names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
     if config.optim.schedule.kind == "plateau":
         names.append("checkpoint.validate_every_steps")
     identity = {name: json.dumps(values[name]) for name in names}

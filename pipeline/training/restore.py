@@ -5,31 +5,21 @@ without a run, a run without the checkpoint, one that is damaged or holds weight
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import yaml
-from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import Config, judge
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import (
-    Checkpoint,
-    all_finite,
-    best_step,
-    checkpoint_path,
-    committed_steps,
-    load_checkpoint,
-    own_part,
-)
+from pipeline.training.checkpoint import checkpoint_path, own_part
+from pipeline.training.origin import choose_checkpoint, weights_of
 from pipeline.training.parts import build_model
 from pipeline.training.trainer import CONFIG_NAME
 from pipeline.upgrades import upgraded_configuration
 
-WEIGHTS_PREFIX = "model."
 MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"
 
 
@@ -96,40 +86,3 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
         vocabulary_fingerprint=own_part(checkpoint)["identity"]["vocabulary"],
         chosen=chosen,
     )
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The model's part of a checkpoint, by the model's own names."""
-    return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-
-
-def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
-    """(step, checkpoint, why this one, for people); as `load_trained` takes it."""
-    steps = committed_steps(run)
-    if not steps:
-        raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
-    if isinstance(which, int) and which not in steps:
-        raise CheckpointError(f"run={run} holds no checkpoint of step {which}; use one of {_listed(steps)}")
-    step = which if isinstance(which, int) else steps[-1]
-    checkpoint = load_checkpoint(checkpoint_path(run, step))
-    chosen = "as asked for" if isinstance(which, int) else "the last"
-    if which == "best":
-        validations = own_part(checkpoint)["validations"]
-        best = best_step(validations, steps)
-        num_validated = sum(each in validations for each in steps)
-        chosen = f"the best of {num_validated} validated"
-        if best is None:
-            chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
-        elif best != step:
-            step, checkpoint = best, load_checkpoint(checkpoint_path(run, best))
-    if not all_finite(checkpoint["state_dict"].values()):
-        others = _listed([each for each in steps if each != step])
-        mend = (
-            f"use another one, by checkpoint=STEP: {others}" if others else "train another run with a smaller optim.lr"
-        )
-        raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
-    return step, checkpoint, chosen
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(str(step) for step in steps)

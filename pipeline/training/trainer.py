@@ -24,7 +24,16 @@ from pipeline.errors import ConfigError, CorpusError, LossError, PipelineError, 
 from pipeline.training.checkpoint import check_identity, checkpoint_path, committed_steps, newest_sound, own_part
 from pipeline.training.job import ATTEMPT_NAME, Ending, Job
 from pipeline.training.ledger import Ledger, next_attempt, read_events
-from pipeline.training.parts import bf16_is_native, build_model, choose_device, lane_plan, run_identity, total_steps
+from pipeline.training.origin import load_origin, origin_path, origin_run
+from pipeline.training.parts import (
+    bf16_is_native,
+    build_model,
+    choose_device,
+    fitted_model,
+    lane_plan,
+    run_identity,
+    total_steps,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +77,8 @@ def train(
         launched: (rank, world size) if this process is one of several that all call this; None: it is alone.
 
     Raises:
-        ConfigError: data or run is missing, the device is not there, or the run folder holds another run.
+        ConfigError: data or run is missing, the device is not there, the run folder holds another run, or the weights
+            to begin with do not fit.
         CorpusError: the corpus is missing, damaged, or has no text to train on.
         ClusterError: workers were lost more often than is allowed.
         LossError: the loss is out of order, and the run was to stop then.
@@ -76,8 +86,9 @@ def train(
     """
     began = time.time()
     config = _with_places(config)
+    manifest = read_manifest(str(config.data))
+    config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     assert config.data is not None and config.run is not None
-    manifest = read_manifest(config.data)
     if "train" not in manifest.splits:
         raise CorpusError(f"data={config.data} has no split train, only {', '.join(manifest.splits)}; prepare one")
     if config.cluster.kind != "ray":
@@ -91,10 +102,12 @@ def train(
     _check_workers(config, world_size=launched[1] if launched else None)
     limit = total_steps(config, plan)
     identity = run_identity(config, manifest, total_steps=limit)
-    build_model(config.model, vocab_size=manifest.vocab_size)
+    model = build_model(config.model, vocab_size=manifest.vocab_size)
     first_step = _step_at_hand(config, identity)
     if first_step >= limit:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
+    if config.init_from is not None and first_step == 0:
+        load_origin(model, origin_path(config.init_from), identity=identity)
     job = Job(
         config=config,
         total_steps=limit,
@@ -175,10 +188,13 @@ def _with_places(config: Config) -> Config:
     for name, value in (("data", config.data), ("run", config.run)):
         if value is None:
             raise ConfigError(f"{name}=null is not given; use {name}=FOLDER")
-    assert config.data is not None and config.run is not None
-    return config.model_copy(
-        update={place: storage.absolute(value) for place, value in (("data", config.data), ("run", config.run))}
+    places = {"data": config.data, "run": config.run, "init_from": config.init_from}
+    found = config.model_copy(
+        update={name: storage.absolute(place) for name, place in places.items() if place is not None}
     )
+    if found.init_from is not None and origin_run(found.init_from) == str(found.run).rstrip("/"):
+        raise ConfigError(f"init_from={config.init_from} is the run itself; use another run=FOLDER, or init_from=null")
+    return found
 
 
 def _step_at_hand(config: Config, identity: dict[str, str]) -> int:

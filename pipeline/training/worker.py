@@ -42,6 +42,7 @@ from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
 from pipeline.training.ledger import Event, Ledger, read_events
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
+from pipeline.training.origin import load_origin, origin_path
 from pipeline.training.parts import (
     build_model,
     choose_device,
@@ -248,6 +249,9 @@ def _go_on(
     skipped |= peers.from_first(_skipped(events, from_step=first_step))
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    identity = run_identity(config, manifest, total_steps=limit)
+    if config.init_from is not None and first_step == 0:
+        _take_weights(model, config.init_from, peers, identity=identity)
     lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
@@ -259,7 +263,7 @@ def _go_on(
         total_steps=limit,
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
         carry=config.stream.state == "carry",
-        identity=run_identity(config, manifest, total_steps=limit),
+        identity=identity,
         peers=peers,
         lanes=lanes,
         first_batch=lambda: next(batches(0, 1)),
@@ -336,6 +340,14 @@ def _go_on(
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
     return ending
+
+
+def _take_weights(model: LanguageModel, init_from: str, peers: Peers, *, identity: dict[str, str]) -> None:
+    """Gives the model of every rank the weights that the run begins with."""
+    path = peers.from_first(peers.agree(lambda: origin_path(init_from) if peers.first else init_from))
+    peers.agree(lambda: load_origin(model, path, identity=identity))
+    if peers.first:
+        log.info("beginning with the weights of %s", path)
 
 
 def _batches(

@@ -286,7 +286,7 @@ def test_a_ruined_model_is_not_evaluated(config: Train, capsys: pytest.CaptureFi
         assert told.out == ""
         assert told.err == (
             f"error: {checkpoint_path(str(here.run), TOTAL)} holds weights that are not finite;"
-            " use another one, by checkpoint=STEP: 50\n"
+            " use that of another step: 50\n"
         )
     assert main(["evaluate", f"run={here.run}", "checkpoint=50", "--json"]) == 0
     assert math.isfinite(json.loads(capsys.readouterr().out)["perplexity"])

@@ -1,0 +1,114 @@
+"""Weights of a run that was trained before: which checkpoint is meant, and a model that takes them.
+
+In: a run folder, the best or last checkpoint or a step, or the path of one. Out: the checkpoint, or a model with its
+weights. Refuses a checkpoint that is not there, damaged or not finite, and weights of other words or other shapes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model.language_model import LanguageModel
+from pipeline.training.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    all_finite,
+    best_step,
+    checkpoint_path,
+    committed_steps,
+    load_checkpoint,
+    own_part,
+)
+from pipeline.upgrades import upgraded_identity
+
+WEIGHTS_PREFIX = "model."
+SHAPELESS = ("model.dropout", "model.init_scale")  # what of the model's section its weights do not depend on
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The model's part of a checkpoint, by the model's own names."""
+    return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+
+
+def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
+    """(step, checkpoint, why this one, for people); as `load_trained` takes it."""
+    steps = committed_steps(run)
+    if not steps:
+        raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
+    if isinstance(which, int) and which not in steps:
+        raise CheckpointError(f"run={run} holds no checkpoint of step {which}; use one of {_listed(steps)}")
+    step = which if isinstance(which, int) else steps[-1]
+    checkpoint = load_checkpoint(checkpoint_path(run, step))
+    chosen = "as asked for" if isinstance(which, int) else "the last"
+    if which == "best":
+        validations = own_part(checkpoint)["validations"]
+        best = best_step(validations, steps)
+        num_validated = sum(each in validations for each in steps)
+        chosen = f"the best of {num_validated} validated"
+        if best is None:
+            chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
+        elif best != step:
+            step, checkpoint = best, load_checkpoint(checkpoint_path(run, best))
+    if not all_finite(checkpoint["state_dict"].values()):
+        others = _listed([each for each in steps if each != step])
+        mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
+        raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
+    return step, checkpoint, chosen
+
+
+def origin_run(place: str) -> str:
+    """The run folder of `init_from`, which is it or holds the checkpoint's file."""
+    return _split(place)[0]
+
+
+def origin_path(place: str) -> str:
+    """The checkpoint that `init_from` means: a file, or the best of a run folder.
+
+    Raises:
+        CheckpointError: it is not there, damaged or not finite.
+    """
+    run, which = _split(place)
+    try:
+        return checkpoint_path(run, choose_checkpoint(run, which)[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from={place} has no weights to begin with: {error}") from error
+
+
+def _split(place: str) -> tuple[str, Literal["best"] | int]:
+    found = re.fullmatch(rf"(.+)/{FOLDER}/step-(\d+)\.ckpt", place)
+    return (found[1], int(found[2])) if found else (place.rstrip("/"), "best")
+
+
+def load_origin(model: LanguageModel, path: str, *, identity: Mapping[str, str]) -> None:
+    """Gives a model the weights of a checkpoint.
+
+    Args:
+        model: of the run that begins.
+        path: the checkpoint's, as `origin_path` gives it.
+        identity: of that run.
+
+    Raises:
+        ConfigError: the checkpoint is of other words, or its weights have other shapes.
+    """
+    checkpoint = load_checkpoint(path)
+    found = upgraded_identity(own_part(checkpoint)["identity"], needed=identity)
+    if found["vocabulary"] != identity["vocabulary"]:
+        raise ConfigError(
+            f"init_from={path} has vocabulary {found['vocabulary'][:12]} and data={identity['vocabulary'][:12]};"
+            " prepare the corpus with corpus.vocabulary.path=VOCABULARY of the other run's corpus"
+        )
+    weights = weights_of(checkpoint)
+    shapes = [{name: each.shape for name, each in some.items()} for some in (weights, model.state_dict())]
+    if shapes[0] != shapes[1]:
+        keys = [key for key in identity if key.startswith("model.") and key not in SHAPELESS]
+        differing = [key for key in keys if found.get(key) != identity[key]]
+        named = ", ".join(f"{key} was {found.get(key)} and is {identity[key]}" for key in differing)
+        raise ConfigError(f"init_from={path} has weights of other shapes: {named}; set it back, or use init_from=null")
+    model.load_state_dict(weights)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(str(step) for step in steps)
