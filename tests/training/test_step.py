@@ -1,6 +1,7 @@
 """Law 5 on one process: the trainer's steps are those of the plain formula, written out here without Lightning."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,37 @@ def test_bf16_on_a_cpu_without_it_is_slow_and_not_refused(
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     assert losses[0] != losses[1]  # it was computed in bf16
+
+
+SCHEDULES = {
+    "step": (["optim.schedule.hold_epochs=1"], lambda step, epoch: 0.5 / 2**epoch),
+    "step, warmed up": (
+        ["optim.schedule.warmup_steps=2"],
+        lambda step, epoch: 0.25 * step if step <= 2 else 0.5 / 2 ** (epoch + 1),
+    ),
+    "cosine": (
+        ["optim.schedule.min_lr=0.1"],
+        lambda step, epoch: 0.1 + 0.2 * (1 + math.cos(math.pi * (step - 1) / 107)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_step_updates_at_its_own_rate_an_epochs_first_and_last_too(
+    name: str, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    overrides, expected = SCHEDULES[name]
+    config = small_config(
+        f"data={make_corpus()}",
+        f"run={tmp_path / 'run'}",
+        "max_steps=107",
+        "optim=sgd",
+        "optim.lr=0.5",
+        f"optim.schedule.kind={name.partition(',')[0]}",
+        *overrides,
+    )
+    train(config)
+    found = [json.loads(line) for line in Path(tmp_path, "run", "metrics.jsonl").read_text().splitlines()]
+    for record in found:
+        assert record["epoch"] == (record["step"] - 1) // 52
+        assert record["train/learning_rate"] == pytest.approx(expected(record["step"], record["epoch"]), rel=1e-12)
