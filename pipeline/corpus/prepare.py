@@ -588,14 +588,10 @@ def _jobs(units: Sequence[WorkUnit], digested: Sequence[Digested], vocabulary: M
 
 def _sound_receipts(jobs: Sequence[Job], data: str, *, run: _Runner) -> dict[Job, Receipt]:
     """The receipts of shards that need not be made: of the same key, and the shard is what the receipt says."""
-    found = {job: receipt for job in jobs if (receipt := _read_receipt(job, data)) and receipt.key == job.key}
-    candidates = list(found.items())
+    found = ((job, read_receipt(storage.join(data, job.receipt), Receipt)) for job in jobs)
+    candidates = [(job, receipt) for job, receipt in found if receipt is not None and receipt.key == job.key]
     sound = run("check", partial(is_sound, data=data), candidates, num_bytes=lambda item: item[1].size_bytes)
     return {job: receipt for (job, receipt), good in zip(candidates, sound, strict=True) if good}
-
-
-def _read_receipt(job: Job, data: str) -> Receipt | None:
-    return read_receipt(storage.join(data, job.receipt), Receipt)
 
 
 def is_sound(item: tuple[Job, Receipt], *, data: str) -> bool:
