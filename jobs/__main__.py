@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from jobs import console
 from pipeline.config import (
@@ -32,9 +33,11 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 USER_MISTAKE = 2
-INTERRUPTED = 130
 UNREAD = 1
+
+_heard: list[str] = []  # the signal that interrupted the verb
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,16 +53,20 @@ def main(arguments: Sequence[str]) -> int:
             print(_help(verb))
             return 0
         _refuse_flags(verb, rest)
-        importlib.import_module(f"jobs.{verb}").main(rest)
+        try:
+            importlib.import_module(f"jobs.{verb}").main(rest)
+        finally:
+            _hear_no_more()
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         return 128 + signal.Signals[stopped.cause].value
     except PipelineError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
-        return INTERRUPTED
+        causes = [each for each in (str(interrupt), *_heard) if each in signal.Signals.__members__]
+        return 128 + signal.Signals[causes[0] if causes else "SIGINT"].value
     return 0
 
 
@@ -106,7 +113,24 @@ def _set_up(arguments: Sequence[str]) -> None:
         environment |= {"RAY_gcs_server_port_wait_time_s": "3"}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    for number in ENDS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # not where it is ignored, as SIGHUP is under nohup
+            signal.signal(number, _interrupt)
     console.set_up()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends what a verb does in the way of Ctrl-C, so that it puts its things in order; once, for some send it twice."""
+    _hear_no_more()
+    _heard.append(signal.Signals(number).name)  # Ray raises the error anew, without its text
+    raise KeyboardInterrupt(_heard[-1])
+
+
+def _hear_no_more() -> None:
+    """What is left to do takes no time."""
+    for number in ENDS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _answer(arguments: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ class Worker:
         strategy: the class of the Trainer's strategy; None: Lightning's own.
         environment: Lightning's plugin for this cluster; None: there is none to know of.
         num_threads: of torch on the CPU; None: as many as torch likes.
-        stop_request: a wish of whoever started the workers that they stop, as a signal's name; for the first rank.
+        stop_request: a wish of whoever started the workers that they stop, as a signal's name; each rank asks.
         preempted: whether a machine of the group is about to be taken away; for the first rank.
         accelerator: `cpu` or `cuda`, where the cluster decides it; None: as configured.
     """
@@ -91,12 +91,18 @@ def threads_of_each(cluster: ClusterConfig, workers_here: int) -> int:
 
 @contextmanager
 def signals_to(tell: Callable[[str], None]) -> Iterator[None]:
-    """Has SIGTERM and Ctrl-C told by name instead of acted on."""
+    """Has SIGTERM, Ctrl-C and the terminal's end told by name instead of acted on.
+
+    Where SIGHUP is ignored, as under nohup, it stays so.
+    """
 
     def told(number: int, frame: FrameType | None) -> None:
         tell(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, told) for number in numbers}
     try:
         yield
     finally:

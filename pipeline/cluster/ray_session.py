@@ -1,7 +1,9 @@
 """Ray, started on this machine or joined, until the context ends."""
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +40,7 @@ def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = Tru
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.kind == "local":
-        with bare_heads():
+        with bare_heads(), _own_signals():
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -52,7 +54,8 @@ def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = Tru
     else:
         try:
             _knock(cluster.address or "auto")
-            ray.init(address=cluster.address or "auto", **quiet)
+            with _own_signals():
+                ray.init(address=cluster.address or "auto", **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"cluster.address={cluster.address or 'null'} reaches no Ray cluster ({one_line(error)}); give its"
@@ -64,6 +67,25 @@ def ray_session(cluster: ClusterConfig, *, num_cpus: int, keeps_idle: bool = Tru
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray is started meanwhile: SIGTERM is heard afterwards as before, and what it starts outlives the terminal.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came, which Ray takes for a wish to exit.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt(signal.SIGTERM.name) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

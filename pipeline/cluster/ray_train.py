@@ -6,7 +6,6 @@ process less to start and to share the cores with, and what it knows of the work
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,15 +34,12 @@ def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
     """
     cluster = launch.cluster
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
-    try:
-        with (
-            _environment(launch),
-            ray_session(cluster, num_cpus=num_cpus, keeps_idle=False),
-            TemporaryDirectory(prefix="ray-train-") as notes,
-        ):
-            return unwrapped(_trained(train, job, launch, notes=notes))
-    except SystemExit:  # while Ray starts, it takes SIGTERM in its own way
-        return signal.SIGTERM.name
+    with (
+        _environment(launch),
+        ray_session(cluster, num_cpus=num_cpus, keeps_idle=False),
+        TemporaryDirectory(prefix="ray-train-") as notes,
+    ):
+        return unwrapped(_trained(train, job, launch, notes=notes))
 
 
 @contextmanager

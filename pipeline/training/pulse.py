@@ -29,7 +29,7 @@ SETTLE_SECONDS = 1.0  # between two agreements
 MOST_STEPS = 1000  # between two agreements, whatever the clock says
 PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
 SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
-SIGNALS = ("SIGTERM", "SIGINT")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 RESIZE = "resize"  # of the cluster: these workers end, and others go on, more or fewer
 CAUSES = (*SIGNALS, RESIZE)
 
@@ -82,19 +82,21 @@ class Suspicion:
 
 
 class Host(Protocol):
-    """What the first rank asks the cluster that the ranks run on."""
+    """What the ranks ask the cluster that they run on."""
 
     def stop_request(self) -> str | None:
-        """One of CAUSES if the run is to stop."""
+        """One of CAUSES if the run is to stop; each rank asks, and one that hears of it is enough."""
 
     def preempted(self) -> bool:
-        """Whether a machine of the run is about to be taken away."""
+        """Whether a machine of the run is about to be taken away; the first rank asks."""
 
 
 class Signals:
-    """Takes SIGTERM and Ctrl-C for wishes to stop. A second Ctrl-C, not right after the first, stops at once.
+    """Takes SIGTERM, Ctrl-C and the terminal's end for wishes to stop; a second Ctrl-C, not right after, stops at once.
 
-    In a process whose training runs in another thread than the main one, which is not told of signals, it does nothing.
+    SIGHUP stays ignored where it is, as under nohup; SIGINT, which shells have their background jobs ignore, is heard
+    again. In a process whose training runs in another thread than the main one, which is not told of signals, it does
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -107,6 +109,8 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = signal.Signals[name]
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
@@ -250,7 +254,7 @@ class Pulse(Callback):
         """One collective: the losses since the last one, and what each rank has to say."""
         first = module.peers.first
         now = time.perf_counter()
-        cause = self._signals.cause or (self._asked_to_stop(now) if first else None)
+        cause = self._signals.cause or self._asked_to_stop(now)
         wishes = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
         measured, sums = module.settle([*wishes, *decided])

@@ -16,15 +16,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from forks import Fork
+from forks import Fork, minding
 from processes import children, command_line, descendants, gone, stat
 from test_resume import assert_same, records
 
@@ -111,10 +112,18 @@ class Command:
         log: that file.
         environment: besides that of the tests.
         afresh: by a new Python, not by a fork of one that has made its imports.
+        ignored: signals that it is to ignore.
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, run: str, log: Path, environment: Mapping[str, str], afresh: bool
+        self,
+        arguments: Sequence[str],
+        *,
+        run: str,
+        log: Path,
+        environment: Mapping[str, str],
+        afresh: bool,
+        ignored: Collection[int],
     ) -> None:
         self.run = run
         self._log = log
@@ -128,9 +137,10 @@ class Command:
                     cwd=ROOT,
                     env=environment,
                     start_new_session=True,
+                    preexec_fn=partial(minding, ignored),  # noqa: PLW1509 it takes no lock
                 )
                 if afresh
-                else Fork(arguments, log=log, folder=ROOT, environment=environment)
+                else Fork(arguments, log=log, folder=ROOT, environment=environment, ignored=ignored)
             )
 
     @property
@@ -287,6 +297,7 @@ class World:
         program: Sequence[str] = JOBS,
         environment: Mapping[str, str] | None = None,
         afresh: bool = False,
+        ignored: Collection[int] = (),
     ) -> Command:
         """Begins `python -m jobs train`, or goes on with it.
 
@@ -297,18 +308,24 @@ class World:
             program: what Python is to run.
             environment: besides that of the tests.
             afresh: by a new Python, not by a fork of one that has made its imports.
+            ignored: signals that it is to ignore.
         """
         run = run or self.run()
         more = [] if workers is None else [f"cluster.num_workers={workers}"]
         command = Command(
-            [*program, "train", f"data={self.data}", f"run={run}", *SETTINGS, *more, *overrides],
+            [*program, *self.verb(run), *more, *overrides],
             run=run,
             log=self.folder / f"command-{len(self.commands)}.log",
             environment=environment or {},
             afresh=afresh,
+            ignored=ignored,
         )
         self.commands.append(command)
         return command
+
+    def verb(self, run: str) -> list[str]:
+        """What makes a program train."""
+        return ["train", f"data={self.data}", f"run={run}", *SETTINGS]
 
     def script(self, harm: str = "pass", *, factor: str = "1.0", more: str = "") -> list[str]:
         """A program that does as `-m jobs` does, but for a fault.
@@ -391,7 +408,9 @@ def await_end(pids: Sequence[int]) -> None:
 
 
 SIGNALS = [
-    (number, target) for number in (signal.SIGTERM, signal.SIGINT) for target in ("the command", "the whole group")
+    (number, target)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for target in ("the command", "the whole group")
 ]
 
 

@@ -9,7 +9,7 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -26,12 +26,21 @@ class Fork:
         log: where it tells what it has to tell.
         folder: in which it works.
         environment: all of it.
+        ignored: signals that it is to ignore, as a shell has its background jobs and nohup do it.
     """
 
-    def __init__(self, arguments: Sequence[str], *, log: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        ignored: Collection[int] = (),
+    ) -> None:
         begin_imports([WORKER])
         self._process = get_context("forkserver").Process(
-            target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment))
+            target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment), ignored)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -50,11 +59,22 @@ class Fork:
         return self._process.exitcode
 
 
-def _as_python(arguments: list[str], log: str, folder: str, environment: dict[str, str]) -> None:
-    os.setsid()
+def minding(ignored: Collection[int]) -> None:
+    """Signals are as a Python that a terminal starts has them, whatever those of the tests are; but for some."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
-    told = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+
+
+def _as_python(
+    arguments: list[str], log: str, folder: str, environment: dict[str, str], ignored: Collection[int]
+) -> None:
+    os.setsid()
+    minding(ignored)
+    told = os.open(log, os.O_RDWR | os.O_APPEND)  # where it is a terminal, it is this session's from now on
     os.dup2(told, 1)
     os.dup2(told, 2)
     os.chdir(folder)

@@ -1,11 +1,17 @@
 """A signal asks a run to stop: it is saved at the next step and goes on from there, whenever the signal comes."""
 
+import os
+import pty
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from faulty_runs import (
+    JOBS,
     PATIENCE_SECONDS,
+    ROOT,
     SIGNALS,
     Draw,
     World,
@@ -18,6 +24,7 @@ from faulty_runs import (
     send,
     status,
 )
+from forks import Fork
 
 from pipeline.training.ledger import read_events
 
@@ -29,8 +36,10 @@ pytestmark = [
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
-    steps = draw.steps((8, 58), (70, 120))
-    for step, (number, target) in zip(steps, draw.order(SIGNALS), strict=False):
+    steps = draw.steps((8, 40), (55, 80), (95, 120))
+    numbers = draw.order(sorted({number for number, _ in SIGNALS}))
+    for step, number in zip(steps, numbers, strict=True):
+        target = draw.one([target for _, target in SIGNALS])
         command = world.train(workers=workers)
         reached = command.reach(step)
         send(command, number, target)
@@ -55,6 +64,52 @@ def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, worl
         told = command.end((128 + number, -number))
         assert "Traceback" not in told, told
         await_end(command.survivors())
+    world.train(workers=workers).end()
+    assert_same_run(world.run(), world.reference(workers=workers))
+
+
+def test_where_a_signal_is_ignored_it_stays_so_or_is_heard_again(world: World, draw: Draw) -> None:
+    """SIGHUP as under nohup; SIGINT as in the background of a script, also before the training begins to listen."""
+    first, second = draw.steps((8, 40), (60, 100))
+    command = world.train(workers=2, ignored=[signal.SIGHUP])
+    command.reach(first)
+    send(command, signal.SIGHUP, "the whole group")
+    command.reach(first + 10)
+    send(command, signal.SIGTERM, "the command")
+    command.end(128 + signal.SIGTERM)
+    command = world.train(workers=2, ignored=[signal.SIGINT])
+    command.reach(second)
+    send(command, signal.SIGINT, draw.one(["the command", "the whole group"]))
+    assert_last_line(command.end(128 + signal.SIGINT), f"stopped: run={world.run()} is saved at step ")
+    command = world.train(workers=2, ignored=[signal.SIGINT], afresh=True)
+    command.await_that("two workers", lambda: len(command.workers()) == 2)
+    time.sleep(draw.one([0.0, 0.3, 0.6, 1.0]))
+    send(command, signal.SIGINT, "the command")
+    command.end(128 + signal.SIGINT)
+    world.train(workers=2).end()
+    assert_same_run(world.run(), world.reference(workers=2))
+    assert_sound(world.run(), world.plan, faults=[])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_that_closes_loses_nothing(workers: int, world: World, draw: Draw) -> None:
+    """It takes what the command tells with it, and may tell of its end more than once."""
+    ours, theirs = pty.openpty()
+    arguments = [*JOBS, *world.verb(world.run()), f"cluster.num_workers={workers}", "logging.progress=true"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = Fork(arguments, log=Path(os.ttyname(theirs)), folder=ROOT, environment=environment)
+    step, told = draw.step(20, 100), b""
+    while recorded(world.run()) < step:
+        assert command.poll() is None, told
+        told += os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)
+    with suppress(ProcessLookupError):
+        os.killpg(command.pid, signal.SIGHUP)
+    assert command.wait(PATIENCE_SECONDS) == 128 + signal.SIGHUP
+    stop = read_events(world.run())[-1]
+    assert (stop["event"], stop["cause"], stop["step"]) == ("stop", "SIGHUP", saved(world.run()))
+    assert step <= saved(world.run()) == recorded(world.run())
     world.train(workers=workers).end()
     assert_same_run(world.run(), world.reference(workers=workers))
 
