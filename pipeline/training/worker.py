@@ -60,7 +60,7 @@ from pipeline.training.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 WRITER_LOCK_NAME = ".writer.lock"
-ORPHAN_SECONDS = 60.0  # for the writer of a command that was killed to end too
+ORPHAN_SECONDS = 10.0  # for the writer of a command that was killed, beyond its time to save
 
 
 class Place(Host, Protocol):
@@ -129,7 +129,10 @@ def work(place: Place, job: Job) -> Ending:
     with ExitStack() as until_the_end:
         run = job.config.run
         assert run is not None
-        peers.agree(lambda: _take_writers_lock(run, until_the_end) if peers.first else None)
+        patience_seconds = job.config.cluster.grace_seconds + ORPHAN_SECONDS  # so long such a rank may take to end
+        peers.agree(
+            lambda: _take_writers_lock(run, until_the_end, patience_seconds=patience_seconds) if peers.first else None
+        )
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
@@ -200,7 +203,7 @@ def _common_ground(job: Job) -> Manifest:
     return manifest
 
 
-def _take_writers_lock(run: str, until: ExitStack) -> None:
+def _take_writers_lock(run: str, until: ExitStack, *, patience_seconds: float) -> None:
     """Keeps the run folder to one first rank: that of a command that was killed may live a little longer.
 
     Raises:
@@ -209,7 +212,7 @@ def _take_writers_lock(run: str, until: ExitStack) -> None:
     if not storage.is_local(run):
         return
     lock = until.enter_context(Path(run, WRITER_LOCK_NAME).open("a"))  # noqa: SIM115
-    deadline = time.monotonic() + ORPHAN_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

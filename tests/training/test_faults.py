@@ -78,14 +78,35 @@ def test_the_same_command_waits_for_the_workers_of_one_that_was_killed(world: Wo
     assert status(world.run())["state"] == "finished"
 
 
-def test_workers_that_lose_their_command_while_they_start_end_too(world: World, draw: Draw) -> None:
-    command = world.train(workers=2, afresh=True)
+@pytest.mark.parametrize("ignored", [[], [signal.SIGINT]], ids=["", "in the background of a script"])
+def test_workers_that_lose_their_command_while_they_start_end_too(ignored: list[int], world: World, draw: Draw) -> None:
+    command = world.train(workers=2, afresh=True, ignored=ignored)
     command.await_that("two workers", lambda: len(command.workers()) == 2)
     orphans = command.workers()
     time.sleep(draw.one([0.0, 0.5, 1.0, 1.5, 2.0, 2.5]))
     kill(command.process.pid, signal.SIGKILL)
     await_end(orphans)
     assert recorded(world.run()) < TOTAL, command.told
+    world.train(workers=2).end()
+    assert_same_run(world.run(), world.reference(workers=2))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_worker_that_waits_for_one_that_never_comes_ends_with_its_command(
+    begun: bool, world: World, draw: Draw
+) -> None:
+    """In the exchange of gradients, or before: nothing wakes it there."""
+    command = world.train("cluster.grace_seconds=3", workers=2, afresh=not begun)
+    if begun:
+        command.reach(draw.step(20, 70))
+    command.await_that("two workers", lambda: len(command.workers()) == 2)
+    orphans = command.workers()
+    absent = orphans.pop(draw.one([0, 1]))
+    kill(absent, signal.SIGSTOP)
+    time.sleep(draw.one([0.0, 0.5, 2.0]))
+    kill(command.process.pid, signal.SIGKILL)
+    await_end(orphans)
+    kill(absent, signal.SIGKILL)
     world.train(workers=2).end()
     assert_same_run(world.run(), world.reference(workers=2))
 
@@ -374,6 +395,18 @@ def stopped_while_it_restarts(world: World, draw: Draw) -> list[tuple[str, int |
     return [("worker", rank)]
 
 
+def lost_right_before_a_wish(world: World, draw: Draw) -> list[tuple[str, int | None]]:
+    """A worker is killed, and a signal asks for the end before anybody has noticed."""
+    command = world.train(workers=2)
+    command.reach(draw.step(20, 100))
+    rank, (number, target) = draw.one([0, 1]), draw.one(SIGNALS)
+    kill(command.workers()[rank], signal.SIGKILL)
+    send(command, number, target)
+    assert_last_line(command.end(128 + number), f"stopped: run={world.run()} is saved at step ")
+    world.train(workers=2).end()
+    return [("worker", rank)]
+
+
 def stopped_while_a_rank_hangs(world: World, draw: Draw) -> list[tuple[str, int | None]]:
     """A rank that cannot hear is killed when the time for it is over."""
     command = world.train("cluster.grace_seconds=3", workers=2)
@@ -400,7 +433,13 @@ def killed_while_it_stops(world: World, draw: Draw) -> list[tuple[str, int | Non
 
 @pytest.mark.parametrize(
     "harm",
-    [damaged_while_it_restarts, stopped_while_it_restarts, stopped_while_a_rank_hangs, killed_while_it_stops],
+    [
+        damaged_while_it_restarts,
+        stopped_while_it_restarts,
+        lost_right_before_a_wish,
+        stopped_while_a_rank_hangs,
+        killed_while_it_stops,
+    ],
     ids=lambda harm: harm.__name__,
 )
 def test_two_faults_at_once(

@@ -10,12 +10,14 @@ import pytest
 from faulty_runs import (
     JOBS,
     PATIENCE_SECONDS,
+    TOTAL,
     Command,
     Draw,
     World,
     assert_last_line,
     assert_same_run,
     assert_sound,
+    await_end,
     children,
     command_line,
     gone,
@@ -62,6 +64,18 @@ def test_torchrun_starts_and_stops_and_restarts_it(world: World, draw: Draw) -> 
     assert found["state"] == "finished"
     assert found["num_attempts"] == 3
     assert found["tokens_replayed"] == made_again(world.run(), world.plan)
+
+
+def test_ranks_of_a_torchrun_that_is_killed_do_not_train_on(world: World, draw: Draw) -> None:
+    command = world.train(program=[*TORCHRUN, *JOBS])
+    reached = command.reach(draw.step(20, 70))
+    ranks = ranks_of(command)
+    kill(command.process.pid, signal.SIGKILL)
+    await_end(ranks)
+    assert reached <= saved(world.run()) < TOTAL
+    assert "Traceback" not in command.told, command.told
+    world.train(workers=2).end()
+    assert_same_run(world.run(), world.reference(workers=2))
 
 
 def free_port() -> int:
