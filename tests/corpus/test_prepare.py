@@ -1,9 +1,11 @@
 """Preparation: bytes are a function of input and configuration; a rerun does what is missing; mistakes cost nothing."""
 
+import gzip
 import hashlib
 import json
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -18,7 +20,8 @@ from pipeline import storage
 from pipeline.cluster.tasks import run_here
 from pipeline.corpus import prepare as module
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.corpus.prepare import most_frequent, prepare
+from pipeline.corpus.prepare import digest_unit, most_frequent, prepare
+from pipeline.corpus.sources import WorkUnit
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
@@ -333,6 +336,79 @@ def test_killed_at_any_step_a_reader_sees_a_whole_corpus_or_none_and_a_rerun_mak
         prepare(corpus, str(data), run_tasks=run_here)
         assert digests(data) == whole
     assert number > 15
+
+
+ROWS = [{"text": f"A b, w{number}\nb", "other": f"c c. w{number % 7}"} for number in range(60)]
+VOCABULARY = {"size": None, "min_count": 1, "path": None}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"lowercase": False}, {"lowercase": True}),
+        ({"words": "whitespace"}, {"words": "words"}),
+        ({"eos": "line"}, {"eos": "document"}),
+        ({"text_column": "text"}, {"text_column": "other"}),
+        ({"documents": "files"}, {"documents": "lines"}),
+        ({"train": "a.jsonl"}, {"train": "b.jsonl"}),
+        ({"valid_fraction": 0.0}, {"valid_fraction": 0.5}),
+        ({"valid_fraction": 0.3}, {"valid_fraction": 0.5}),
+        ({"valid_fraction": 0.3}, {"test_fraction": 0.3}),
+        ({"vocabulary": VOCABULARY}, {"vocabulary": VOCABULARY | {"size": 4}}),
+        ({"vocabulary": VOCABULARY | {"size": 4}}, {"vocabulary": VOCABULARY | {"size": 5}}),
+        ({"vocabulary": VOCABULARY}, {"vocabulary": VOCABULARY | {"min_count": 40}}),
+        ({"vocabulary": VOCABULARY}, {"vocabulary": VOCABULARY | {"path": "words"}}),
+        ({"vocabulary": VOCABULARY | {"path": "words"}}, {"vocabulary": VOCABULARY | {"path": "other"}}),
+        ({"train": "a.jsonl"}, {"train": ("a.jsonl", "copy.jsonl")}),
+    ],
+)
+def test_what_is_changed_gives_the_bytes_of_a_fresh_preparation(tmp_path, monkeypatch, first, second):
+    monkeypatch.chdir(tmp_path)
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    for name, content in {
+        "a.jsonl": text,
+        "copy.jsonl": text,
+        "b.jsonl": text.replace("w1", "w9"),
+        "words": "b\nA\n",
+        "other": "A\nb\n",
+    }.items():
+        Path(name).write_text(content)
+    for data, changes in (("data", first), ("data", second), ("fresh", second), ("data", first), ("whole", first)):
+        prepare(corpus_config(**{"train": "a.jsonl", "vocabulary": VOCABULARY} | changes), data, run_tasks=run_here)
+        assert data != "fresh" or digests("data") == digests("fresh")
+    assert digests("data") == digests("whole") != digests("fresh")
+
+
+def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
+    packed = gzip.compress(b'{"text": "one two"}\n', mtime=0)
+    for name in ("a.jsonl.gz", "a.bin"):
+        (tmp_path / name).write_bytes(packed)
+    corpus = corpus_config(train=str(tmp_path))
+    unit = WorkUnit("train", "jsonl", str(tmp_path / "a.jsonl.gz"), 0, len(packed), len(packed), True, 0.0, 1.0)
+    changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}]
+    changes.append({"format": "text", "path": str(tmp_path / "a.bin")})
+    keys = [digest_unit(replace(unit, **each), corpus=corpus).key for each in ({}, *changes)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_is_kept_is_told(texts, tmp_path):
+    class Notes(module.NoProgress):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    def notes():
+        progress = Notes()
+        made = prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here, progress=progress)
+        return progress.notes, sum(len(split.shards) for split in made.splits.values())
+
+    found, num_shards = notes()
+    assert found == []
+    assert notes()[0] == [f"unchanged: all {num_shards} shards are kept"]
+    (tmp_path / "data" / "train" / "00001.arrow").unlink()
+    assert notes()[0] == [f"{num_shards - 1} of {num_shards} shards are kept"]
 
 
 def test_a_file_that_grows_ends_later(tmp_path):
