@@ -17,6 +17,7 @@ from pipeline.cluster.group import Launch, Loss
 from pipeline.cluster.launchers import Rank, told_rank
 from pipeline.cluster.workers import expect_workers, run_workers
 from pipeline.config import Config, load
+from pipeline.training.dashboard import what_waits
 from pipeline.training.display import Display, Follower
 from pipeline.training.job import Ending, Job, exchange_seconds
 from pipeline.training.ledger import Ledger, read_events
@@ -103,8 +104,9 @@ def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
 def _tell_what_waits(config: Config) -> None:
     if config.tracking.kind == "none" or config.run is None:
         return
-    from pipeline.training.monitor import what_waits
-
+    launched = launched_ranks() if config.cluster.kind == "none" else None
+    if launched is not None and launched[0] > 0:
+        return
     if line := what_waits(storage.absolute(config.run)):
         print(line)
 

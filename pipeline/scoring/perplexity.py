@@ -45,9 +45,9 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def shown_number(value: float | None, *, digits: int = 2) -> str:
-    """For people; None is a number that is not finite, as in records."""
-    return "not finite" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+def shown_number(value: float, *, digits: int = 2) -> str:
+    """For people."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
 @torch.inference_mode()

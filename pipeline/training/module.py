@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     Attributes:
         step: the update's number.
         nats: of the global batch.
-        gradient_norm: of the global gradient before clipping; if it is not finite, the weights are not from then on.
+        gradient_norm: of the global gradient, before clipping; if it is not finite, the update has spoilt the weights.
     """
 
     step: int

@@ -9,7 +9,6 @@ import math
 import shlex
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
-from pipeline.errors import ConfigError
 from pipeline.scoring.perplexity import Score, finite
+from pipeline.training.dashboard import sync_line, tracking_id
 from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 
 PROJECT = "wordlanes"  # on the dashboard, where nobody names another
 SERVER_SECONDS = 60.0  # for its server, at a run's start and at its end
-ID_NAME, PLACE_NAME = "tracking-id", "tracking-place"
 
 
 class Tracker(Protocol):
@@ -135,60 +133,6 @@ class WandbTracker:
             ) from error
         if self._elsewhere is not None and (line := sync_line(self._elsewhere, identity=self._run.id)):
             log.info("%s", line)
-
-
-def sync_line(folder: str, *, identity: str | None) -> str | None:
-    """How to send what was kept offline in a folder; None if nothing of it waits.
-
-    Args:
-        folder: where wandb's own files are.
-        identity: of the run; parts of the run that this one is a copy of are sent as its own.
-    """
-    parts = sorted(Path(folder, "wandb").glob("offline-run-*"))
-    waiting = [part for part in parts if not any(part.glob("*.wandb.synced"))]
-    if not waiting:
-        return None
-    others = any(not part.name.endswith(f"-{identity}") for part in waiting)
-    command = ["wandb", "sync", *(["--id", identity] if identity and others else []), *map(str, waiting)]
-    kept = "1 part of this run is" if len(waiting) == 1 else f"{len(waiting)} parts of this run are"
-    return f"{kept} kept offline; to send: {shlex.join(command)}"
-
-
-def what_waits(run: str) -> str | None:
-    """The `sync_line` of a run folder; what a run in an object store keeps, lies with its first worker."""
-    if not storage.is_local(run) or not Path(run, ID_NAME).exists():
-        return None
-    return sync_line(run, identity=storage.read_bytes(storage.join(run, ID_NAME)).decode())
-
-
-def tracking_id(run: str) -> str:
-    """The run's name on the dashboard's side: the same for every attempt, and another one for a copy of the folder.
-
-    Beside it stands the place where it was last used: a folder that is found elsewhere was copied if there is one with
-    this name at that place still, and else moved.
-    """
-    id_path, place_path = (storage.join(run, name) for name in (ID_NAME, PLACE_NAME))
-    identity = _read(id_path)
-    place = _read(place_path)
-    if identity is None or (place not in (None, run) and _is_copy(run, of=str(place), identity=identity)):
-        identity = uuid.uuid4().hex[:8]
-        storage.publish_bytes(id_path, identity.encode())
-    if place != run:
-        storage.publish_bytes(place_path, run.encode())
-    return identity
-
-
-def _is_copy(run: str, *, of: str, identity: str) -> bool:
-    try:
-        if _read(storage.join(of, ID_NAME)) != identity:
-            return False
-        return not (storage.is_local(run) and storage.is_local(of) and Path(run).samefile(of))
-    except (ConfigError, OSError):  # it cannot be reached any more
-        return False
-
-
-def _read(path: str) -> str | None:
-    return storage.read_bytes(path).decode() if storage.exists(path) else None
 
 
 class GuardedTracker:

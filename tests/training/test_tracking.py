@@ -18,7 +18,8 @@ from wandb_server import serving
 from jobs import train as train_job
 from pipeline.config import Config, TrackingConfig, load
 from pipeline.training import monitor
-from pipeline.training.monitor import WandbTracker, sync_line, tracking_id, what_waits
+from pipeline.training.dashboard import sync_line, tracking_id, what_waits
+from pipeline.training.monitor import WandbTracker
 
 KEY = "0123456789" * 4
 
