@@ -1,6 +1,5 @@
 """`python -m jobs demo`: the whole path on the documentation of this Python, and a table of what came out."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.scoring.perplexity import shown_number
-from pipeline.training.records import METRICS_NAME
+from pipeline.training.records import METRICS_NAME, read_records
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,8 +55,8 @@ def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
 
 def _words_per_second(run: str) -> float:
     """Over all logged steps: their words by their seconds."""
-    records = [json.loads(line) for line in Path(run, METRICS_NAME).read_text().splitlines()]
-    speeds = [record["speed/tokens_per_second"] for record in records if "speed/tokens_per_second" in record]
+    records = read_records(storage.join(run, METRICS_NAME))
+    speeds = [speed for record in records if (speed := record.get("speed/tokens_per_second"))]
     return len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0
 
 

@@ -33,15 +33,16 @@ log = logging.getLogger("pipeline.jobs")
 def main(arguments: Sequence[str]) -> None:
     """Trains and says how it ended, and how to send what a dashboard has not got yet."""
     config = load(Config, arguments)
-    try:
-        report(run(config))
-    finally:
-        _tell_what_waits(config)
-
-
-def run(config: Config) -> "Outcome":
-    """Trains on the cluster of the configuration, as one of several processes if a launcher says so."""
     rank = told_rank(os.environ, config.cluster)
+    try:
+        report(run(config, rank))
+    finally:
+        if rank is None or rank.rank == 0:
+            _tell_what_waits(config)
+
+
+def run(config: Config, rank: Rank | None) -> "Outcome":
+    """Trains on the cluster of the configuration; as one of several processes if a launcher gave this one a rank."""
     expect_workers(config.cluster, launched=rank, modules=[WORKER])
     from pipeline.training.trainer import train
 
@@ -103,9 +104,6 @@ def _tell_of_loss(run: str, attempt: int, loss: Loss) -> None:
 
 def _tell_what_waits(config: Config) -> None:
     if config.tracking.kind == "none" or config.run is None:
-        return
-    launched = launched_ranks() if config.cluster.kind == "none" else None
-    if launched is not None and launched[0] > 0:
         return
     if line := what_waits(storage.absolute(config.run)):
         print(line)

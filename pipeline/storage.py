@@ -104,7 +104,7 @@ def join(folder: str, *names: str) -> str:
 
 def absolute(path: str) -> str:
     """The path so that it holds from any working folder; an object store's is that already."""
-    return str(Path(resolve(path)[1]).resolve()) if is_local(path) else path
+    return os.path.realpath(resolve(path)[1]) if is_local(path) else path  # Path.resolve raises for a loop of links
 
 
 def canonical(path: str) -> str:
@@ -253,6 +253,20 @@ def read_bytes(path: str) -> bytes:
     """The whole file."""
     with open_read(path) as file, _reached(path):
         return file.read()
+
+
+def read_or_nothing(path: str) -> bytes:
+    """The whole file; nothing where there is none.
+
+    Raises:
+        ConfigError: something is there that cannot be read, such as a folder.
+    """
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def sha256(path: str) -> str:

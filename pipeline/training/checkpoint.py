@@ -1,23 +1,71 @@
 """Checkpoints: written whole, refused unless whole.
 
 In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark that it is committed,
-`step-<n>.ckpt.sha256`. Refuses, by name, a file that does not match its digest and a checkpoint of another run.
+`step-<n>.ckpt.sha256`. Refuses, by name, a file that does not match its digest, one that is no checkpoint of a run, and
+a checkpoint of another run. Files of other names in the folder are the user's.
 """
 
 import math
+import pickle
 import re
+import struct
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.upgrades import upgraded_identity
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
+WEIGHTS_PREFIX = "model."  # of their names in a checkpoint
 FOLDER = "checkpoints"
+MARK = ".sha256"
+NAME = r"step-(0|[1-9][0-9]*)\.ckpt"
 Checkpoint = dict[str, Any]
+# what torch.load raises for bytes that are no archive of tensors and plain values, by where it notices
+UNLOADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+)
+
+# what a checkpoint of a run holds, and of which kind: by path of keys
+SHAPE: dict[tuple[str, ...], type | tuple[type, ...]] = {
+    ("state_dict",): dict,
+    ("state_dict", f"{WEIGHTS_PREFIX}embedding_VE"): object,
+    ("global_step",): int,
+    (OWN_KEY,): dict,
+    (OWN_KEY, "identity"): dict,
+    (OWN_KEY, "identity", "vocabulary"): str,
+    (OWN_KEY, "validations"): dict,
+}
+# and what it takes to go on from it
+SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
+    ("epoch",): int,
+    ("pytorch-lightning_version",): str,
+    ("loops",): dict,
+    ("loops", "fit_loop"): dict,
+    ("loops", "fit_loop", "epoch_loop.batch_progress"): dict,
+    ("optimizer_states",): list,
+    ("lr_schedulers",): list,
+    (OWN_KEY, "hidden_KLP"): object,
+    (OWN_KEY, "cell_KLH"): object,
+    (OWN_KEY, "interval_nats"): (int, float),
+    (OWN_KEY, "interval_targets"): int,
+    (OWN_KEY, "loss_history"): list,
+    (OWN_KEY, "skipped"): list,
+}
 
 
 def checkpoint_path(run: str, step: int) -> str:
@@ -27,48 +75,145 @@ def checkpoint_path(run: str, step: int) -> str:
 
 def committed_steps(run: str) -> list[int]:
     """The steps of which the run folder holds a committed checkpoint, rising."""
-    names = storage.list_files(storage.join(run, FOLDER))
-    found = [re.search(r"/step-(\d+)\.ckpt\.sha256$", name) for name in names]
+    return _steps(run, rf"{NAME}{re.escape(MARK)}")
+
+
+def uncommitted_steps(run: str) -> list[int]:
+    """The steps of which it holds a checkpoint without a mark, rising."""
+    return sorted({*_steps(run, NAME)} - {*committed_steps(run)})
+
+
+def _steps(run: str, name: str) -> list[int]:
+    folder = storage.join(run, FOLDER)
+    found = [re.search(rf"/{FOLDER}/{name}$", path) for path in storage.list_files(folder)]
     return sorted(int(match[1]) for match in found if match)
 
 
 def remove_uncommitted(run: str) -> None:
     """Removes what a kill left behind of a checkpoint that it cut short."""
-    committed = {checkpoint_path(run, step) for step in committed_steps(run)}
+    for step in uncommitted_steps(run):
+        storage.remove(checkpoint_path(run, step))
     for path in storage.list_files(storage.join(run, FOLDER)):
-        if path.endswith(".tmp") or (path.endswith(".ckpt") and path not in committed):
+        if re.search(rf"/{FOLDER}/{NAME}({re.escape(MARK)})?\.tmp$", path):
             storage.remove(path)
 
 
-def save_checkpoint(checkpoint: Mapping[str, Any], path: str) -> None:
-    """Writes a checkpoint whole, then its digest, which commits it."""
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str) -> int:
+    """Writes a checkpoint whole, then its digest, which commits it; returns its size in bytes."""
+    import torch
+
     with storage.publish(path) as file:
         digesting = storage.DigestingFile(file)
         torch.save(dict(checkpoint), cast(Any, digesting))
-    storage.publish_bytes(f"{path}.sha256", digesting.sha256().encode() + b"\n")
+    storage.publish_bytes(f"{path}{MARK}", digesting.sha256().encode() + b"\n")
+    return digesting.tell()
 
 
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU, after its digest is known to match.
+def load_checkpoint(path: str) -> Checkpoint:
+    """Reads a checkpoint to the CPU, after its digest is known to match. Nothing in it is run.
 
     Raises:
-        CheckpointError: it is missing, or its bytes are not those that were written.
+        CheckpointError: it is missing, its bytes are not those that were written, or they are no tensors and plain
+            values.
     """
-    mark = f"{path}.sha256"
-    if not storage.exists(path) or not storage.exists(mark):
-        missing, there = (mark, path) if storage.exists(path) else (path, mark)
-        raise CheckpointError(f"{missing} does not exist; remove {there} to go on from the checkpoint before")
-    needed = storage.read_bytes(mark).decode(errors="replace").strip()
-    if (found := storage.sha256(path)) != needed:
+    import torch
+
+    mark = f"{path}{MARK}"
+    try:
+        if not storage.exists(path) or not storage.exists(mark):
+            missing, there = (mark, path) if storage.exists(path) else (path, mark)
+            raise CheckpointError(f"{missing} does not exist; remove {there} to go on from the checkpoint before")
+        needed = storage.read_bytes(mark).decode(errors="replace").strip()
+        if (found := storage.sha256(path)) != needed:
+            raise CheckpointError(
+                f"{path} is damaged: found sha256 {found} of {storage.size_bytes(path)} bytes, needed {needed};"
+                f" {_mend(path)}"
+            )
+        with storage.open_read(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on archives of another kind, which are refused
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
         raise CheckpointError(
-            f"{path} is damaged: found sha256 {found} of {storage.size_bytes(path)} bytes, needed {needed};"
-            f" remove it and {mark} to go on from the checkpoint before"
-        )
-    with storage.open_read(path) as file:
-        return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+            f"{path} cannot be read ({error.strerror or error}); mend it, or {_mend(path)}"
+        ) from error
+    except UNLOADABLE as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint: torch cannot load it as tensors and plain values ({type(error).__name__});"
+            f" {_mend(path)}"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} is no checkpoint: found {type(loaded).__name__}, needed dict; {_mend(path)}")
+    return loaded
 
 
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool) -> None:
+    """Compares what a checkpoint holds with what one of a run holds.
+
+    Args:
+        checkpoint: as it was loaded.
+        path: of its file.
+        step: in the file's name.
+        to_resume: whether training is to go on from it; else its weights are enough.
+
+    Raises:
+        CheckpointError: it lacks something, or is of another step than its name says.
+    """
+    for keys, kind in (SHAPE_TO_RESUME if to_resume else SHAPE).items():
+        found: Any = checkpoint
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None or not isinstance(found, kind):
+            there = "nothing" if found is None else type(found).__name__
+            raise CheckpointError(
+                f"{path} is no checkpoint of a run of this pipeline: found {there} at {'.'.join(keys)}; {_mend(path)}"
+            )
+    if checkpoint["global_step"] != step:
+        raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
+
+
+def check_weights(checkpoint: Checkpoint, weights: Mapping[str, Any], *, path: str) -> None:
+    """Compares the weights of a checkpoint with those of the model of its configuration, by name and shape.
+
+    Args:
+        checkpoint: whose shape was checked.
+        weights: the model's own, by the model's names.
+        path: of the checkpoint's file.
+
+    Raises:
+        CheckpointError: names the first that is missing, not known or of another shape.
+    """
+    there = checkpoint["state_dict"]
+    needed = {f"{WEIGHTS_PREFIX}{name}": tuple(tensor.shape) for name, tensor in weights.items()}
+    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in there.items()}
+    for name in [*needed, *(name for name in found if name not in needed)]:
+        if found.get(name) != needed.get(name):
+            raise CheckpointError(
+                f"{path} does not fit the model: {name} is {found.get(name)}, needed {needed.get(name)}; {_mend(path)}"
+            )
+
+
+def _mend(path: str) -> str:
+    return f"remove it and {path}{MARK} to go on from the checkpoint before"
+
+
+def looks_whole(run: str, step: int, *, size_bytes: int | None) -> bool:
+    """Whether a committed checkpoint seems to be whole, without reading it.
+
+    Args:
+        run: the run folder.
+        step: of the checkpoint.
+        size_bytes: as it was written; None: nobody knows.
+    """
+    path = checkpoint_path(run, step)
+    try:
+        found = storage.size_bytes(path)
+        mark = storage.read_bytes(f"{path}{MARK}")
+    except OSError:
+        return False
+    return found == (size_bytes or found) > 0 and re.fullmatch(rb"[0-9a-f]{64}\n?", mark) is not None
+
+
+def all_finite(tensors: "Iterable[Tensor]") -> bool:
     """Whether every number of the tensors is finite; reads them all, and waits for their device."""
     return all(bool(each.isfinite().all()) for each in tensors)
 
@@ -80,12 +225,12 @@ def check_finite(found: object, *, path: str) -> None:
         CheckpointError: names the checkpoint.
     """
     if not all_finite(_tensors(found)):
-        raise CheckpointError(
-            f"{path} holds weights that are not finite; remove it and {path}.sha256 to go on from the checkpoint before"
-        )
+        raise CheckpointError(f"{path} holds weights that are not finite; {_mend(path)}")
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> "Iterator[Tensor]":
+    import torch
+
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):
@@ -124,23 +269,25 @@ def newest_sound(
     Args:
         run: the run folder.
         finite: passes those over, too, whose weights are not finite, which earlier versions saved.
-        on_damaged: told the step of each that is passed over, and what is wrong with it.
+        on_damaged: told of each that is passed over: the step that is gone on from, and what is wrong.
 
     Raises:
         CheckpointError: there are some and none is whole; to begin anew is not for us to decide.
     """
     errors: list[CheckpointError] = []
     for step in reversed(committed_steps(run)):
+        path = checkpoint_path(run, step)
         try:
-            found = step, load_checkpoint(checkpoint_path(run, step))
+            found = load_checkpoint(path)
+            check_shape(found, path, step=step, to_resume=True)
             if finite:
-                check_finite(found[1], path=checkpoint_path(run, step))
+                check_finite(found, path=path)
         except CheckpointError as error:
             errors.append(error)
             continue
         for each in errors:
             on_damaged(step, f"{each.args[0].partition(';')[0]}")
-        return found
+        return step, found
     if errors:
         raise errors[0]
     return None
@@ -148,7 +295,7 @@ def newest_sound(
 
 def remove_checkpoint(path: str) -> None:
     """Takes the commit mark away first, so that no committed checkpoint is ever missing."""
-    storage.remove(f"{path}.sha256")
+    storage.remove(f"{path}{MARK}")
     storage.remove(path)
 
 

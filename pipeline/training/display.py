@@ -1,6 +1,5 @@
 """What the terminal shows of a run, whether its workers are this process or write to the run folder elsewhere."""
 
-import json
 import logging
 import threading
 import time
@@ -10,12 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import storage
+from pipeline.errors import PipelineError
 from pipeline.training.ledger import read_events
-from pipeline.training.records import METRICS_NAME, Record, whole_lines
+from pipeline.training.records import METRICS_NAME, Record, read_records, step_of
 
 log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 1.0  # between looks at what workers elsewhere have written
+FOLLOW_STORE_SECONDS = 10.0  # where each look is a transfer
+FOLLOW_REST = 10.0  # times as long as a look takes: that of a run of weeks reads megabytes
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
 
 
@@ -58,7 +60,7 @@ class Display:
     def show(self, step: int, record: Record) -> None:
         """Moves to a step; `record` is empty where the step is not logged."""
         if "train/perplexity" in record:
-            rate = record["speed/tokens_per_second"] or 0.0
+            rate = record.get("speed/tokens_per_second") or 0.0
             self._note = f"perplexity {_shown(record['train/perplexity'])} at {rate:,.0f} words/s"
         epoch = f"epoch {(step - 1) // self._steps_per_epoch + 1}/{-(-self._total_steps // self._steps_per_epoch)}"
         self._bar.update(self._task, completed=step, description=epoch, note=self._note)
@@ -83,7 +85,8 @@ class Follower:
         self.display = display
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._num_records = len(whole_lines(storage.join(run, METRICS_NAME)))
+        self._seconds = FOLLOW_SECONDS if storage.is_local(run) else FOLLOW_STORE_SECONDS
+        self._num_records = len(self._records())
         self._num_events = len(read_events(run))
 
     def start(self) -> None:
@@ -97,28 +100,35 @@ class Follower:
         self.display.stop()
 
     def _follow(self) -> None:
-        while not self._ended.wait(FOLLOW_SECONDS):
+        seconds = self._seconds
+        while not self._ended.wait(seconds):
+            began = time.perf_counter()
             self._look()
+            seconds = max(self._seconds, FOLLOW_REST * (time.perf_counter() - began))
         self._look()
 
     def _look(self) -> None:
-        events = read_events(self.run)
+        try:
+            events, records = read_events(self.run), self._records()
+        except PipelineError:
+            return  # whoever writes there tells of it
         for event in events[self._num_events :]:
-            self._tell(event)
-        self._num_events = len(events)
-        records = [json.loads(line) for line in whole_lines(storage.join(self.run, METRICS_NAME))]
+            self._tell(event, records)
+        self._num_events = max(self._num_events, len(events))  # a ledger that is gone may come back
         for record in records[self._num_records :]:
-            self.display.show(record["step"], record)
+            self.display.show(step_of(record), record)
         self._num_records = len(records)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _records(self) -> list[Record]:
+        return read_records(storage.join(self.run, METRICS_NAME))
+
+    def _tell(self, event: dict[str, Any], records: list[Record]) -> None:
         match event["event"]:
             case "group":
                 self.display.start(event["step"])
                 workers = "1 worker" if event["world_size"] == 1 else f"{event['world_size']} workers"
                 log.info("%s, from step %d", workers, event["step"])
-                records = whole_lines(storage.join(self.run, METRICS_NAME))
-                self._num_records = sum(json.loads(line)["step"] <= event["step"] for line in records)
+                self._num_records = sum(step_of(record) <= event["step"] for record in records)
             case "fault":
                 who = f"rank {event['rank']}: " if event["kind"] == "worker" and event["rank"] is not None else ""
                 log.warning("%s: %s%s", event["kind"], who, event["cause"])

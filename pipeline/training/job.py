@@ -38,11 +38,13 @@ class Ending:
         step: updates made.
         stop: the signal that they were asked to stop by; None: they came to the end.
         bad: (step, why) of a loss that is out of order.
+        lost: what is to be said of a run folder that was removed or replaced meanwhile.
     """
 
     step: int
     stop: str | None = None
     bad: tuple[int, str] | None = None
+    lost: str | None = None
 
 
 def exchange_seconds(config: Config) -> float:

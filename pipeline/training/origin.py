@@ -14,9 +14,11 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.language_model import LanguageModel
 from pipeline.training.checkpoint import (
     FOLDER,
+    WEIGHTS_PREFIX,
     Checkpoint,
     all_finite,
     best_step,
+    check_shape,
     checkpoint_path,
     committed_steps,
     load_checkpoint,
@@ -24,7 +26,6 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.upgrades import upgraded_identity
 
-WEIGHTS_PREFIX = "model."
 SHAPELESS = ("model.dropout", "model.init_scale")  # what of the model's section its weights do not depend on
 
 
@@ -41,7 +42,7 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
     if isinstance(which, int) and which not in steps:
         raise CheckpointError(f"run={run} holds no checkpoint of step {which}; use one of {_listed(steps)}")
     step = which if isinstance(which, int) else steps[-1]
-    checkpoint = load_checkpoint(checkpoint_path(run, step))
+    checkpoint = _load(run, step)
     chosen = "as asked for" if isinstance(which, int) else "the last"
     if which == "best":
         validations = own_part(checkpoint)["validations"]
@@ -51,12 +52,19 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
         if best is None:
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
         elif best != step:
-            step, checkpoint = best, load_checkpoint(checkpoint_path(run, best))
+            step, checkpoint = best, _load(run, best)
     if not all_finite(checkpoint["state_dict"].values()):
         others = _listed([each for each in steps if each != step])
         mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
         raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
     return step, checkpoint, chosen
+
+
+def _load(run: str, step: int) -> Checkpoint:
+    path = checkpoint_path(run, step)
+    checkpoint = load_checkpoint(path)
+    check_shape(checkpoint, path, step=step, to_resume=False)
+    return checkpoint
 
 
 def origin_run(place: str) -> str:

@@ -31,7 +31,8 @@ PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
 SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 RESIZE = "resize"  # of the cluster: these workers end, and others go on, more or fewer
-CAUSES = (*SIGNALS, RESIZE)
+LOST = "lost"  # the run folder was: what can be saved is saved elsewhere
+CAUSES = (*SIGNALS, RESIZE, LOST)
 
 
 @dataclass(frozen=True, kw_only=True)

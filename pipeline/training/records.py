@@ -1,12 +1,18 @@
 """`metrics.jsonl`: what a run measured, one record for each logged step.
 
-In: records. Out: whole lines. Refuses nothing: a disk without room is told of, and the record waits.
+In: records. Out: whole lines. Refuses nothing: a line that is no record is passed over and told of, and so are records
+that are missing; a disk without room is told of, and the record waits.
 """
 
 import json
 import logging
+import math
 import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from pipeline import storage
 from pipeline.errors import ConfigError
@@ -20,64 +26,208 @@ METRICS_NAME = "metrics.jsonl"
 class MetricsFile:
     """`metrics.jsonl`: one object a line. On a local disk each is there at once; an object store gets them by `commit`.
 
-    A disk that is full is told of once; what could not be written waits, and is written when there is room again.
+    A disk that is full is told of once; what could not be written waits, and is written when there is room again. A
+    local file that something else cuts, replaces or removes meanwhile is gone on with, on a line of its own.
 
     Args:
         path: in the run folder.
         last_step: records beyond it belong to steps that are to be made again; they are removed.
+        num_known: records up to there that were once written; None: nobody knows.
+        tell: told of what is wrong with the file, besides the log.
+        lost: whether the whole folder is gone or another one; then records wait for `move`.
 
     Attributes:
         reached_step: of the last record found, kept or not.
+        num_records: those kept and those written since, on the disk or not.
     """
 
-    def __init__(self, path: str, *, last_step: int) -> None:
-        found = whole_lines(path)
-        steps = [int(json.loads(line)["step"]) for line in found]
-        self.reached_step = max(steps, default=0)
+    def __init__(
+        self,
+        path: str,
+        *,
+        last_step: int,
+        num_known: int | None = None,
+        tell: Callable[[str], None] = lambda cause: None,
+        lost: Callable[[], bool] = bool,
+    ) -> None:
         self._path = path
-        self._text = "".join(line for line, step in zip(found, steps, strict=True) if step <= last_step)
-        self._unwritten = b""
-        self._told = False
-        storage.publish_bytes(path, self._text.encode())
-        self._file = Path(path).open("ab", buffering=0) if storage.is_local(path) else None  # noqa: SIM115
+        self._lost = lost
+        self._tell_of = tell
+        self._told: set[str] = set()
+        found, num_unreadable = _found(storage.read_or_nothing(path))
+        self.reached_step = max((step_of(record) for _, record in found), default=0)
+        self._lines = [line for line, record in found if step_of(record) <= last_step]
+        self.num_records = len({step_of(record) for _, record in found if step_of(record) <= last_step})
+        if num_unreadable:
+            lines = "1 line that is no record" if num_unreadable == 1 else f"{num_unreadable} lines that are no records"
+            self._tell(f"{path} held {lines}, dropped now")
+        if num_known is not None and self.num_records < num_known:
+            self._tell(f"{path} lacks {num_known - self.num_records} of {num_known} records up to step {last_step}")
+        storage.publish_bytes(path, "".join(self._lines).encode())
+        self._file: BinaryIO | None = None
+        if storage.is_local(path):
+            self._lines.clear()
+            self._file = _opened(path)
+        self._unwritten = b""  # whole lines, of which `_num_written` bytes are there already
+        self._num_written = 0
+        self._size_bytes = 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def write(self, record: Record) -> None:
         """Adds a record."""
         line = json.dumps(record) + "\n"
+        self.num_records += 1
         if self._file is None:
-            self._text += line
+            self._lines.append(line)
             return
         self._unwritten += line.encode()
-        try:
-            while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-        except OSError as error:
-            self._tell(error)
+        self._write_rest()
 
-    def commit(self) -> None:
-        """Makes what was written so far outlast the machine; a checkpoint is not to be ahead of its records."""
-        try:
-            if self._file is None:
-                storage.publish_bytes(self._path, self._text.encode())
-            else:
-                os.fsync(self._file.fileno())
-        except (OSError, ConfigError) as error:
-            self._tell(error)
+    def commit(self) -> Callable[[], None]:
+        """What makes the records so far outlast the machine, to be called once and by any thread.
+
+        A checkpoint is not to be ahead of its records.
+        """
+        if self._file is None:
+            num_lines = len(self._lines)
+            return lambda: self._publish(num_lines)
+        descriptor = os.dup(self._file.fileno())
+        return lambda: self._flush(descriptor)
 
     def close(self) -> None:
         """No record follows."""
-        self.commit()
+        if self._file is not None:
+            self._write_rest()
+        self.commit()()
         if self._file is not None:
             self._file.close()
 
-    def _tell(self, error: Exception) -> None:
-        if not self._told:
-            log.warning("%s lacks records, training goes on: %s", self._path, error)
-        self._told = True
+    def move(self, path: str) -> None:
+        """Goes on elsewhere, with all records: what stood under the name is gone or another's.
+
+        Raises:
+            ConfigError: the place cannot be written to.
+        """
+        assert self._file is not None
+        content = _content(self._file)
+        storage.publish_bytes(path, content + (b"" if content.endswith(b"\n") or not content else b"\n"))
+        self._file.close()
+        self._path, self._file = path, _opened(path)
+        self._size_bytes, self._num_written = os.fstat(self._file.fileno()).st_size, 0
+        self._write_rest()
+
+    def _write_rest(self) -> None:
+        """Writes what is not written yet."""
+        try:
+            if not self._find():
+                return
+            assert self._file is not None
+            while rest := self._unwritten[self._num_written :]:
+                num_bytes = self._file.write(rest)
+                self._num_written += num_bytes
+                self._size_bytes += num_bytes
+            self._unwritten, self._num_written = b"", 0
+        except OSError as error:
+            self._tell_lack(error)
+
+    def _publish(self, num_lines: int) -> None:
+        try:
+            storage.publish_bytes(self._path, "".join(self._lines[:num_lines]).encode())
+        except ConfigError as error:
+            self._tell_lack(error)
+
+    def _flush(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            self._tell_lack(error)
+        finally:
+            os.close(descriptor)
+
+    def _find(self) -> bool:
+        """Whether there is a place to write to: the end of the file, wherever something else has brought that."""
+        assert self._file is not None
+        there = None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            there = Path(self._path).stat()
+        if there is None or not os.path.samestat(there, os.fstat(self._file.fileno())):
+            if self._lost():
+                return False
+            file = _opened(self._path)
+            if there is None:
+                file.write(_content(self._file))
+            self._file.close()
+            self._file = file
+            self._tell(f"{self._path} was {'removed and is written anew' if there is None else 'replaced'}")
+        elif there.st_size < self._size_bytes:
+            self._tell(f"{self._path} was cut: {there.st_size} bytes, {self._size_bytes} were written")
+        elif there.st_size == self._size_bytes:
+            return True
+        self._size_bytes, self._num_written = os.fstat(self._file.fileno()).st_size, 0
+        if self._size_bytes and os.pread(self._file.fileno(), 1, self._size_bytes - 1) != b"\n":
+            self._unwritten = b"\n" + self._unwritten
+        return True
+
+    def _tell_lack(self, error: Exception) -> None:
+        self._tell(f"{self._path} lacks records: {error}", about="lack")
+
+    def _tell(self, cause: str, *, about: str | None = None) -> None:
+        """Once for each kind of trouble."""
+        if (about or cause) not in self._told:
+            log.warning("%s; training goes on", cause)
+            self._told.add(about or cause)
+            self._tell_of(cause)
 
 
-def whole_lines(path: str) -> list[str]:
-    """The lines of a file that end; a kill may have cut the last one."""
-    if not storage.exists(path):
-        return []
-    return [line for line in storage.read_bytes(path).decode().splitlines(keepends=True) if line.endswith("\n")]
+def read_records(path: str) -> list[Record]:
+    """The records of a file in its order, none if it is not there; what is no record is passed over.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    return [record for _, record in _found(storage.read_or_nothing(path))[0]]
+
+
+def _found(content: bytes) -> tuple[list[tuple[str, Record]], int]:
+    """(line, record) of each record, and the number of lines that are none.
+
+    After a cut the next record may stand on the same line: it begins where its first key does. What a kill has cut off
+    the end of the file is not counted.
+    """
+    lines = content.decode(errors="replace").split("\n")
+    found, num_unreadable = [], 0
+    for number, line in enumerate(lines, start=1):
+        parts = [(part, _record(part)) for part in re.split(r'(?<!^)(?=\{"step":)', line)]
+        found += [(f"{part}\n", record) for part, record in parts if record is not None]
+        if number < len(lines) and any(record is None and part.strip() for part, record in parts):
+            num_unreadable += 1
+    return found, num_unreadable
+
+
+def _record(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    sound = all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+        for value in record.values()
+    )
+    return record if sound and record["step"] > 0 else None
+
+
+def step_of(record: Record) -> int:
+    """The step of a record; the one value that each has, a whole number above 0."""
+    return cast(int, record["step"])
+
+
+def _opened(path: str) -> BinaryIO:
+    return cast(BinaryIO, Path(path).open("a+b", buffering=0))
+
+
+def _content(file: BinaryIO) -> bytes:
+    """All of an open file, which may have no name any more."""
+    with os.fdopen(os.dup(file.fileno()), "rb") as copy:
+        copy.seek(0)
+        return copy.read()

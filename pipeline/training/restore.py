@@ -14,10 +14,10 @@ from pipeline import storage
 from pipeline.config import Config, judge
 from pipeline.errors import ConfigError
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import checkpoint_path, own_part
+from pipeline.training.checkpoint import check_weights, checkpoint_path, own_part
+from pipeline.training.folder import CONFIG_NAME
 from pipeline.training.origin import choose_checkpoint, weights_of
 from pipeline.training.parts import build_model
-from pipeline.training.trainer import CONFIG_NAME
 from pipeline.upgrades import upgraded_configuration
 
 MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"
@@ -77,6 +77,7 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
     step, checkpoint, chosen = choose_checkpoint(run, which)
     weights = weights_of(checkpoint)
     model = build_model(config.model, vocab_size=len(weights["embedding_VE"]))
+    check_weights(checkpoint, model.state_dict(), path=checkpoint_path(run, step))
     model.load_state_dict(weights)
     return TrainedModel(
         config=config,

@@ -5,25 +5,31 @@ call again resumes, with as many workers as it is then given. Refuses a corpus t
 another run, before any worker is started; what the workers do stands in `worker.py`.
 """
 
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.errors import ConfigError, CorpusError, LossError, PipelineError, Stopped
-from pipeline.training.checkpoint import check_identity, checkpoint_path, committed_steps, newest_sound, own_part
+from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
+from pipeline.model.language_model import LanguageModel
+from pipeline.training.checkpoint import (
+    MARK,
+    check_identity,
+    check_weights,
+    checkpoint_path,
+    committed_steps,
+    newest_sound,
+    own_part,
+    uncommitted_steps,
+)
+from pipeline.training.folder import LOCK_NAME, check_run_folder, held, write_config
 from pipeline.training.job import ATTEMPT_NAME, Ending, Job
-from pipeline.training.ledger import Ledger, next_attempt, read_events
+from pipeline.training.ledger import Event, Ledger, gather, next_attempt, read_events
 from pipeline.training.origin import load_origin, origin_path, origin_run
 from pipeline.training.parts import (
     bf16_is_native,
@@ -36,9 +42,6 @@ from pipeline.training.parts import (
 )
 
 log = logging.getLogger(__name__)
-
-CONFIG_NAME = "config.yaml"
-LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def train(
     manifest = read_manifest(str(config.data))
     config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     assert config.data is not None and config.run is not None
+    check_run_folder(config.run, data=config.data)
     if "train" not in manifest.splits:
         raise CorpusError(f"data={config.data} has no split train, only {', '.join(manifest.splits)}; prepare one")
     if config.cluster.kind != "ray":
@@ -103,7 +107,8 @@ def train(
     limit = total_steps(config, plan)
     identity = run_identity(config, manifest, total_steps=limit)
     model = build_model(config.model, vocab_size=manifest.vocab_size)
-    first_step = _step_at_hand(config, identity)
+    events = read_events(config.run)
+    first_step = _step_at_hand(config, identity, model, events)
     if first_step >= limit:
         return Outcome(run=config.run, step=first_step, first_step=first_step)
     if config.init_from is not None and first_step == 0:
@@ -112,23 +117,29 @@ def train(
         config=config,
         total_steps=limit,
         steps_per_epoch=plan.num_windows,
-        attempt=next_attempt(read_events(config.run)),
+        attempt=next_attempt(events),
         corpus=manifest.fingerprint,
     )
     if launched is not None and launched[0] > 0:
         return _outcome(start_workers(job), first_step, job)
     digests = config.stream.verify == "digest"
     verify_corpus(config.data, manifest, digests=digests, num_threads=os.cpu_count() or 1)
-    with _held(config.run):
-        ledger = Ledger(config.run, attempt=job.attempt)
-        ledger.write("start", time=began, command_step=first_step, total_steps=limit, cluster=config.cluster.kind)
-        _write_config(config)
+    taken = "is being trained by another process; wait for it or use another run=FOLDER"
+    with held(config.run, name=LOCK_NAME, patience_seconds=0.0, taken=taken) as still_held:
+        gather(config.run)
+        start = {"command_step": first_step, "total_steps": limit, "cluster": config.cluster.kind}
+        Ledger(config.run, attempt=job.attempt).write("start", time=began, **start)
+        write_config(config)
         storage.publish_bytes(storage.join(config.run, ATTEMPT_NAME), str(job.attempt).encode())
         try:
             return _outcome(start_workers(job), first_step, job)
         except (PipelineError, KeyboardInterrupt) as error:
-            ledger.write("stop", step=(committed_steps(config.run) or [0])[-1], cause=str(error) or "SIGINT")
+            if still_held():  # else it is another's by now
+                step = _newest_step(config.run)
+                Ledger(config.run, attempt=job.attempt).write("stop", step=step, cause=str(error) or "SIGINT")
             raise
+        finally:
+            gather(config.run)
 
 
 def _check_device(config: Config) -> None:
@@ -142,26 +153,37 @@ def _outcome(ending: Ending | str, first_step: int, job: Job) -> Outcome:
     """What the command says of it."""
     config = job.config
     assert config.run is not None
+    if isinstance(ending, Ending) and ending.lost is not None:
+        raise ConfigError(ending.lost)
     if isinstance(ending, Ending) and ending.bad is not None:
-        step, why = ending.bad
-        kept = committed_steps(config.run)
+        kept = _newest_step(config.run, up_to=ending.step)
         mend = "or go on with guard.on_bad_loss=skip"
         if config.guard.on_bad_loss == "skip":
             mend = f"or raise guard.max_skips={config.guard.max_skips}, as many are passed over already, and go on"
         raise LossError(
-            f"{why}; {f'step {kept[-1]} is saved' if kept else 'nothing is saved'} in run={config.run};"
+            f"{ending.bad[1]}; {f'step {kept} is saved' if kept else 'nothing is saved'} in run={config.run};"
             f" use a smaller optim.lr or optim.clip_norm in another run, {mend}"
         )
     stop = ending if isinstance(ending, str) else ending.stop
     if stop is not None:
-        step = (committed_steps(config.run) or [0])[-1]
+        step = _newest_step(config.run, up_to=None if isinstance(ending, str) else ending.step)
         events = read_events(config.run)
         if events and events[-1]["event"] != "stop":  # it came before the workers had begun
             Ledger(config.run, attempt=job.attempt).write("stop", step=step, cause=stop)
         saved = f"is saved at step {step}" if step else "has made no step that is saved"
         raise Stopped(f"run={config.run} {saved}; the same command goes on", cause=stop)
     assert isinstance(ending, Ending)
+    if ending.step not in committed_steps(config.run):
+        raise CheckpointError(
+            f"run={config.run} was trained to step {ending.step}, whose checkpoint was removed by something else;"
+            " the same command makes it again"
+        )
     return Outcome(run=config.run, step=ending.step, first_step=first_step)
+
+
+def _newest_step(run: str, *, up_to: int | None = None) -> int:
+    """Of the newest committed checkpoint, up to a step if one is given; 0 if there is none."""
+    return max((step for step in committed_steps(run) if up_to is None or step <= up_to), default=0)
 
 
 def _check_workers(config: Config, *, world_size: int | None) -> None:
@@ -197,39 +219,27 @@ def _with_places(config: Config) -> Config:
     return found
 
 
-def _step_at_hand(config: Config, identity: dict[str, str]) -> int:
-    """The step of the newest checkpoint of the run that is whole, 0 if there is none."""
+def _step_at_hand(config: Config, identity: dict[str, str], model: LanguageModel, events: Sequence[Event]) -> int:
+    """The step of the newest checkpoint of the run that is whole, 0 if there is none.
+
+    Raises:
+        ConfigError: it is of another run.
+        CheckpointError: there are some, and none is whole; or one that was committed has lost its mark, for to begin
+            anew would remove it.
+    """
     run = str(config.run)
     found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore")
     if found is None:
+        saved = {event["step"] for event in events if event["event"] == "checkpoint"}
+        unmarked = [checkpoint_path(run, step) for step in uncommitted_steps(run) if step in saved]
+        if unmarked:
+            raise CheckpointError(
+                f"{unmarked[-1]}{MARK} is missing, without which its checkpoint does not count; restore it, or remove"
+                f" {unmarked[-1]} to begin anew"
+            )
         return 0
     step, checkpoint = found
-    check_identity(own_part(checkpoint)["identity"], identity, path=checkpoint_path(run, step))
+    path = checkpoint_path(run, step)
+    check_identity(own_part(checkpoint)["identity"], identity, path=path)
+    check_weights(checkpoint, model.state_dict(), path=path)
     return step
-
-
-@contextmanager
-def _held(run: str) -> Iterator[None]:
-    """Keeps a run folder to this process.
-
-    Raises:
-        ConfigError: another process trains there.
-    """
-    if not storage.is_local(run):
-        yield
-        return
-    storage.make_folder(run)
-    with Path(run, LOCK_NAME).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"run={run} is being trained by another process; wait for it or use another run=FOLDER"
-            ) from error
-        yield
-
-
-def _write_config(config: Config) -> None:
-    assert config.run is not None
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())

@@ -4,16 +4,13 @@ In: its place, the job. Out: the run folder's records and checkpoints, and how i
 at once, a machine that does not see the run folder or the corpus of the command.
 """
 
-import fcntl
 import logging
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +35,7 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.display import Display
+from pipeline.training.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
 from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
 from pipeline.training.ledger import Event, Ledger, read_events
 from pipeline.training.module import LanguageModelModule
@@ -52,14 +50,13 @@ from pipeline.training.parts import (
     settle_numerics,
 )
 from pipeline.training.peers import Peers
-from pipeline.training.pulse import SIGNALS, Host, Pulse, Schedule, Suspicion
+from pipeline.training.pulse import LOST, SIGNALS, Host, Pulse, Schedule, Suspicion
 from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-WRITER_LOCK_NAME = ".writer.lock"
 ORPHAN_SECONDS = 10.0  # for the writer of a command that was killed, beyond its time to save
 
 
@@ -129,17 +126,25 @@ def work(place: Place, job: Job) -> Ending:
     with ExitStack() as until_the_end:
         run = job.config.run
         assert run is not None
-        patience_seconds = job.config.cluster.grace_seconds + ORPHAN_SECONDS  # so long such a rank may take to end
-        peers.agree(
-            lambda: _take_writers_lock(run, until_the_end, patience_seconds=patience_seconds) if peers.first else None
-        )
+        peers.agree(lambda: until_the_end.enter_context(_written_to(job)) if peers.first else None)
+        spare = f"{run}-rescued-{job.attempt}"
+        folder = peers.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if peers.first else None)
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
-            ending = _go_on(
-                place, job, manifest, peers, main_address=main_address, skipped=skipped, suspicion=suspicion
-            )
-            if ending.bad is None or job.config.guard.on_bad_loss != "skip":
+            with _ledger(job, folder) as ledger:
+                ending = _go_on(
+                    place,
+                    job,
+                    manifest,
+                    peers,
+                    folder=folder,
+                    ledger=ledger,
+                    main_address=main_address,
+                    skipped=skipped,
+                    suspicion=suspicion,
+                )
+            if ending.lost is not None or ending.bad is None or job.config.guard.on_bad_loss != "skip":
                 return ending
             if ending.stop is not None:  # the next group finds the same, and passes it over
                 return replace(ending, bad=None)
@@ -188,7 +193,7 @@ def _common_ground(job: Job) -> Manifest:
     config = job.config
     assert config.data is not None and config.run is not None
     note = storage.join(config.run, ATTEMPT_NAME)
-    found = storage.read_bytes(note).decode() if storage.exists(note) else "nothing"
+    found = storage.read_or_nothing(note).decode(errors="replace") or "nothing"
     if found != str(job.attempt):
         raise ConfigError(
             f"run={config.run} is not the same folder on every machine ({note} holds {found}, not {job.attempt});"
@@ -203,26 +208,19 @@ def _common_ground(job: Job) -> Manifest:
     return manifest
 
 
-def _take_writers_lock(run: str, until: ExitStack, *, patience_seconds: float) -> None:
-    """Keeps the run folder to one first rank: that of a command that was killed may live a little longer.
+def _written_to(job: Job) -> AbstractContextManager[object]:
+    """Keeps the run folder to one first rank: that of a command that was killed may live a little longer."""
+    run, patience_seconds = str(job.config.run), job.config.cluster.grace_seconds + ORPHAN_SECONDS
+    taken = "is still written to by a process of an earlier command; end it first"
+    return held(run, name=WRITER_LOCK_NAME, patience_seconds=patience_seconds, taken=taken)
 
-    Raises:
-        ConfigError: another one does not end.
-    """
-    if not storage.is_local(run):
-        return
-    lock = until.enter_context(Path(run, WRITER_LOCK_NAME).open("a"))  # noqa: SIM115
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"run={run} is still written to by a process of an earlier command; end it first"
-                ) from error
-            time.sleep(0.1)
+
+def _ledger(job: Job, folder: RunFolder | None) -> AbstractContextManager[Ledger | None]:
+    """Of the first rank, which has the folder."""
+    run = job.config.run
+    if folder is None or run is None:
+        return nullcontext()
+    return Ledger(run, attempt=job.attempt, background=True, before=read_events(run), lost=folder.is_lost)
 
 
 def _go_on(
@@ -231,6 +229,8 @@ def _go_on(
     manifest: Manifest,
     peers: Peers,
     *,
+    folder: RunFolder | None,
+    ledger: Ledger | None,
     main_address: str,
     skipped: set[int],
     suspicion: Suspicion | None,
@@ -239,6 +239,7 @@ def _go_on(
 
     Args:
         place, job, manifest, peers: of this worker.
+        folder, ledger: of the first rank; None on the others.
         main_address: of the first rank's machine.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
         suspicion: steps that may have to be passed over; None: none.
@@ -247,7 +248,6 @@ def _go_on(
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     events = read_events(config.run) if peers.first else []
-    ledger = Ledger(config.run, attempt=job.attempt) if peers.first else None
     first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger)))
     skipped |= peers.from_first(_skipped(events, from_step=first_step))
     model = build_model(config.model, vocab_size=manifest.vocab_size)
@@ -278,10 +278,17 @@ def _go_on(
         validate_every=module.validate_every,
         total_steps=limit,
     )
-    reporter = peers.agree(lambda: None if ledger is None else _reporter(job, ledger, first_step=first_step))
+    reporter = peers.agree(
+        lambda: (
+            None
+            if ledger is None or folder is None
+            else _reporter(job, ledger, folder, first_step=first_step, num_known=_num_records(io))
+        )
+    )
     reached_step = first_step
-    if ledger is not None and reporter is not None:
-        reached_step = max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step)
+    if ledger is not None and folder is not None and reporter is not None:
+        folder.move = partial(_move, job, reporter, ledger)
+        reached_step = min(limit, max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step))
         _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=peers.world_size)
     watchdog = None
     if config.guard.hang_seconds is not None:
@@ -296,7 +303,7 @@ def _go_on(
     pulse = Pulse(
         schedule=schedule,
         guard=config.guard,
-        host=place,
+        host=place if folder is None else Keeper(place, folder),
         save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
         reached_step=reached_step,
         suspicion=suspicion,
@@ -318,6 +325,7 @@ def _go_on(
         peers=peers,
         pulse=pulse,
         io=io,
+        folder=folder,
         metrics=None if reporter is None else reporter.metrics,
         ledger=ledger,
     )
@@ -339,7 +347,8 @@ def _go_on(
             reporter.close()
     skipped |= module.skipped
     finished = trainer.global_step >= limit and pulse.bad is None
-    ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad)
+    lost = peers.from_first(None if folder is None else folder.verdict())
+    ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad, lost=lost)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
     return ending
@@ -384,6 +393,40 @@ def _first_step(config: Config, io: BackgroundIO, ledger: Ledger) -> int:
     step, checkpoint = found
     io.at_hand[checkpoint_path(run, step)] = checkpoint
     return step
+
+
+def _num_records(io: BackgroundIO) -> int | None:
+    """How many records there were when the checkpoint at hand was written; None if it does not say, 0 without one."""
+    if not io.at_hand:
+        return 0
+    (checkpoint,) = io.at_hand.values()
+    found = checkpoint.get("callbacks", {}).get(Checkpointer.__name__, {}).get("num_records")
+    return found if isinstance(found, int) else None
+
+
+def _move(job: Job, reporter: Reporter, ledger: Ledger, path: str) -> None:
+    """Has what the first rank writes go on in another folder: the run's own is lost."""
+    write_config(job.config.model_copy(update={"run": path}))
+    storage.publish_bytes(storage.join(path, ATTEMPT_NAME), str(job.attempt).encode())
+    reporter.metrics.move(storage.join(path, METRICS_NAME))
+    ledger.move(path)
+    ledger.write("fault", kind="disk", cause=f"run={job.config.run} was lost", rank=0, fatal=False)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A place whose first rank also looks after the run folder."""
+
+    place: Place
+    folder: RunFolder
+
+    def stop_request(self) -> str | None:
+        """That the folder is lost, or else what the cluster asks."""
+        return LOST if self.folder.is_lost() else self.place.stop_request()
+
+    def preempted(self) -> bool:
+        """As the cluster says."""
+        return self.place.preempted()
 
 
 def _skipped(events: list[Event], *, from_step: int) -> set[int]:
@@ -435,16 +478,16 @@ def _tell_of_end(ledger: Ledger, ending: Ending, limit: int) -> None:
         ledger.write("fault", kind="loss", cause=ending.bad[1], rank=None, fatal=True, step=ending.bad[0])
     elif ending.step >= limit:
         ledger.write("end", step=ending.step)
-    elif ending.stop in SIGNALS:
+    elif ending.stop in (*SIGNALS, LOST):
         ledger.write("stop", step=ending.step, cause=ending.stop)
 
 
-def _reporter(job: Job, ledger: Ledger, *, first_step: int) -> Reporter:
+def _reporter(job: Job, ledger: Ledger, folder: RunFolder, *, first_step: int, num_known: int | None) -> Reporter:
     config = job.config
     assert config.run is not None
 
-    def on_failure(cause: str) -> None:
-        ledger.write("fault", kind="tracker", cause=cause, rank=0, fatal=False)
+    def on_failure(cause: str, kind: str = "tracker") -> None:
+        ledger.write("fault", kind=kind, cause=cause, rank=0, fatal=False)
 
     def on_offline(why: str) -> None:
         log.warning("%s", why)
@@ -453,7 +496,13 @@ def _reporter(job: Job, ledger: Ledger, *, first_step: int) -> Reporter:
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
     return Reporter(
-        metrics=MetricsFile(storage.join(config.run, METRICS_NAME), last_step=first_step),
+        metrics=MetricsFile(
+            storage.join(config.run, METRICS_NAME),
+            last_step=first_step,
+            num_known=num_known,
+            tell=partial(on_failure, kind="disk"),
+            lost=folder.is_lost,
+        ),
         tracker=GuardedTracker(lambda: _tracker(config, tell=on_offline), on_failure=on_failure),
         display=display,
         ledger=ledger,

@@ -203,6 +203,13 @@ def halve(path):
     path.write_bytes(content[: len(content) // 2])
 
 
+def mark(path, content=None):
+    """Has a file the mark of a checkpoint that is whole."""
+    if content is not None:
+        path.write_bytes(content)
+    Path(f"{path}.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def foreign_vocabulary(world):
     shutil.copyfile(world.other / "vocabulary.arrow", world.data / "vocabulary.arrow")
 
@@ -444,6 +451,45 @@ RUN = {
     "train: run on another corpus": Case(
         nothing, lambda w: w.train(f"data={w.other}"), ("corpus was ", "vocabulary was ", "another run=FOLDER")
     ),
+    "train: run is the corpus": Case(
+        nothing,
+        lambda w: train_typed(w.data, w.data),
+        ("run={data} is the same folder as data={data}; use a run=FOLDER of its own",),
+    ),
+    "train: run within the corpus": Case(
+        nothing, lambda w: train_typed(w.data, w.data / "run"), ("run={data}/run lies within data={data}; use a run",)
+    ),
+    "train: run is another corpus": Case(
+        nothing, lambda w: train_typed(w.data, w.other), ("/other holds a prepared corpus (manifest.json); use a run",)
+    ),
+    "train: run is a file": Case(
+        lambda w: (w.folder / "new").write_text("mine"), World.train_anew, ("new is no folder; use another run=FOLDER",)
+    ),
+    "train: run where nothing can be made": Case(
+        nothing,
+        lambda w: train_typed(w.data, Path("/proc/nowhere/run")),
+        ("/proc/nowhere/run cannot be written (No such file or directory); mend the path",),
+    ),
+    **{
+        f"{verb}: checkpoint that is {name}": Case(spoil, arguments, named)
+        for name, spoil, named in (
+            ("no checkpoint", lambda w: mark(w.checkpoint, b"text"), ("step-30.ckpt is no checkpoint: torch cannot",)),
+            (
+                "of something else",
+                lambda w: (torch.save({"state_dict": {}}, w.checkpoint), mark(w.checkpoint)),
+                ("step-30.ckpt is no checkpoint of a run of this pipeline: found nothing at", "remove it and"),
+            ),
+        )
+        for verb, arguments in (("train", World.train), ("evaluate", World.evaluate))
+    },
+    **{
+        f"train: {name} is a folder": Case(
+            lambda w, name=name: ((w.run / name).unlink(), (w.run / name).mkdir()),
+            World.train,
+            (f"{{run}}/{name} is a folder, where a run has a file; remove it or use another run=FOLDER",),
+        )
+        for name in ("metrics.jsonl", "events.jsonl", "config.yaml", "attempt", ".lock")
+    },
     "evaluate: configuration of the run spoilt": Case(
         lambda w: (w.run / "config.yaml").write_text((w.run / "config.yaml").read_text().replace("bptt: 7", "bptt: 0")),
         World.evaluate,
@@ -527,6 +573,14 @@ def test_cuda_that_is_not_there(world, capsys):
     for arguments in (world.train_anew, world.train, world.evaluate):
         line = refused(world, capsys, arguments("accelerator=cuda"))
         assert line == "accelerator=cuda finds no CUDA device; use accelerator=auto or accelerator=cpu"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "attempt", "metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"{", b"[" * 100_000 + b"\n", b'{"step": 1}\n{"event": 1}\n'])
+def test_what_is_damaged_in_a_run_folder_costs_no_training(name, content, world, capsys):
+    (world.run / name).write_bytes(content)
+    assert main(world.train()) == 0
+    assert capsys.readouterr().out.endswith("is trained to step 60 (from step 30)\n")
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(world, capsys, caplog):

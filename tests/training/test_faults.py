@@ -35,6 +35,7 @@ from faulty_runs import (
     stands_still,
     status,
 )
+from test_resume import records
 
 from pipeline.training.checkpoint import committed_steps
 from pipeline.training.ledger import read_events
@@ -204,6 +205,54 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_and_nothing_lost(wor
 def contents(folder: str) -> dict[Path, bytes]:
     """Every file with its bytes."""
     return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_a_run_folder_that_is_lost_is_told_of_and_what_can_be_saved_is(
+    replaced: bool, world: World, draw: Draw
+) -> None:
+    run = Path(world.run())
+    command = world.train(workers=2)
+    command.reach(draw.step(20, 110))
+    run.rename(run.with_name("aside"))  # all of it at once
+    if replaced:
+        run.mkdir()
+        (run / "notes").write_text("mine")
+    told = command.end(2)
+    what = f"error: run={run} was {'replaced' if replaced else 'removed'} while it was trained in; "
+    assert_last_line(told, what)
+    place = f"{run}-rescued-1" if replaced else str(run)
+    assert f"step {saved(place)} is saved" in told.splitlines()[-1]
+    assert saved(place) >= saved(str(run.with_name("aside")))
+    if replaced:
+        assert contents(str(run)) == {run / "notes": b"mine"}
+    world.train(workers=2, run=place).end()
+    assert_same_run(place, world.reference(workers=2))
+    assert_sound(place, world.plan, faults=[("disk", 0)])
+
+
+def test_an_unreadable_line_of_the_records_costs_no_worker(world: World, draw: Draw) -> None:
+    command = world.train(workers=2)
+    command.reach(draw.step(40, 90))
+    command.kill_all()
+    metrics = Path(world.run(), "metrics.jsonl")
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    place = draw.step(5, saved(world.run()) - 1)
+    lines[place] = draw.one([lines[place][:20] + b"\n", b"\0" * 50 + b"\n", b"\xff" * 20 + b"\n", b'{"step": "9"}\n'])
+    metrics.write_bytes(b"".join(lines))
+    told = world.train(workers=2).end()
+    assert f"{metrics} held 1 line that is no record, dropped now" in told
+    assert f"{metrics} lacks 1 of {saved_records(world)} records up to step" in told
+    found = assert_sound(world.run(), world.plan, faults=[("silent", None), ("disk", 0), ("disk", 0)])
+    assert found["num_attempts"] == 2
+    steps = [record["step"] for record in records(world.run())]
+    assert steps == [step for step in range(1, TOTAL + 1) if step != place + 1]
+
+
+def saved_records(world: World) -> int:
+    """How many the second group of a run found to be told of: one for each step that was saved."""
+    groups = [event for event in read_events(world.run()) if event["event"] == "group"]
+    return int(groups[1]["step"])
 
 
 class Limit:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.training.ledger import (
     Failure,
     Ledger,
     account,
+    gather,
     next_attempt,
     read_events,
 )
@@ -104,6 +106,7 @@ def test_what_is_written_is_read(run, monkeypatch):
         },
         {"event": "training", "time": 1234.5, "attempt": 2},
     ]
+    gather(run)
     lines = storage.read_bytes(storage.join(run, EVENTS_NAME)).decode().splitlines()
     assert [json.loads(line) for line in lines] == read_events(run)
     assert next_attempt(read_events(run)) == 3
@@ -212,6 +215,239 @@ def test_a_folder_that_is_not_there_does_not_stop_training(tmp_path, caplog):
     Ledger(str(tmp_path / "absent"), attempt=1).write("training")
     assert "cannot be written" in caplog.text
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_file_that_is_removed_is_written_anew_with_all_that_is_known(tmp_path, caplog):
+    start = {"command_step": 0, "total_steps": 9, "cluster": "none"}
+    Ledger(str(tmp_path), attempt=1).write("start", **start)
+    writer = Ledger(str(tmp_path), attempt=1, before=read_events(str(tmp_path)))
+    writer.write("training")
+    writer.write("progress", step=1)
+    writer.write("progress", step=2)
+    (tmp_path / EVENTS_NAME).unlink()
+    writer.write("progress", step=3)
+    writer.write("end", step=4)
+    events = read_events(str(tmp_path))
+    told = ["start", "training", "fault", "progress", "end"]
+    assert [event["event"] for event in events] == told  # of a stretch the last sign of life
+    assert [event["step"] for event in events[3:]] == [3, 4]
+    assert (events[2]["kind"], events[2]["fatal"]) == ("disk", False)
+    assert caplog.messages == [f"{tmp_path}/events.jsonl was removed and is written anew; training goes on"]
+
+
+def test_a_file_that_is_replaced_is_gone_on_with(tmp_path, caplog):
+    writer = Ledger(str(tmp_path), attempt=1)
+    writer.write("progress", step=1)
+    (tmp_path / "edited").write_text(json.dumps(at(0, "nap")) + "\n")
+    (tmp_path / "edited").rename(tmp_path / EVENTS_NAME)
+    writer.write("progress", step=2)
+    writer.write("progress", step=3)
+    assert [event["event"] for event in read_events(str(tmp_path))] == ["nap", "fault", "progress", "progress"]
+    assert caplog.messages == [f"{tmp_path}/events.jsonl was replaced; training goes on"]
+
+
+def test_each_line_is_one_append_whoever_else_writes(tmp_path):
+    one, other = Ledger(str(tmp_path), attempt=1), Ledger(str(tmp_path), attempt=2)
+    for step in range(5):
+        one.write("progress", step=step)
+        other.write("progress", step=step)
+    assert [event["step"] for event in read_events(str(tmp_path))] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+# --- in an object store
+
+
+@pytest.fixture
+def store():
+    """A run folder in one."""
+    folder = f"memory:///{uuid.uuid4().hex}"
+    yield folder
+    filesystem, name = storage.resolve(folder)
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
+
+
+def parts(store):
+    return storage.list_files(f"{store}/events")
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """(thread, path) of each object that is written."""
+    made, sound = [], storage.publish_bytes
+
+    def publish(path, data):
+        sound(path, data)
+        made.append((threading.current_thread().name, path.rpartition("/")[2]))
+
+    monkeypatch.setattr(storage, "publish_bytes", publish)
+    return made
+
+
+def test_a_store_is_talked_to_by_a_thread_and_all_is_there_at_the_end(store, published):
+    with Ledger(store, attempt=1, background=True) as writer:
+        for step in range(1, 1000):
+            writer.write("progress", step=step)
+        writer.write("stop", step=1000, cause="SIGTERM")
+    assert {thread for thread, _ in published} == {"ledger"}
+    assert [event["step"] for event in read_events(store)] == [999, 1000]
+    assert len(published) <= 2
+    assert not any(thread.name == "ledger" for thread in threading.enumerate())
+
+
+def test_signs_of_life_wait_and_all_else_does_not(store, published, monkeypatch):
+    monkeypatch.setattr(ledger, "STORE_SECONDS", 1e6)
+    with Ledger(store, attempt=1, background=True) as writer:
+        writer.write("fault", kind="disk", cause="full", rank=0, fatal=False)
+        await_that(lambda: len(read_events(store)) == 1)
+        writer.write("progress", step=1)
+        writer.write("progress", step=2)
+        assert len(published) == 1
+        writer.write("training")
+        await_that(lambda: len(read_events(store)) == 3)
+    assert [event["event"] for event in read_events(store)] == ["fault", "progress", "training"]
+
+
+def test_signs_of_life_reach_the_store_by_themselves(store, monkeypatch):
+    monkeypatch.setattr(ledger, "STORE_SECONDS", 0.01)
+    with Ledger(store, attempt=1, background=True) as writer:
+        for step in (1, 2):
+            writer.write("progress", step=step)
+            await_that(lambda step=step: [event["step"] for event in read_events(store)] == [step])
+
+
+def test_a_run_of_weeks_leaves_a_small_object(store):
+    with Ledger(store, attempt=1, background=True) as writer:
+        for step in range(1, 20_001):
+            writer.write("progress", step=step)
+            if step % 5000 == 0:
+                writer.write("checkpoint", step=step, seconds=0.1, size_bytes=9, reason="steps")
+    assert [event["step"] for event in read_events(store)] == [step for step in range(5000, 20_001, 5000) for _ in "pc"]
+
+
+def test_nothing_waits_for_a_store_that_does_not_answer(store, monkeypatch, caplog):
+    answers, sound = threading.Event(), storage.publish_bytes
+
+    def slow(path, data):
+        assert answers.wait(60)
+        sound(path, data)
+
+    monkeypatch.setattr(storage, "publish_bytes", slow)
+    with Ledger(store, attempt=1, background=True) as writer:
+        for step in range(1, 100):
+            writer.write("validation", step=step, seconds=1.0)  # returns
+        assert read_events(store) == []
+        answers.set()
+    assert [event["step"] for event in read_events(store)] == [*range(1, 100)]
+    assert caplog.messages == []
+
+
+def test_a_store_that_fails_is_told_of_once_and_the_events_wait(store, monkeypatch, caplog):
+    fails, tries, sound = True, [], storage.publish_bytes
+
+    def publish(path, data):
+        tries.append(path)
+        if fails:
+            raise RuntimeError("of a store's own")
+        sound(path, data)
+
+    monkeypatch.setattr(storage, "publish_bytes", publish)
+    with Ledger(store, attempt=1, background=True) as writer:
+        for step in range(1, 4):
+            writer.write("validation", step=step, seconds=1.0)
+            await_that(lambda step=step: len(tries) >= step)
+        fails = False
+    assert [event["step"] for event in read_events(store)] == [1, 2, 3]
+    assert caplog.messages == [f"{store}/events.jsonl lacks an event, training goes on: of a store's own"]
+
+
+def test_writers_do_not_lose_each_others_lines(store):
+    """Each replaces an object of its own, so no order of reads and writes can."""
+    num_writers, num_events = 6, 20
+
+    def write(number):
+        with Ledger(store, attempt=number, background=number % 2 == 0) as writer:
+            for step in range(num_events):
+                writer.write("validation", step=step, seconds=1.0)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(1, num_writers + 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = [(event["attempt"], event["step"]) for event in read_events(store)]
+    expected = [(number, step) for number in range(1, num_writers + 1) for step in range(num_events)]
+    assert sorted(told) == expected
+    gather(store)
+    assert sorted((event["attempt"], event["step"]) for event in read_events(store)) == expected
+    assert parts(store) == []
+
+
+def test_ledgers_follow_each_other_in_the_order_in_which_they_began_whatever_the_clocks_say(store, monkeypatch):
+    command, rank = Ledger(store, attempt=1), Ledger(store, attempt=1)
+    monkeypatch.setattr(time, "time", lambda: 9000.0)
+    command.write("start", command_step=0, total_steps=9, cluster="none")
+    monkeypatch.setattr(time, "time", lambda: 8000.0)  # of another machine
+    rank.write("training")
+    rank.write("progress", step=3)
+    monkeypatch.setattr(time, "time", lambda: 7000.0)
+    Ledger(store, attempt=1).write("stop", step=3, cause="SIGTERM")
+    assert [event["event"] for event in read_events(store)] == ["start", "training", "progress", "stop"]
+    gather(store)
+    Ledger(store, attempt=2).write("training")
+    assert [event["event"] for event in read_events(store)] == ["start", "training", "progress", "stop", "training"]
+
+
+def test_a_writer_that_outlives_a_gathering_tells_nothing_twice(store):
+    orphan = Ledger(store, attempt=1)
+    orphan.write("training")
+    gather(store)
+    Ledger(store, attempt=2).write("training")
+    orphan.write("end", step=4)
+    assert [(event["event"], event["attempt"]) for event in read_events(store)] == [
+        ("training", 1),
+        ("end", 1),
+        ("training", 2),
+    ]
+    gather(store)
+    assert len(read_events(store)) == 3
+
+
+def test_a_gathering_that_is_cut_short_loses_and_repeats_nothing(store, monkeypatch):
+    for step in range(4):
+        Ledger(store, attempt=1).write("progress", step=step)
+    for call in ("publish_bytes", "remove"):
+        with monkeypatch.context() as cut:
+            cut.setattr(storage, call, lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                gather(store)
+        assert [event["step"] for event in read_events(store)] == [0, 1, 2, 3]
+    gather(store)
+    assert [event["step"] for event in read_events(store)] == [0, 1, 2, 3]
+
+
+def test_a_ledger_of_before_in_a_store_is_gone_on_with(store):
+    line = json.dumps(at(0, "training")) + "\n"
+    storage.publish_bytes(f"{store}/events.jsonl", line.encode() + b'{"event": "st')
+    Ledger(store, attempt=2).write("training")
+    assert [event["attempt"] for event in read_events(store)] == [1, 2]
+    storage.publish_bytes(f"{store}/events/notes.txt", b"mine")
+    gather(store)
+    assert [event["attempt"] for event in read_events(store)] == [1, 2]
+    assert [part.rpartition("/")[2] for part in parts(store)] == ["notes.txt"]
+
+
+def test_to_gather_a_local_ledger_changes_nothing(tmp_path):
+    (tmp_path / EVENTS_NAME).write_bytes(b"anything")
+    gather(str(tmp_path))
+    assert (tmp_path / EVENTS_NAME).read_bytes() == b"anything"
+
+
+def await_that(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(

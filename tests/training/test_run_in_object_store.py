@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +18,10 @@ import torch
 from jobs.status import status
 from pipeline import storage
 from pipeline.config import Config, StatusConfig
+from pipeline.training import pulse
 from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.training.ledger import read_events
+from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 from pipeline.training.trainer import train
 
@@ -73,6 +77,38 @@ def test_a_damaged_object_is_passed_over(
     newest = checkpoint_path(run, 20)
     storage.publish_bytes(newest, storage.read_bytes(newest)[:-7])
     assert train(small_config(*common, "max_steps=30")).first_step == 10
+
+
+def test_between_checkpoints_no_step_waits_for_the_store(
+    bucket_folder: str,
+    make_corpus: Callable[..., str],
+    small_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the first step to the last, all that is asked of it is asked by other threads."""
+    run, asked, steps = f"{bucket_folder}/run", set[str](), list[int]()
+
+    def resolve(path: str, sound: Any = storage.resolve) -> Any:
+        if path.startswith("s3://") and 0 < len(steps) < 39:
+            asked.add(threading.current_thread().name)
+        return sound(path)
+
+    def step(self: LanguageModelModule, *arguments: Any, sound: Any = LanguageModelModule.training_step) -> Any:
+        steps.append(1)
+        return sound(self, *arguments)
+
+    local = storage.is_local
+    monkeypatch.setattr(storage, "is_local", lambda path: local(path) if not path.startswith("s3://") else False)
+    monkeypatch.setattr(storage, "resolve", resolve)
+    monkeypatch.setattr(LanguageModelModule, "training_step", step)
+    monkeypatch.setattr(pulse, "PROGRESS_SECONDS", 0.0)
+    train(small_config(f"data={make_corpus()}", "checkpoint.every_steps=10", "max_steps=40", f"run={run}"))
+    assert len(steps) == 40
+    assert asked <= {"ledger", "checkpoint_0"}
+    assert storage.list_files(f"{run}/events") == []
+    assert status(StatusConfig(run=run)).state == "finished"
+    progress = [event for event in read_events(run) if event["event"] == "progress"]
+    assert len(progress) < 15, "signs of life in a row are one"
 
 
 @pytest.mark.slow
