@@ -1,13 +1,13 @@
 """`python -m jobs status`: how a run stands, where its time went and what went wrong.
 
 In: `run=FOLDER`, of a run that goes on or has ended. Out: a line, a table and lists, or one JSON object. Refuses a
-folder without a ledger.
+folder without a ledger. No checkpoint is read: one that has its mark and its size is taken to be whole.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from rich.console import Console
@@ -16,17 +16,33 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.config import StatusConfig, load
 from pipeline.errors import ConfigError
-from pipeline.training.ledger import EVENTS_NAME, Account, Failure, account, read_events
+from pipeline.training.checkpoint import committed_steps, looks_whole
+from pipeline.training.ledger import EVENTS_NAME, Account, Event, Failure, account, read_events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a run folder holds of the steps that were made.
+
+    Attributes:
+        saved_step: of the newest committed checkpoint; None: there is none.
+        resumes_from: the step that the same command would go on from, 0 if it would begin anew; None: it would refuse,
+            since there are checkpoints and none seems whole.
+    """
+
+    saved_step: int | None
+    resumes_from: int | None
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the ledger and prints the account of it."""
     config = load(StatusConfig, [each for each in arguments if each != "--json"], name="status")
-    found = status(config)
+    events = _events(config)
+    found, saved = account(events, now=time.time()), _saved(config, events)
     if "--json" in arguments:
-        print(json.dumps(as_json(found)))
+        print(json.dumps(as_json(found, saved)))
         return
-    print(_first_line(found))
+    print(_first_line(found, saved))
     Console().print(_table(found))
     print("\n".join(_lines(found)))
 
@@ -37,6 +53,15 @@ def status(config: StatusConfig) -> Account:
     Raises:
         ConfigError: `run` is missing or holds no event.
     """
+    return account(_events(config), now=time.time())
+
+
+def as_json(found: Account, saved: Saved) -> dict[str, object]:
+    """The object that `--json` prints; times are unix seconds."""
+    return asdict(found) | {"shares": found.shares} | asdict(saved)
+
+
+def _events(config: StatusConfig) -> list[Event]:
     if config.run is None:
         raise ConfigError("run=null is not given; use run=FOLDER")
     events = read_events(config.run)
@@ -46,15 +71,18 @@ def status(config: StatusConfig) -> Account:
             f"run={config.run} holds {f'no whole event in {EVENTS_NAME}' if there else f'no {EVENTS_NAME}'};"
             " give the folder that `python -m jobs train` wrote"
         )
-    return account(events, now=time.time())
+    return events
 
 
-def as_json(found: Account) -> dict[str, object]:
-    """The object that `--json` prints; times are unix seconds."""
-    return asdict(found) | {"shares": found.shares}
+def _saved(config: StatusConfig, events: Sequence[Event]) -> Saved:
+    assert config.run is not None
+    sizes = {event["step"]: event["size_bytes"] for event in events if event["event"] == "checkpoint"}
+    steps = committed_steps(config.run)[::-1]
+    whole = (step for step in steps if looks_whole(config.run, step, size_bytes=sizes.get(step)))
+    return Saved(saved_step=steps[0] if steps else None, resumes_from=next(whole, None if steps else 0))
 
 
-def _first_line(found: Account) -> str:
+def _first_line(found: Account, saved: Saved) -> str:
     parts = [found.state if found.state != "silent" else f"silent since {_local(found.last_time)}"]
     if found.total_steps:
         parts.append(f"step {found.step}/{found.total_steps} ({found.step / found.total_steps:.1%})")
@@ -62,7 +90,21 @@ def _first_line(found: Account) -> str:
         parts.append(f"step {found.step}")
     if found.world_size is not None:
         parts.append(f"world size {found.world_size}")
-    return ", ".join([*parts, _counted(found.num_attempts, "attempt")])
+    return f"{', '.join([*parts, _counted(found.num_attempts, 'attempt')])}; {_going_on(found, saved)}"
+
+
+def _going_on(found: Account, saved: Saved) -> str:
+    """Which step is saved, and what the same command would do."""
+    kept = "nothing is saved" if saved.saved_step is None else f"step {saved.saved_step} is saved"
+    if saved.resumes_from is None:
+        return f"{kept} but damaged, and no other: the same command refuses"
+    if saved.resumes_from == 0:
+        return f"{kept}: the same command begins anew"
+    if saved.resumes_from != saved.saved_step:
+        kept += " but damaged"
+    if found.total_steps is not None and saved.resumes_from >= found.total_steps:
+        return f"{kept}: the same command has nothing to do"
+    return f"{kept}: the same command goes on from step {saved.resumes_from}"
 
 
 def _table(found: Account) -> Table:

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.__main__ import main
 from pipeline import storage
+from pipeline.training.checkpoint import checkpoint_path
 from pipeline.training.ledger import EVENTS_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,9 @@ def status(capsys, run, *more):
 def test_what_people_read(tmp_path, now, capsys):
     now(110)
     lines = status(capsys, write(str(tmp_path), FAULTY)).splitlines()
-    assert lines[0] == "running, step 125/500 (25.0%), world size 3, 1 attempt"
+    assert lines[0] == (
+        "running, step 125/500 (25.0%), world size 3, 1 attempt; nothing is saved: the same command begins anew"
+    )
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
     assert rows == [
         ["productive", "68.2%", "75.0"],
@@ -136,6 +139,8 @@ def test_what_programs_read(tmp_path, now, capsys):
             },
         ],
         "resizes": [{"event": "resize", "time": BEGAN + 51, "attempt": 1, "from_size": 4, "to_size": 3}],
+        "saved_step": None,
+        "resumes_from": 0,
     }
 
 
@@ -158,13 +163,116 @@ def test_the_first_line_says_how_it_stands(more, seconds, line, tmp_path, now, c
 def test_a_run_of_which_little_is_known(tmp_path, now, capsys):
     now(3)
     printed = status(capsys, write(str(tmp_path), COMMON[2:]))
-    assert printed.splitlines()[0] == "running, step 0, 1 attempt"
+    assert printed.splitlines()[0].startswith("running, step 0, 1 attempt; ")
 
 
 def test_a_run_in_an_object_store(now, capsys):
     now(110)
     run = f"memory:///{uuid.uuid4().hex}"
-    assert json.loads(status(capsys, write(run, FAULTY), "--json"))["step"] == 125
+    save(run, {60: b"as told 9", 30: b"any"})
+    found = json.loads(status(capsys, write(run, FAULTY), "--json"))
+    assert (found["step"], found["saved_step"], found["resumes_from"]) == (125, 60, 60)
+    storage.publish_bytes(checkpoint_path(run, 60), b"cut")
+    found = json.loads(status(capsys, run, "--json"))
+    assert (found["step"], found["saved_step"], found["resumes_from"]) == (125, 60, 30)
+
+
+def save(run, contents, *, marks=True):
+    """Checkpoints by step, of which FAULTY's ledger tells of one of step 60 with 9 bytes."""
+    for step, content in contents.items():
+        storage.publish_bytes(checkpoint_path(run, step), content)
+        if marks:
+            storage.publish_bytes(f"{checkpoint_path(run, step)}.sha256", b"a" * 64 + b"\n")
+
+
+SAVED = {
+    "none": ({}, None, 0, "nothing is saved: the same command begins anew"),
+    "one": ({60: b"as told 9"}, 60, 60, "step 60 is saved: the same command goes on from step 60"),
+    "of unknown size": ({40: b"x"}, 40, 40, "step 40 is saved: the same command goes on from step 40"),
+    "beyond what is told": (
+        {60: b"as told 9", 80: b"x"},
+        80,
+        80,
+        "step 80 is saved: the same command goes on from step 80",
+    ),
+    "the newest cut": (
+        {40: b"x", 60: b"short"},
+        60,
+        40,
+        "step 60 is saved but damaged: the same command goes on from step 40",
+    ),
+    "all cut": ({40: b"", 60: b""}, 60, None, "step 60 is saved but damaged, and no other: the same command refuses"),
+    "at the end": (
+        {60: b"as told 9", 500: b"x"},
+        500,
+        500,
+        "step 500 is saved: the same command has nothing to do",
+    ),
+}
+
+
+@pytest.mark.parametrize(("contents", "saved", "resumes", "line"), SAVED.values(), ids=SAVED.keys())
+def test_what_is_saved_and_what_the_same_command_goes_on_from(contents, saved, resumes, line, tmp_path, now, capsys):
+    now(110)
+    save(str(tmp_path), contents)
+    save(str(tmp_path), {90: b"without its mark"}, marks=False)
+    lines = status(capsys, write(str(tmp_path), FAULTY)).splitlines()
+    assert lines[0] == f"running, step 125/500 (25.0%), world size 3, 1 attempt; {line}"
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert (found["step"], found["saved_step"], found["resumes_from"]) == (125, saved, resumes)
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_begins_anew(tmp_path, now, capsys):
+    now(110)
+    line = status(capsys, write(str(tmp_path), [*COMMON, (60, "end", {"step": 500})])).splitlines()[0]
+    assert line.startswith("finished, step 500/500 (100.0%)")
+    assert line.endswith("; nothing is saved: the same command begins anew")
+
+
+def test_foreign_checkpoints_are_not_read(tmp_path, now, capsys):
+    now(110)
+    save(str(tmp_path), {70: b"cos\nsystem\n(S'false'\ntR."})
+    assert "step 70 is saved" in status(capsys, write(str(tmp_path), FAULTY)).splitlines()[0]
+
+
+def test_it_needs_no_torch(tmp_path):
+    code = "import sys, jobs.status; print(*{'torch', 'lightning', 'ray', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_a_ledger_that_is_a_folder_is_refused_in_a_line(tmp_path, capsys):
+    (tmp_path / EVENTS_NAME).mkdir()
+    assert main(["status", f"run={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/events.jsonl cannot be read (Is a directory); mend or remove it\n"
+    )
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "nowhere"])
+def test_what_is_no_folder_holds_no_run(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["status", f"run={tmp_path}/{place}"]) == 2
+    assert "holds no events.jsonl; give the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", [1e18, 260_000_000_000.0])
+def test_an_event_of_no_date_is_passed_over(time, tmp_path, now, capsys):
+    now(1000)
+    write(str(tmp_path), COMMON)
+    with (tmp_path / EVENTS_NAME).open("a") as file:
+        file.write(
+            json.dumps({"event": "progress", "time": time, "attempt": 1, "step": 9}) + "\n" + "[" * 100_000 + "\n"
+        )
+    assert status(capsys, tmp_path).startswith("silent since 2023-11-15 00:13:30, step 0/500")
+
+
+def test_a_ledger_of_ten_megabytes_is_read(tmp_path, now, capsys):
+    now(10**6)
+    progress = [(seconds, "progress", {"step": seconds}) for seconds in range(11, 140_000)]
+    write(str(tmp_path), [*COMMON, *progress])
+    assert (tmp_path / EVENTS_NAME).stat().st_size > 10_000_000
+    assert json.loads(status(capsys, tmp_path, "--json"))["step"] == 139_999
 
 
 def test_reading_changes_nothing(tmp_path, now, capsys):
