@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
             _tell_what_waits(config)
 
 
-def run(config: Config, rank: Rank | None) -> "Outcome":
+def run(config: Config, rank: Rank | None = None) -> "Outcome":
     """Trains on the cluster of the configuration; as one of several processes if a launcher gave this one a rank."""
     expect_workers(config.cluster, launched=rank, modules=[WORKER])
     from pipeline.training.trainer import train
