@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.cluster.tasks import task_runner
 from pipeline.config import Config, load
-from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.manifest import Manifest, Split
 from pipeline.corpus.prepare import check_inputs, prepare
 from pipeline.errors import ConfigError
 from pipeline.training.records import METRICS_NAME
@@ -68,7 +68,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """One line about what was found."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _speed(self) -> str:
         seconds = max(time.monotonic() - self._begun_seconds, 1e-9)
@@ -129,6 +129,9 @@ def print_summary(
     for name, split in manifest.splits.items():
         table.add_row(name, f"{len(split.shards):,}", f"{split.num_tokens:,}", f"{split.oov_rate:.4%}")
     console.print(table)
+    for name, split in manifest.splits.items():
+        if odd := _odd(split):
+            console.print(f"{name}: {odd}", highlight=False, markup=False, soft_wrap=True)
     num_tokens = sum(split.num_tokens for split in manifest.splits.values())
     speed = f"{read_bytes / seconds / 1e6:.1f} MB/s, " if read_bytes else ""
     lines = [
@@ -141,3 +144,13 @@ def print_summary(
         lines.insert(1, "made of: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _odd(split: Split) -> str:
+    """What the text of a split holds that text mostly does not; nothing if it has none, or nobody counted."""
+    counts = (
+        (split.num_replacement_chars, "U+FFFD, put in for bytes that are no UTF-8 or there before"),
+        (split.num_nul_bytes, "NUL bytes"),
+        (split.num_null_rows, "rows without text passed over"),
+    )
+    return ", ".join(f"{count:,} {what}" for count, what in counts if count)

@@ -68,7 +68,8 @@ class CorpusConfig(Section):
     valid: Paths | None
     test: Paths | None
     dataset: str | None  # datasets: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)
-    text_column: str  # jsonl, parquet and datasets
+    text_column: str  # jsonl, parquet and datasets; a dotted path leads into nested columns
+    null_rows: Literal["refuse", "skip"]  # what becomes of a row whose text is null or missing
     documents: Literal["files", "lines"]  # what a document of plain text is; a row is always one
     valid_fraction: Share  # share of train's documents, drawn by the document's hash
     test_fraction: Share

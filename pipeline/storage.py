@@ -269,6 +269,12 @@ def read_or_nothing(path: str) -> bytes:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
+def read_head(path: str, num_bytes: int) -> bytes:
+    """The first bytes of a file that is not empty; an object store sends no more than these."""
+    with _reached(path) as (filesystem, name):
+        return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
+
+
 def sha256(path: str) -> str:
     """Digest of a file's bytes, as 64 hexadecimal digits; reads 1 MiB at a time."""
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ from typing import Any
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
 CONFIGURATION: dict[str, object] = {
     "init_from": None,
+    "corpus.null_rows": "refuse",
 }
 
 # (dotted key of `Config`, a value of it that is no longer written) → what is written now
@@ -25,6 +26,9 @@ CONFIGURATION_VALUES: dict[tuple[str, object], object] = {
 # dotted key of a manifest, `*` for each split → its value before it was a key
 MANIFEST: dict[str, object] = {
     "vocabulary_sha256": None,
+    "splits.*.num_replacement_chars": None,
+    "splits.*.num_nul_bytes": None,
+    "splits.*.num_null_rows": None,
 }
 
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too

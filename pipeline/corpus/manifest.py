@@ -56,11 +56,23 @@ class Shard(_Frozen):
 
 
 class Split(_Frozen):
-    """The shards of one split in the order of the text, with their sums."""
+    """The shards of one split in the order of the text, with their sums.
+
+    Attributes:
+        shards: in the order of the text.
+        num_tokens: tokens in them.
+        num_unk: of these, `<unk>`.
+        num_replacement_chars: U+FFFD in the text, there before or put in for bytes that are no UTF-8; None: not known.
+        num_nul_bytes: NUL in the text; None: not known.
+        num_null_rows: rows without text that were passed over; None: not known.
+    """
 
     shards: tuple[Shard, ...]
     num_tokens: Count
     num_unk: Count
+    num_replacement_chars: Count | None = None
+    num_nul_bytes: Count | None = None
+    num_null_rows: Count | None = None
 
     @model_validator(mode="after")
     def _sums_agree(self) -> Self:

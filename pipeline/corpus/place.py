@@ -15,8 +15,9 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.manifest import MANIFEST_NAME, VOCABULARY_NAME, read_manifest
-from pipeline.corpus.sources import PACKAGED_BUILDERS, SPLITS, Source
+from pipeline.corpus.rows import PACKAGED_BUILDERS
 from pipeline.corpus.tokens import is_token_shard
+from pipeline.corpus.units import SPLITS, Source
 from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 

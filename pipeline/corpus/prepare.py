@@ -24,7 +24,7 @@ import shutil
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
@@ -45,11 +45,13 @@ from pipeline.corpus.manifest import (
     remove_manifest,
     write_manifest,
 )
+from pipeline.corpus.packing import SUFFIXES
 from pipeline.corpus.place import WORK, check_place, check_sources, held, receipt_name, shard_files, shard_name
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
-from pipeline.corpus.sources import SPLITS, Source, WorkUnit, cut_units, list_sources, read_blocks, unit_digest
+from pipeline.corpus.sources import Tally, cut_units, list_bystanders, list_sources, read_blocks, unit_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
+from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
 from pipeline.corpus.vocabulary import (
     COUNTS_SCHEMA,
     EOS_WORD,
@@ -71,6 +73,7 @@ Result = TypeVar("Result")
 FORMAT = 1  # to be raised when the same text would give other words or other bytes
 FIRST_BLOCK_BYTES = 4096
 RANGE_ROWS = 1 << 19  # rows of count tables that one merge takes
+NUM_NAMED_FILES = 3
 SAMPLE_ROWS = 1 << 13  # one word of so many is told to the driver, which cuts the ranges by them
 
 
@@ -166,6 +169,9 @@ class Receipt:
     size_bytes: int
     sha256: str
     num_unk: int
+    num_replacement_chars: int
+    num_nul_bytes: int
+    num_null_rows: int
 
 
 def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: Progress | None = None) -> Manifest:
@@ -318,9 +324,18 @@ def _list(
         packages = python_docs.list_packages()
         versions = python_docs.versions(packages)
         sources = _python_docs(packages, corpus, data, run=run)
+    else:
+        _note_bystanders(list_bystanders(sources, corpus), run=run)
     found = run("list", partial(cut_units, corpus=corpus), sources)
     units = [unit for each in found for unit in each]
     return sorted(units, key=lambda unit: SPLITS.index(unit.split)), versions  # stable: the order of sources stays
+
+
+def _note_bystanders(paths: Sequence[str], *, run: _Runner) -> None:
+    if paths:
+        named = ", ".join(map(printable, paths[:NUM_NAMED_FILES]))
+        more = f" and {len(paths) - NUM_NAMED_FILES} more" if len(paths) > NUM_NAMED_FILES else ""
+        run.progress.note(f"read as text like the rest: {named}{more}; to leave them out, name the others by a glob")
 
 
 def _python_docs(
@@ -357,8 +372,21 @@ def digest_unit(unit: WorkUnit, *, corpus: CorpusConfig) -> Digested:
         suffix = PurePosixPath(unit.path).suffix.lower()
         rules = [corpus.words, corpus.lowercase, corpus.eos, corpus.documents, corpus.text_column]
         content = [unit_digest(unit, corpus), unit.format, suffix, unit.last, unit.low, unit.high]
+        later = _later_rules(unit, corpus, suffix=suffix)
         first = next(read_blocks(unit, corpus, block_bytes=FIRST_BLOCK_BYTES), None)
-        return Digested(_hash([FORMAT, *content, *rules]), has_text=first is not None)
+        return Digested(_hash([FORMAT, *content, *rules, *([later] if later else [])]), has_text=first is not None)
+
+
+def _later_rules(unit: WorkUnit, corpus: CorpusConfig, *, suffix: str) -> dict[str, object]:
+    """What decides a unit's words and did not always: only where it does, so that keys of before stay."""
+    rules: dict[str, object] = {}
+    if unit.packing is not None and unit.packing != SUFFIXES.get(suffix):
+        rules["packing"] = unit.packing
+    if unit.has_mark:
+        rules["has_mark"] = True
+    if unit.format != "text" and corpus.null_rows != "refuse":
+        rules["null_rows"] = corpus.null_rows
+    return rules
 
 
 def _is_asked(split: str, corpus: CorpusConfig) -> bool:
@@ -369,7 +397,10 @@ def _is_asked(split: str, corpus: CorpusConfig) -> bool:
 def _empty_split(split: str, corpus: CorpusConfig) -> str:
     fractions = {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
     if fractions[split] == 0 and not (split == "train" and sum(fractions.values()) > 0):
-        return f"corpus.{split}={', '.join(getattr(corpus, split))} holds no text; give text or corpus.{split}=null"
+        rows = f" in corpus.text_column={corpus.text_column}" if corpus.null_rows == "skip" else ""
+        return (
+            f"corpus.{split}={', '.join(getattr(corpus, split))} holds no text{rows}; give text or corpus.{split}=null"
+        )
     share = 1 - sum(fractions.values()) if split == "train" else fractions[split]
     lines = "corpus.documents=lines or " if corpus.source == "files" and corpus.documents == "files" else ""
     return f"the {split} split, a share of {share:g}, got none of train's documents; use {lines}other fractions"
@@ -622,7 +653,8 @@ def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, d
     """
     with _one_core():
         words = _vocabulary(_vocabulary_path(data, vocabulary.key), vocabulary.fingerprint)
-        blocks = read_blocks(job.unit, corpus)
+        tally = Tally()
+        blocks = read_blocks(job.unit, corpus, tally)
         written = write_shard(
             storage.join(data, job.shard),
             (words.encode(split_words(block, words=corpus.words, lowercase=corpus.lowercase)) for block in blocks),
@@ -631,7 +663,9 @@ def encode_unit(job: Job, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, d
             source=job.unit.name,
         )
         _refuse_changed(job.unit, corpus, key=job.unit_key)
-        receipt = Receipt(job.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk)
+        receipt = Receipt(
+            job.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk, **asdict(tally)
+        )
         write_receipt(storage.join(data, job.receipt), receipt)
         return receipt
 
@@ -671,6 +705,9 @@ def _manifest(
                 ),
                 num_tokens=sum(receipt.num_tokens for _, receipt in made),
                 num_unk=sum(receipt.num_unk for _, receipt in made),
+                num_replacement_chars=sum(receipt.num_replacement_chars for _, receipt in made),
+                num_nul_bytes=sum(receipt.num_nul_bytes for _, receipt in made),
+                num_null_rows=sum(receipt.num_null_rows for _, receipt in made),
             )
     return Manifest(
         splits=splits,

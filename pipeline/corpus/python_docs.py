@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline import storage
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
-from pipeline.corpus.sources import SPLITS, position_of
+from pipeline.corpus.units import SPLITS, position_of
 from pipeline.errors import CorpusError
 
 # All of them come with wordlanes' own dependencies.

@@ -1,96 +1,74 @@
 """What to read: files and data sets → work units → blocks of text.
 
-In: `CorpusConfig`: plain text, .jsonl and .parquet files (paths, globs, folders; plain text and .jsonl also as .gz,
-.bz2, .xz, .zst) on a local disk or in an object store, or a data set of `datasets`, streamed.
+In: `CorpusConfig`: plain text, JSON lines and parquet files (paths, globs, folders; plain text and JSON lines also
+packed) on a local disk or in an object store, or a data set of `datasets`, streamed.
 Out: work units, each a part of one file (or of one data set) that a task reads by itself, and the blocks of a unit:
 bytes of a few MiB in which LF means `<eos>` and nothing else, each ending after an ASCII white-space byte or with its
 unit.
-Refuses: what is missing, empty, damaged or without the column that holds the text; a word of more than 16 MiB.
+Refuses: what is missing, empty, damaged, of a kind that is not read, or without the column that holds the text; a word
+of more than 16 MiB.
 
-A document is a file (or, with `documents: lines`, a line of it), a row of .jsonl or .parquet or of a data set. With
+A document is a file (or, with `documents: lines`, a line of it), a row of JSON lines, of parquet or of a data set. With
 `eos: line` each of its lines ends with LF, with `eos: document` only the document itself does. An empty document yields
-nothing. Memory is bounded by the block whatever a file's size, only a row, and a line that may go to another split, is
-held whole.
+nothing. A byte order mark at the start of a file is no part of its text. Memory is bounded by the block whatever a
+file's size, only a row, and a line that may go to another split, is held whole.
 """
 
-import bz2
-import gzip
 import hashlib
 import itertools
-import json
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
-import pyarrow as pa
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
+from pipeline.corpus.packing import CHUNK_BYTES
+from pipeline.corpus.recognition import format_by_name, recognise
+from pipeline.corpus.rows import (
+    PACKAGED_BUILDERS,
+    batches,
+    check_column,
+    column_spans,
+    documents,
+    open_dataset,
+    whole_lines,
+)
+from pipeline.corpus.text import REPLACEMENT, valid_utf8
+from pipeline.corpus.units import (
+    SPLITS,
+    Source,
+    WorkUnit,
+    chunks,
+    position_of,
+    position_of_digest,
+    readable,
+    text_chunks,
+    valid_chunks,
+)
 from pipeline.errors import CorpusError
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
-Format = Literal["text", "jsonl", "parquet", "dataset"]
-
-SPLITS = ("train", "valid", "test")
-CHUNK_BYTES = 1 << 20
 BLOCK_BYTES = 4 << 20
 MAX_WORD_BYTES = 16 << 20
 TAIL_BYTES = 4096
-BATCH_ROWS = 256
 WHITE_SPACE = b" \n\t\r\v\f"
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-PACKAGED_BUILDERS = ("arrow", "csv", "json", "parquet", "text")
+BYSTANDER = re.compile(
+    r"(readme|licen[sc]e|copying|copyright|notice|authors|contributing|changelog|changes|citation|"
+    r"(md5|sha\d+)sums?|checksums?|dataset_infos?)([\W_].*)?|_success|\.ds_store|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file, or a split of a data set, and the split of the prepared corpus that was asked of it."""
+@dataclass
+class Tally:
+    """What was met in the text of a unit while it was read."""
 
-    split: str
-    format: Format
-    path: str
-
-
-@dataclass(frozen=True)
-class WorkUnit:
-    """What one task reads.
-
-    Attributes:
-        split: the split of the prepared corpus that the text goes to.
-        format: how the text is stored.
-        path: the file; of a data set, the name of its split, or the file that a packaged builder reads.
-        start: first byte; of parquet, the first row group; of a data set, the shard.
-        stop: end of the range, exclusive.
-        size_bytes: bytes that are read, 0 if not known.
-        last: whether the file ends with this unit.
-        low: of the documents, those whose hash, as a number in [0, 1), is in [low, high).
-        high: see low.
-    """
-
-    split: str
-    format: Format
-    path: str
-    start: int
-    stop: int
-    size_bytes: int
-    last: bool
-    low: float
-    high: float
-
-    @property
-    def name(self) -> str:
-        """The range for people, without the folder, so that it does not tell where the input lay."""
-        share = "" if (self.low, self.high) == (0, 1) else f" share [{self.low:g}:{self.high:g}]"
-        file = PurePosixPath(self.path).name.encode("utf-8", "backslashreplace").decode()  # a name may be any bytes
-        return f"{file}[{self.start}:{self.stop}]{share}"
+    num_replacement_chars: int = 0  # U+FFFD, whether it stood there or was put in for bytes that are no UTF-8
+    num_nul_bytes: int = 0
+    num_null_rows: int = 0  # passed over; where a file is shared out by documents, told of in train's share
 
 
 def list_sources(corpus: CorpusConfig) -> list[Source]:
@@ -114,7 +92,7 @@ def list_sources(corpus: CorpusConfig) -> list[Source]:
     found: dict[str, Source] = {}
     for split, pattern in patterns:
         for identity, path in _files(pattern, key=f"corpus.{split}").items():
-            source = Source(split, "dataset" if packaged else _format(path), path)
+            source = Source(split, "dataset" if packaged else format_by_name(path), path)
             known = found.setdefault(identity, source)
             if known.split != split:
                 alias = "" if known.path == path else f", as {known.path}"
@@ -122,54 +100,70 @@ def list_sources(corpus: CorpusConfig) -> list[Source]:
     return list(found.values())
 
 
+def list_bystanders(sources: Sequence[Source], corpus: CorpusConfig) -> list[str]:
+    """The files that lie beside data by the look of their names (README, LICENSE), and were not themselves typed."""
+    typed = {storage.resolve(path)[1] for split in SPLITS for path in getattr(corpus, split) or ()}
+    looks = [each.path for each in sources if BYSTANDER.fullmatch(PurePosixPath(each.path).name)]
+    return [path for path in looks if storage.resolve(path)[1] not in typed]
+
+
 def cut_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     """The work units of a source, in the order of the text.
 
     A file is cut after the first line end at or beyond each multiple of `unit_bytes`, parquet between row groups, a
-    data set at its own shards; a compressed file is one unit. Where valid and test are cut from train by the hash of
+    data set at its own shards; a packed file is one unit. Where valid and test are cut from train by the hash of
     documents, a range is one unit for each split, except plain text whose documents are files, which goes to one split.
 
     Raises:
-        CorpusError: the source cannot be read or has no column `text_column`.
+        CorpusError: the source cannot be read, is of a kind that is not read, or has no column `text_column`.
     """
-    with _readable(source.path):
-        whole = {"text": _cut_file, "jsonl": _cut_file, "parquet": _cut_parquet, "dataset": _cut_dataset}[
-            source.format
-        ](source, corpus)
-    shares = _shares(corpus)
-    if source.split != "train" or len(shares) == 1 or corpus.source == "python_docs":  # which is dealt out by module
-        return whole
-    if source.format == "text" and corpus.documents == "files":
-        position = _position_of_file(source.path)
-        (split,) = (split for split, low, high in shares if low <= position < high)
-        return [replace(unit, split=split) for unit in whole]
+    with readable(source.path):
+        whole = _cut_dataset(source, corpus) if source.format == "dataset" else _cut_file(source, corpus)
+        shares = _shares(corpus)
+        if source.split != "train" or len(shares) == 1 or corpus.source == "python_docs":  # which is dealt by module
+            return whole
+        if whole and whole[0].format == "text" and corpus.documents == "files":
+            position = _position_of_file(whole)
+            (split,) = (split for split, low, high in shares if low <= position < high)
+            return [replace(unit, split=split) for unit in whole]
     return [replace(unit, split=split, low=low, high=high) for unit in whole for split, low, high in shares]
 
 
 def unit_digest(unit: WorkUnit, corpus: CorpusConfig) -> str:
-    """sha256 of what the unit holds, as 64 hexadecimal digits: of its bytes as they lie; of a data set, of its text."""
+    """sha256 of what decides the text of a unit, as 64 hexadecimal digits: mostly of its bytes as they lie.
+
+    Of a data set, of its text. Of plain bytes that are shared out by the hash of documents, as valid UTF-8, by which
+    they are hashed.
+    """
     digest = hashlib.sha256()
-    with _readable(unit.path):
-        for chunk in _bytes_as_they_lie(unit, corpus):
+    with readable(unit.path):
+        for chunk in _deciding_bytes(unit, corpus):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def read_blocks(unit: WorkUnit, corpus: CorpusConfig, *, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+def read_blocks(
+    unit: WorkUnit, corpus: CorpusConfig, tally: Tally | None = None, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[bytes]:
     """The text of a unit as blocks, in order.
 
     Args:
         unit: what to read.
         corpus: says what a line end, a document and its column are.
+        tally: is added to, with each block.
         block_bytes: a block is at least this long, and longer only by less than 1 MiB or as one word forces it; the
             last may be shorter.
 
     Raises:
         CorpusError: the file is damaged or gone, a row holds no text, a word has more than 16 MiB.
     """
-    with _readable(unit.path):
-        pieces = _pieces_of_text(unit, corpus) if unit.format == "text" else _pieces_of_rows(unit, corpus)
-        yield from _cut_blocks(pieces, unit=unit, block_bytes=block_bytes)
+    with readable(unit.path):
+        pieces = _pieces_of_text(unit, corpus) if unit.format == "text" else _pieces_of_rows(unit, corpus, tally=tally)
+        for block in _cut_blocks(pieces, unit=unit, block_bytes=block_bytes):
+            if tally is not None:
+                tally.num_replacement_chars += valid_utf8(block).count(REPLACEMENT)
+                tally.num_nul_bytes += block.count(b"\0")
+            yield block
 
 
 def _files(pattern: str, *, key: str) -> dict[str, str]:
@@ -186,7 +180,7 @@ def _files(pattern: str, *, key: str) -> dict[str, str]:
         status = _status(path)
         if status.size_bytes:
             known = filled.setdefault(status.identity, path)
-            if storage.absolute(known) != known and storage.absolute(path) == path:
+            if known != path and storage.absolute(known) != known and storage.absolute(path) == path:
                 filled[status.identity] = path
     if not filled:
         raise CorpusError(f"{key}={pattern}: found 0 bytes in {found[0]}, needed text; fill it or leave it out")
@@ -194,23 +188,11 @@ def _files(pattern: str, *, key: str) -> dict[str, str]:
 
 
 def _status(path: str) -> storage.FileStatus:
-    with _readable(path):
+    with readable(path):
         try:
             return storage.file_status(path)
         except FileNotFoundError as error:
             raise CorpusError(f"{path} is a link that leads to nothing; mend it or remove it") from error
-
-
-def _format(path: str) -> Format:
-    name = path.lower()
-    packed = name.endswith(COMPRESSED)
-    if packed:
-        name = name.rpartition(".")[0]
-    if name.endswith(".parquet"):
-        if packed:
-            raise CorpusError(f"{path} is compressed parquet; decompress it: parquet is compressed within")
-        return "parquet"
-    return "jsonl" if name.endswith((".jsonl", ".ndjson")) else "text"
 
 
 def _shares(corpus: CorpusConfig) -> list[tuple[str, float, float]]:
@@ -220,58 +202,61 @@ def _shares(corpus: CorpusConfig) -> list[tuple[str, float, float]]:
     return [(split, low, high) for split, low, high in shares if low < high]
 
 
-def _position(digest: bytes) -> float:
-    """A digest as a number in [0, 1), so that duplicates of a document meet in one split."""
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def position_of(document: bytes) -> float:
-    """The hash of a document as a number in [0, 1), evenly spread: which split it falls into."""
-    return _position(hashlib.sha256(document).digest())
-
-
-def _position_of_file(path: str) -> float:
+def _position_of_file(whole: list[WorkUnit]) -> float:
+    """The hash of a file of plain text: of its text, but of a packed one of its bytes as they lie."""
+    everything = replace(whole[0], stop=whole[-1].stop)
+    packed = everything.packing is not None
+    content = chunks(everything.path, 0, everything.stop) if packed else valid_chunks(text_chunks(everything))
     digest = hashlib.sha256()
-    with _readable(path):
-        for chunk in _chunks(path, 0, storage.size_bytes(path)):
-            digest.update(chunk)
-    return _position(digest.digest())
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Turns what a reader says of a missing or damaged file into one line with its name."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CorpusError(f"{path} is missing; mend the path") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorpusError(
-            f"{path} is damaged or cannot be read ({reason}); restore the file or leave it out"
-        ) from error
+    for chunk in content:
+        digest.update(chunk)
+    return position_of_digest(digest.digest())
 
 
 # --- work units ---
 
 
 def _unit(source: Source, start: int, stop: int, *, size_bytes: int, last: bool) -> WorkUnit:
-    return WorkUnit(source.split, source.format, source.path, start, stop, size_bytes, last, low=0.0, high=1.0)
+    return WorkUnit(
+        source.split,
+        source.format,
+        source.path,
+        start,
+        stop,
+        size_bytes,
+        last,
+        low=0.0,
+        high=1.0,
+        packing=None,
+        has_mark=False,
+    )
 
 
 def _cut_file(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     size_bytes = storage.size_bytes(source.path)
-    if source.path.lower().endswith(COMPRESSED):
-        return [_unit(source, 0, size_bytes, size_bytes=size_bytes, last=True)]
-    cuts = [0]
-    with storage.open_read(source.path) as file:
-        while cuts[-1] < size_bytes:
-            nominal = (cuts[-1] // corpus.unit_bytes + 1) * corpus.unit_bytes
-            cuts.append(_after_line_end(file, nominal, size_bytes=size_bytes))
-    return [
+    if not size_bytes:
+        return []
+    found = recognise(source.path)
+    source = replace(source, format=found.format)
+    if found.format == "parquet":
+        return _cut_parquet(source, corpus)
+    cuts = [0, size_bytes] if found.packing else _line_cuts(source.path, size_bytes, unit_bytes=corpus.unit_bytes)
+    units = [
         _unit(source, start, stop, size_bytes=stop - start, last=stop == size_bytes)
         for start, stop in itertools.pairwise(cuts)
     ]
+    units[0] = replace(units[0], has_mark=found.has_mark)
+    return [replace(unit, packing=found.packing) for unit in units]
+
+
+def _line_cuts(path: str, size_bytes: int, *, unit_bytes: int) -> list[int]:
+    """0, the first line's start at or beyond each multiple of `unit_bytes`, and the file's end."""
+    cuts = [0]
+    with storage.open_read(path) as file:
+        while cuts[-1] < size_bytes:
+            nominal = (cuts[-1] // unit_bytes + 1) * unit_bytes
+            cuts.append(_after_line_end(file, nominal, size_bytes=size_bytes))
+    return cuts
 
 
 def _after_line_end(file: BinaryIO, position: int, *, size_bytes: int) -> int:
@@ -290,12 +275,12 @@ def _after_line_end(file: BinaryIO, position: int, *, size_bytes: int) -> int:
 
 def _cut_parquet(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     with storage.open_read(source.path) as file, pq.ParquetFile(file) as parquet:
-        _check_column(parquet.schema_arrow, source.path, column=corpus.text_column)
-        spans = _spans(parquet.metadata, column=corpus.text_column)
+        check_column(parquet.schema_arrow, source.path, column=corpus.text_column)
+        spans = column_spans(parquet.metadata, column=corpus.text_column)
     units = []
     start = size_bytes = 0
-    for group, (_, num_bytes) in enumerate(spans):
-        size_bytes += num_bytes
+    for group, of_group in enumerate(spans):
+        size_bytes += sum(num_bytes for _, num_bytes in of_group)
         last = group + 1 == len(spans)
         if size_bytes >= corpus.unit_bytes or last:
             units.append(_unit(source, start, group + 1, size_bytes=size_bytes, last=last))
@@ -303,106 +288,31 @@ def _cut_parquet(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     return units
 
 
-def _spans(metadata: pq.FileMetaData, *, column: str) -> list[tuple[int, int]]:
-    """Where the column lies in the file, for each row group: first byte and number of bytes."""
-    spans = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        (chunk,) = (each for each in chunks if each.path_in_schema == column)
-        first = chunk.data_page_offset
-        if chunk.has_dictionary_page:
-            first = min(first, chunk.dictionary_page_offset)
-        spans.append((first, chunk.total_compressed_size))
-    return spans
-
-
-def _check_column(schema: pa.Schema, path: str, *, column: str) -> None:
-    if column not in schema.names:
-        raise CorpusError(
-            f"{path} has no column {column}; found {', '.join(schema.names) or 'none'}; use corpus.text_column=NAME"
-        )
-    kind = schema.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null()):
-        raise CorpusError(f"{path}: column {column} holds {kind}, needed text; use corpus.text_column=ANOTHER")
-
-
 def _cut_dataset(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
-    dataset = _stream(source.path, corpus)
-    batch = next(iter(dataset.with_format("arrow").iter(batch_size=1)), None)
-    if batch is not None:
-        _check_column(batch.schema, f"data set {corpus.dataset}", column=corpus.text_column)
+    dataset = open_dataset(source.path, corpus)
+    name = f"data set {corpus.dataset}"
+    first = next(batches(dataset, f"{name}, {source.path},", num_rows=1), None)
+    if first is not None:
+        check_column(first.schema, name, column=corpus.text_column)
     return [
         _unit(source, shard, shard + 1, size_bytes=0, last=shard + 1 == dataset.num_shards)
         for shard in range(dataset.num_shards)
     ]
 
 
-def _stream(path: str, corpus: CorpusConfig) -> "IterableDataset":
-    """One split of the data set, or one file as a packaged builder reads it, not downloaded but read as it goes."""
-    import datasets
-
-    assert corpus.dataset is not None
-    packaged = corpus.dataset in PACKAGED_BUILDERS
-    try:
-        if packaged:
-            return datasets.load_dataset(corpus.dataset, data_files=[path], split="train", streaming=True)
-        return datasets.load_dataset(corpus.dataset, split=path, streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise CorpusError(
-            f"data set {corpus.dataset}, {path}, cannot be opened ({reason}); mend corpus.dataset or the split's name"
-        ) from error
-
-
-# --- bytes ---
-
-
-def _chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes [start, stop) of a file as they lie, 1 MiB at a time."""
-    with storage.open_read(path) as file:
-        file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
-            start += len(chunk)
-            yield chunk
-    if start < stop:
-        raise CorpusError(f"{path} ends {stop - start} bytes early: it changed while it was read; prepare again")
-
-
-def _text_chunks(unit: WorkUnit) -> Iterator[bytes]:
-    """The unit's bytes, decompressed, 1 MiB at a time."""
-    suffix = PurePosixPath(unit.path).suffix.lower()
-    if suffix not in COMPRESSED:
-        yield from _chunks(unit.path, unit.start, unit.stop)
-        return
-    with storage.open_read(unit.path) as packed, _decompressed(packed, suffix) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
-def _decompressed(packed: BinaryIO, suffix: str) -> BinaryIO:
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=packed, mode="rb"))
-    if suffix == ".bz2":
-        return cast(BinaryIO, bz2.BZ2File(packed))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.LZMAFile(packed))
-    # Unlike the reader of the package zstandard, Arrow's says when the file was truncated.
-    return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd"))
-
-
-def _bytes_as_they_lie(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
+def _deciding_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     if unit.format == "dataset":
-        yield from _pieces_of_rows(replace(unit, low=0.0, high=1.0), corpus)
+        yield from _pieces_of_rows(replace(unit, low=0.0, high=1.0), corpus, tally=None)
     elif unit.format == "parquet":
         with storage.open_read(unit.path) as file, pq.ParquetFile(file) as parquet:
-            spans = _spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
-        for first, num_bytes in spans:
-            yield from _chunks(unit.path, first, first + num_bytes)
+            spans = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
+        for first, num_bytes in itertools.chain.from_iterable(spans):
+            yield from chunks(unit.path, first, first + num_bytes)
     else:
-        yield from _chunks(unit.path, unit.start, unit.stop)
+        if unit.packing is not None and storage.size_bytes(unit.path) != unit.stop:  # it is unpacked to its end
+            raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
+        as_they_lie = chunks(unit.path, unit.start, unit.stop)
+        yield from valid_chunks(as_they_lie) if unit.is_share and unit.packing is None else as_they_lie
 
 
 # --- text ---
@@ -410,9 +320,9 @@ def _bytes_as_they_lie(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
 
 def _pieces_of_text(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """Plain text with its line ends as `eos` wants them, cut anyhow."""
-    chunks = _text_chunks(unit)
-    if (unit.low, unit.high) != (0, 1):
-        for lines in _whole_lines(chunks):
+    text = text_chunks(unit)
+    if unit.is_share:
+        for lines in whole_lines(text):
             kept = [
                 line for line in lines.removesuffix(b"\n").split(b"\n") if unit.low <= position_of(line) < unit.high
             ]
@@ -420,143 +330,27 @@ def _pieces_of_text(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
         return
     one_end = corpus.eos == "document" and corpus.documents == "files"
     last = b""
-    for chunk in chunks:
+    for chunk in text:
         last = chunk[-1:]
         yield chunk.replace(b"\n", b" ") if one_end else chunk
     if unit.last and last and (one_end or last != b"\n"):
         yield b"\n"
 
 
-def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut after line ends; the last may lack its own."""
-    held: list[bytes] = []
-    for chunk in chunks:
-        cut = chunk.rfind(b"\n") + 1
-        if cut:
-            yield b"".join([*held, chunk[:cut]])
-            held = []
-        held.append(chunk[cut:])
-    if rest := b"".join(held):
-        yield rest
-
-
-def _pieces_of_rows(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
+def _pieces_of_rows(unit: WorkUnit, corpus: CorpusConfig, *, tally: Tally | None) -> Iterator[bytes]:
     """The documents of the unit that its range of hashes wants, each with its line ends as `eos` wants them."""
-    readers = {"jsonl": _rows_of_jsonl, "parquet": _rows_of_parquet, "dataset": _rows_of_dataset}
-    everything = (unit.low, unit.high) == (0, 1)
-    for documents in readers[unit.format](unit, corpus):
-        kept = [each for each in documents if everything or unit.low <= position_of(each) < unit.high]
-        yield b"".join(_with_line_ends(each, eos=corpus.eos) for each in kept if each)
+    everything = not unit.is_share
+    for batch in documents(unit, corpus):
+        if tally is not None and unit.high == 1:
+            tally.num_null_rows += batch.count(None)
+        kept = [each for each in batch if each and (everything or unit.low <= position_of(each) < unit.high)]
+        yield b"".join(_with_line_ends(each, eos=corpus.eos) for each in kept)
 
 
 def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> bytes:
     if eos == "document":
         return document.replace(b"\n", b" ") + b"\n"
     return document if document.endswith(b"\n") else document + b"\n"
-
-
-def _rows_of_parquet(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[list[bytes]]:
-    with (
-        storage.open_read(unit.path) as file,
-        pq.ParquetFile(file, pre_buffer=False, buffer_size=CHUNK_BYTES) as parquet,
-    ):
-        row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
-        groups = list(range(unit.start, unit.stop))
-        for batch in parquet.iter_batches(
-            BATCH_ROWS, row_groups=groups, columns=[corpus.text_column], use_threads=False
-        ):
-            yield _documents(batch.column(0), unit.path, first_row=row, column=corpus.text_column)
-            row += batch.num_rows
-
-
-def _rows_of_dataset(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[list[bytes]]:
-    dataset = _stream(unit.path, corpus)
-    if dataset.num_shards > 1:
-        dataset = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
-    name, row = f"data set {corpus.dataset}, {unit.path}, shard {unit.start}", 0
-    for batch in _batches(dataset, name):
-        _check_column(batch.schema, name, column=corpus.text_column)
-        for chunk in batch[corpus.text_column].chunks:
-            yield _documents(chunk, name, first_row=row, column=corpus.text_column)
-            row += len(chunk)
-
-
-def _batches(dataset: "IterableDataset", name: str) -> Iterator[pa.Table]:
-    """The rows of a data set; what its builder says of damaged data is the user's to know."""
-    import datasets
-
-    try:
-        yield from dataset.with_format("arrow").iter(batch_size=BATCH_ROWS)
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, pa.ArrowException):  # `_readable` tells of these
-            raise
-        raise CorpusError(f"{name} cannot be read ({' '.join(str(error).split())}); mend the data") from error
-
-
-def _documents(texts: pa.Array, name: str, *, first_row: int, column: str) -> list[bytes]:
-    """The texts of a column as bytes; a row without text is refused by its number, counted from 0."""
-    if texts.null_count:
-        row = first_row + texts.is_null().index(True).as_py()
-        raise CorpusError(f"{name}: row {row} has no text in column {column} (null); mend or remove the row")
-    return cast(list[bytes], texts.cast(pa.large_binary()).to_pylist())
-
-
-def _rows_of_jsonl(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[list[bytes]]:
-    line = 0  # of the unit: the number in the file is needed for errors only
-    for lines in _whole_lines(_text_chunks(unit)):
-        texts = _texts_by_arrow(lines, column=corpus.text_column)
-        if texts is None:
-            yield _texts_by_line(lines, unit=unit, first_line=line, column=corpus.text_column)
-        else:
-            yield cast(list[bytes], texts.cast(pa.large_binary()).to_pylist())
-        line += lines.count(b"\n")
-
-
-def _texts_by_arrow(lines: bytes, *, column: str) -> pa.ChunkedArray | None:
-    """The column's texts; None if a line is something else than an object with a text, or if Arrow cannot tell."""
-    if not lines.strip():
-        return pa.chunked_array([], pa.string())
-    schema = pa.schema([pa.field(column, pa.string())])
-    parse = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    read = pa.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
-    try:
-        texts = pa.json.read_json(pa.BufferReader(lines), read_options=read, parse_options=parse)[column]
-    except pa.ArrowInvalid:
-        return None
-    # Arrow also reads two objects from one line.
-    return None if texts.null_count or len(texts) > lines.count(b"\n") + 1 else texts
-
-
-def _texts_by_line(lines: bytes, *, unit: WorkUnit, first_line: int, column: str) -> list[bytes]:
-    """What Arrow refused, line by line: the first line that is no object with a text is named."""
-    texts = []
-    for number, line in enumerate(lines.split(b"\n"), first_line):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8", "replace"))
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{_place(unit, number)} is no JSON ({error.msg}, column {error.colno}); mend it"
-            ) from error
-        if not isinstance(row, dict):
-            raise CorpusError(f"{_place(unit, number)} holds a JSON {type(row).__name__}, needed an object; mend it")
-        if column not in row:
-            found = ", ".join(row) or "none"
-            raise CorpusError(
-                f"{_place(unit, number)} has no column {column}; found {found}; use corpus.text_column=NAME"
-            )
-        if not isinstance(row[column], str):
-            found = json.dumps(row[column])[:40]
-            raise CorpusError(f"{_place(unit, number)}: {column} is {found}, needed text; mend or remove the line")
-        texts.append(row[column].encode("utf-8", "surrogatepass"))
-    return texts
-
-
-def _place(unit: WorkUnit, line: int) -> str:
-    """File and number of a line, counted from 1; only now are the lines before the unit counted."""
-    before = sum(chunk.count(b"\n") for chunk in _chunks(unit.path, 0, unit.start))
-    return f"{unit.path}, line {before + line + 1},"
 
 
 # --- blocks ---

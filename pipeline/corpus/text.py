@@ -21,6 +21,7 @@ WordRule = Literal["whitespace", "words"]
 Bytes = npt.NDArray[np.uint8]
 
 LINE_END = "\n"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 # What a character is to the rule `words`. The order counts: from LETTER on, a character belongs inside a word.
 SPACE, OTHER, JOINER, DIGIT_JOINER, LETTER, DIGIT = range(6)
@@ -52,14 +53,14 @@ def split_words(block: bytes, *, words: WordRule, lowercase: bool) -> pa.Array:
     Returns:
         `pa.string()` array without nulls; "\\n" for each line end.
     """
-    text = _valid_utf8(block)
+    text = valid_utf8(block)
     if lowercase:
         text = _lower(text)
     assert len(text) < 2**31, f"a block of {len(text)} bytes overflows the offsets of an Arrow string array"
     return _split_whitespace(text) if words == "whitespace" else _split_punctuation(text)
 
 
-def _valid_utf8(block: bytes) -> bytes:
+def valid_utf8(block: bytes) -> bytes:
     """The block itself if it is valid UTF-8, else with U+FFFD where Python's "replace" puts it."""
     # Arrow checks some 20 times faster than decoding does.
     buffers = [None, pa.py_buffer(np.array([0, len(block)], dtype=np.int64)), pa.py_buffer(block)]

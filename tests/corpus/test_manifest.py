@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,8 +23,15 @@ from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import Vocabulary, count_words, cut_vocabulary, read_vocabulary, write_vocabulary
 from pipeline.errors import CorpusError
+from pipeline.upgrades import CONFIGURATION
 
 DIGEST = "0123456789abcdef" * 4
+
+
+# which a manifest gets as it is read, unless it has them
+LATER_KEYS = {
+    key.removeprefix("corpus."): value for key, value in CONFIGURATION.items() if re.match(r"corpus\.\w+$", key)
+}
 
 
 def shard(**changes):
@@ -37,7 +45,7 @@ def manifest(**changes):
         "splits": {"train": Split(shards=(shard(),), num_tokens=5, num_unk=2)},
         "vocab_size": 7,
         "vocabulary_fingerprint": DIGEST,
-        "configuration": {"words": "whitespace", "lowercase": False, "nested": {"size": None, "list": [1, 2.5]}},
+        "configuration": {**LATER_KEYS, "words": "whitespace", "nested": {"size": None, "list": [1, 2.5]}},
         "versions": {"zlib": "1"},
         "tool_version": "0.1.0",
     }

@@ -21,8 +21,9 @@ from pipeline.cluster.tasks import run_here
 from pipeline.corpus import prepare as module
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.corpus.prepare import digest_unit, most_frequent, prepare
-from pipeline.corpus.sources import WorkUnit
+from pipeline.corpus.sources import cut_units
 from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.units import Source
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 
@@ -384,8 +385,8 @@ def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
     for name in ("a.jsonl.gz", "a.bin"):
         (tmp_path / name).write_bytes(packed)
     corpus = corpus_config(train=str(tmp_path))
-    unit = WorkUnit("train", "jsonl", str(tmp_path / "a.jsonl.gz"), 0, len(packed), len(packed), True, 0.0, 1.0)
-    changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}]
+    (unit,) = cut_units(Source("train", "jsonl", str(tmp_path / "a.jsonl.gz")), corpus)
+    changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}, {"has_mark": True}]
     changes.append({"format": "text", "path": str(tmp_path / "a.bin")})
     keys = [digest_unit(replace(unit, **each), corpus=corpus).key for each in ({}, *changes)]
     assert len(set(keys)) == len(keys)
@@ -478,6 +479,107 @@ def test_files_of_any_name_are_prepared(tmp_path):
     ]
 
 
+KEYS_OF_BEFORE = {  # as the first version made them: what is kept under them is taken as it is
+    ("a.txt", "whole"): ["8d4eb6ab4759c168"],
+    ("a.txt", "shares"): ["e384fc5b901a9654", "48f855e61fdf3a45"],
+    ("l.txt", "whole"): ["67e782a37153e630"],
+    ("b.jsonl", "whole"): ["2db67972d86e75bb"],
+    ("b.jsonl", "shares"): ["5d5d42ebbb366022", "3af61d9aecff9357"],
+    ("c.txt.gz", "whole"): ["333a6d1ad7773c64"],
+    ("c.txt.gz", "shares"): ["d4e75e52d0ac9e80", "8750665f9a062659"],
+}
+
+
+@pytest.mark.parametrize(("name", "rule"), KEYS_OF_BEFORE)
+def test_keys_of_before_stay(tmp_path, name, rule):
+    path = tmp_path / name
+    path.write_bytes(
+        {
+            "a.txt": "one two\nfünf\ntail".encode(),
+            "l.txt": b"caf\xe9\n",
+            "b.jsonl": b'{"text": "a b"}\n{"text": "c\\nd"}\n',
+            "c.txt.gz": bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"),
+        }[name]
+    )
+    rules = {"whole": {}, "shares": {"valid_fraction": 0.25, "documents": "lines"}}[rule]
+    corpus = corpus_config(train=str(path), **rules)
+    (source,) = module.list_sources(corpus)
+    keys = [module.digest_unit(unit, corpus=corpus).key[:16] for unit in module.cut_units(source, corpus)]
+    assert keys == KEYS_OF_BEFORE[name, rule]
+
+
+def test_what_is_odd_in_a_text_is_counted(tmp_path):
+    for split, rows in (("train", [b"a\0b\0", b"\xff\xfe c", "\ufffd d".encode()]), ("valid", [b"plain"])):
+        (tmp_path / f"{split}.txt").write_bytes(b"\n".join(rows))
+    (tmp_path / "more.jsonl").write_text('{"text": "\\u0000 \\ud800"}\n{"text": null}\n')
+    corpus = corpus_config(
+        train=[f"{tmp_path}/train.txt", f"{tmp_path}/more.jsonl"], valid=f"{tmp_path}/valid.txt", null_rows="skip"
+    )
+    manifest = prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+    counts = {
+        name: (split.num_replacement_chars, split.num_nul_bytes, split.num_null_rows)
+        for name, split in manifest.splits.items()
+    }
+    assert counts == {"train": (2 + 1 + 3, 2 + 1, 1), "valid": (0, 0, 0)}
+    calls = Calls()
+    assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
+    assert calls.count("encode_unit") == 0
+
+
+def test_what_nobody_counted_before_is_not_known_and_counted_by_a_rerun(texts, tmp_path):
+    data = tmp_path / "data"
+    made = prepare(config(texts), str(data), run_tasks=run_here)
+    receipts = sorted((data / ".work" / "train").glob("*.json"))
+    for path in (receipts[0], data / "manifest.json"):
+        tree = json.loads(path.read_text())
+        for each in tree.get("splits", {"": tree}).values():
+            for name in ("num_replacement_chars", "num_nul_bytes", "num_null_rows"):
+                del each[name]
+        path.write_text(json.dumps(tree))
+    assert read_manifest(str(data)).splits["valid"].num_nul_bytes is None
+    again = prepare(config(texts), str(data), run_tasks=run_here)
+    assert again.fingerprint == made.fingerprint
+    assert [each.num_nul_bytes for each in again.splits.values()] == [0, 0]
+
+
+def test_null_rows_belong_to_the_key_of_rows_alone(texts, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "w1"}\n')
+    changes = {"valid": str(tmp_path / "rows.jsonl")}
+    prepare(config(texts, **changes), str(tmp_path / "data"), run_tasks=run_here)
+    calls = Calls()
+    prepare(config(texts, **changes, null_rows="skip"), str(tmp_path / "data"), run_tasks=calls)
+    assert calls.count("encode_unit") == 1
+
+
+def test_files_beside_the_data_are_named_once_they_are_read(tmp_path):
+    class Notes(module.NoProgress):
+        def __init__(self):
+            self.found = []
+
+        def note(self, text):
+            self.found.append(text)
+
+    names = ["a.txt", "b/license-MIT", "CHANGELOG.rst", "README.md", "SHA256SUMS", "read me.txt", "licensed.txt"]
+    for name in names:
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("x y\n")
+
+    def notes(train):
+        notes = Notes()
+        prepare(corpus_config(train=train), str(tmp_path / "data"), run_tasks=run_here, progress=notes)
+        return [note for note in notes.found if note.startswith("read as")]
+
+    folder = str(tmp_path / "texts")
+    (line,) = notes(folder)
+    assert line == (
+        f"read as text like the rest: {folder}/CHANGELOG.rst, {folder}/README.md, {folder}/SHA256SUMS and 1 more;"
+        " to leave them out, name the others by a glob"
+    )
+    assert notes(f"{folder}/README*") != [] == notes(f"{folder}/README.md") == notes(f"{folder}/*.txt")
+    assert [each.count(",") for each in notes([folder, f"{folder}/README.md"])] == [3]
+
+
 def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
     data = tmp_path / "data"
     prepare(config(texts), str(data), run_tasks=run_here)
@@ -513,6 +615,22 @@ def test_input_that_changes_meanwhile_is_refused(texts, tmp_path):
         prepare(config(texts), str(tmp_path / "data"), run_tasks=change_before_encoding)
     assert not (tmp_path / "data" / "manifest.json").exists()
     prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+
+
+def test_a_packed_file_that_grows_meanwhile_is_refused(tmp_path):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"one two\n"))
+
+    def grow_before_counting(function, items):
+        if function.func.__name__ == "count_unit":
+            path.write_bytes(path.read_bytes() + gzip.compress(b"three\n"))
+        return run_here(function, items)
+
+    with pytest.raises(CorpusError, match=r"a\.gz changed while it was prepared"):
+        prepare(corpus_config(train=str(path)), str(tmp_path / "data"), run_tasks=grow_before_counting)
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    manifest = prepare(corpus_config(train=str(path)), str(tmp_path / "data"), run_tasks=run_here)
+    assert manifest.splits["train"].num_tokens == 5
 
 
 def test_given_vocabulary_with_and_without_train(texts, tmp_path):

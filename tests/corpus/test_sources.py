@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import sources
-from pipeline.corpus.sources import Source, cut_units, list_sources, position_of, read_blocks, unit_digest
+from pipeline.corpus.sources import cut_units, list_sources, read_blocks, unit_digest
+from pipeline.corpus.units import Source, position_of
 from pipeline.errors import ConfigError, CorpusError
 
 
@@ -27,6 +29,7 @@ def corpus_config(**changes):
         "test": None,
         "dataset": None,
         "text_column": "text",
+        "null_rows": "refuse",
         "documents": "files",
         "valid_fraction": 0.0,
         "test_fraction": 0.0,
@@ -329,3 +332,107 @@ def test_data_set_in_a_folder_is_one_unit_a_shard(tmp_path):
         list(read_blocks(units[3], corpus))
     with pytest.raises(CorpusError, match=r"cannot be opened .*nosuch"):
         cut_units(Source("train", "dataset", "nosuch"), corpus)
+
+
+# --- a byte order mark, and bytes that are no UTF-8
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress])
+@pytest.mark.parametrize("unit_bytes", [1024, 1 << 20])
+@pytest.mark.parametrize("more", [{}, {"documents": "lines", "valid_fraction": 0.3}, {"valid_fraction": 0.3}])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_begins_no_word(tmp_path, name, pack, unit_bytes, more):
+    """Only where it begins the file, and once."""
+    lines = ["one \ufeff", "\ufefftwo", *(f"line {number}" for number in range(300))]
+    text = "".join((json.dumps({"text": line}) if name == "a.jsonl" else line) + "\n" for line in lines).encode()
+    marked = text if name == "a.txt" else text.replace(rb"\ufeff", "\ufeff".encode())
+    path = tmp_path / name
+    plain, found = [], []
+    for data, kept in ((text, plain), (MARK + marked, found)):
+        path.write_bytes(pack(data, mtime=0) if pack else data)
+        kept.append(text_of(path, unit_bytes=unit_bytes, **more))
+    whole_files_by_their_bytes = pack and name == "a.txt" and more == {"valid_fraction": 0.3}
+    assert [*found[0].values()] == [*plain[0].values()] if whole_files_by_their_bytes else found == plain
+
+
+@pytest.mark.parametrize("more", [{}, {"eos": "document"}, {"documents": "lines", "valid_fraction": 0.5}])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_file_of_a_byte_order_mark_alone_is_empty(tmp_path, name, more):
+    (tmp_path / name).write_bytes(gzip.compress(MARK) if name.endswith(".gz") else MARK)
+    assert set(text_of(tmp_path / name, **more).values()) == {b""}
+
+
+def test_a_byte_order_mark_changes_the_key_only_where_it_changes_the_words(tmp_path):
+    from pipeline.corpus.prepare import digest_unit
+
+    path = tmp_path / "a.txt"
+    lines = b"".join(b"line %d\n" % number for number in range(400))
+    keys = []
+    for data in (lines, MARK + lines[3:]):
+        path.write_bytes(data)
+        corpus = corpus_config(train=str(path), unit_bytes=1024)
+        units = cut_units(list_sources(corpus)[0], corpus)
+        keys.append([(unit.name, digest_unit(unit, corpus=corpus).key) for unit in units])
+    first, *others = zip(*keys, strict=True)
+    assert first[0][0] == first[1][0] and first[0][1] != first[1][1]
+    assert len(others) > 2 and all(one == other for one, other in others)
+
+
+INVALID = [b"caf\xe9 %d", b"\xed\xa0\x80 %d", b"%d \xf0\x9f", b"\xc3(%d\xff", "fünf %d".encode()]
+
+
+def test_a_document_falls_into_one_split_however_it_is_read(tmp_path):
+    """By the hash of its text as valid UTF-8: lines, files, rows read by Arrow or one by one, tables, data sets."""
+    raw = [pattern % number for pattern in INVALID for number in range(40)]
+    texts = [document.decode("utf-8", "replace") for document in raw]
+    expected = {"train": set(), "valid": set()}
+    for text in texts:
+        position = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+        expected["valid" if position < 0.4 else "train"].add(text)
+    (tmp_path / "lines.txt").write_bytes(b"\n".join(raw))
+    (tmp_path / "files").mkdir()
+    for number, document in enumerate(raw):
+        (tmp_path / "files" / f"{number:03}").write_bytes(document)
+    rows = [b'{"text": "%s"}\n' % document for document in raw]
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(rows))
+    (tmp_path / "by-line.jsonl").write_bytes(b"".join(rows) + b'{"text": "", "text": ""}\n')
+    binary = pa.array(raw, pa.binary())
+    pq.write_table(pa.table({"text": binary}), tmp_path / "a.parquet")
+    shares = {"valid_fraction": 0.4}
+    found = {
+        "lines": text_of(tmp_path / "lines.txt", documents="lines", **shares),
+        "packed lines": None,
+        "files": text_of(tmp_path / "files", **shares),
+        "rows": text_of(tmp_path / "rows.jsonl", **shares),
+        "rows one by one": text_of(tmp_path / "by-line.jsonl", **shares),
+        "parquet": text_of(tmp_path / "a.parquet", **shares),
+        "data set": text_of(tmp_path / "a.parquet", source="datasets", dataset="parquet", **shares),
+    }
+    (tmp_path / "lines.txt.xz").write_bytes(lzma.compress(b"\n".join(raw)))
+    found["packed lines"] = text_of(tmp_path / "lines.txt.xz", documents="lines", **shares)
+    for name, splits in found.items():
+        got = {split: set(text.decode("utf-8", "replace").splitlines()) for split, text in splits.items()}
+        assert got == expected, name
+
+
+def test_a_lone_surrogate_of_json_is_hashed_as_what_it_becomes(tmp_path):
+    lone, replaced = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    lone.write_text("".join(f'{{"text": "\\ud800 {number}"}}\n' for number in range(50)))
+    replaced.write_text("".join(f'{{"text": "\ufffd\ufffd\ufffd {number}"}}\n' for number in range(50)))
+    found = [text_of(path, valid_fraction=0.5) for path in (lone, replaced)]
+    assert {split: text.decode("utf-8", "replace").encode() for split, text in found[0].items()} == found[1]
+
+
+def test_what_replaced_bytes_decide_is_in_the_key(tmp_path):
+    """Bytes that become the same text give one digest, others do not; where nothing is hashed, bytes count."""
+    path = tmp_path / "a.txt"
+    digests = []
+    for data in (b"caf\xe9\n", b"caf\xe8\n", "caf\ufffd\n".encode(), b"caff\n"):
+        path.write_bytes(data)
+        for more in ({}, {"documents": "lines", "valid_fraction": 0.5}):
+            corpus = corpus_config(train=str(path), **more)
+            digests.append(unit_digest(cut_units(list_sources(corpus)[0], corpus)[0], corpus))
+    assert len(set(digests[::2])) == 4
+    assert digests[1] == digests[3] == digests[5] == digests[4] != digests[7]

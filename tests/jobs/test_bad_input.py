@@ -4,6 +4,7 @@ Each case breaks a copy of a small world (texts, two prepared corpora, a trained
 its line must hold: the value found and the mend.
 """
 
+import bz2
 import gzip
 import hashlib
 import json
@@ -198,6 +199,12 @@ def flipped(split, at=0.5):
     return lambda world: flip_bit(world.data / split / "00000.arrow", at=at)
 
 
+def halve_lines(path):
+    """The first half of a file's lines alone."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+
+
 def halve(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -288,6 +295,38 @@ TEXT = {
         lambda w: (w.texts / "plain.txt.gz").write_text("a b c\n"),
         lambda w: w.prepare(f"corpus.train={w.texts}/plain.txt.gz"),
         ("{texts}/plain.txt.gz is damaged", "restore the file or leave it out"),
+    ),
+    "second stream of bzip2 damaged": Case(
+        lambda w: (w.texts / "c.bz2").write_bytes(
+            bz2.compress(b"one two\n") + b"BZx9" + bz2.compress(b"three\n")[4:] + bz2.compress(b"one two\n")
+        ),
+        lambda w: w.prepare(f"corpus.train={w.texts}/c.bz2"),
+        ("{texts}/c.bz2 is damaged", "restore the file or leave it out"),
+    ),
+    "array of JSON": Case(
+        lambda w: (w.texts / "a.json").write_text('[{"text": "a"}]'),
+        lambda w: w.prepare(f"corpus.train={w.texts}/a.json"),
+        ("{texts}/a.json holds a JSON array, needed one object a line; use jq -c '.[]'",),
+    ),
+    "UTF-16 held out": Case(
+        lambda w: (w.texts / "a.txt").write_bytes("one two\n".encode("utf-16")),
+        lambda w: w.prepare(f"corpus.valid={w.texts}/a.txt"),
+        ("{texts}/a.txt holds UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+    ),
+    "link to nothing": Case(
+        lambda w: ((w.texts / "folder").mkdir(), (w.texts / "folder" / "a").symlink_to("nowhere")),
+        lambda w: w.prepare(f"corpus.train={w.texts}/folder"),
+        ("{texts}/folder/a is a link that leads to nothing; mend it or remove it",),
+    ),
+    "null in a row": Case(
+        lambda w: (w.texts / "rows.jsonl").write_text('{"text": "a b"}\n{"text": null}\n'),
+        lambda w: w.prepare(f"corpus.train={w.texts}/rows.jsonl"),
+        ("{texts}/rows.jsonl, line 2", "text is null", "or use corpus.null_rows=skip"),
+    ),
+    "no row with text": Case(
+        lambda w: (w.texts / "rows.jsonl").write_text('{"txt": "a b"}\n'),
+        lambda w: w.prepare(f"corpus.train={w.texts}/rows.jsonl", "corpus.null_rows=skip"),
+        ("holds no text in corpus.text_column=text; give text",),
     ),
     "file of two splits": Case(
         nothing,
@@ -496,7 +535,7 @@ RUN = {
         ("{run}/config.yaml is not", "stream.bptt=0: it must be greater than or equal to 1", "writes it anew"),
     ),
     "evaluate: configuration of the run cut": Case(
-        lambda w: halve(w.run / "config.yaml"), World.evaluate, ("{run}/config.yaml is not", "is not given")
+        lambda w: halve_lines(w.run / "config.yaml"), World.evaluate, ("{run}/config.yaml is not", "is not given")
     ),
     "evaluate: configuration of the run is no YAML": Case(
         lambda w: (w.run / "config.yaml").write_text("{data: [\n"), World.evaluate, ("{run}/config.yaml is not",)

@@ -57,6 +57,20 @@ def test_prepare_prints_what_it_made_and_verify_says_ok(arguments, tmp_path, cap
     assert capsys.readouterr().out.startswith("ok: ")
 
 
+def test_prepare_tells_what_is_odd_in_the_text(arguments, text, tmp_path, capsys):
+    prepare.main([*arguments, "cluster=none"])
+    assert "U+FFFD" not in capsys.readouterr().out
+    (tmp_path / "v.txt").write_bytes(b"caf\xe9 \0 \0\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": null}\n' * 1234)
+    (tmp_path / "README").write_text("none\n")
+    sources = f"corpus.train=[{text},{tmp_path}/*.jsonl,{tmp_path}/READ*]"
+    prepare.main([*arguments, sources, "corpus.null_rows=skip", "cluster=none"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "train: 1,234 rows without text passed over" in lines
+    assert "valid: 1 U+FFFD, put in for bytes that are no UTF-8 or there before, 2 NUL bytes" in lines
+    assert lines[0] == (f"read as text like the rest: {tmp_path}/README; to leave them out, name the others by a glob")
+
+
 def test_verify_names_every_bad_shard(arguments, tmp_path, capsys):
     prepare.main([*arguments, "cluster=none"])
     shards = sorted((tmp_path / "data" / "train").glob("*.arrow"))

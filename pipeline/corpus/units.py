@@ -1,0 +1,150 @@
+"""What is read: a source, cut into work units; the bytes of a unit, and where a document's hash lies.
+
+In: paths that are there. Out: bytes, 1 MiB at a time. Refuses: a file that changes while it is read; what is damaged,
+by name (`readable`).
+"""
+
+import codecs
+import hashlib
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
+from pipeline.errors import CorpusError
+
+Format = Literal["text", "jsonl", "parquet", "dataset"]
+
+SPLITS = ("train", "valid", "test")
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a split of a data set, and the split of the prepared corpus that was asked of it.
+
+    The format is the one that the name tells; what the file is, is seen when it is cut into units.
+    """
+
+    split: str
+    format: Format
+    path: str
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """What one task reads.
+
+    Attributes:
+        split: the split of the prepared corpus that the text goes to.
+        format: how the text is stored.
+        path: the file; of a data set, the name of its split, or the file that a packaged builder reads.
+        start: first byte; of parquet, the first row group; of a data set, the shard.
+        stop: end of the range, exclusive.
+        size_bytes: bytes that are read, 0 if not known.
+        last: whether the file ends with this unit.
+        low: of the documents, those whose hash, as a number in [0, 1), is in [low, high).
+        high: see low.
+        packing: of the file; None for plain bytes, and for parquet and data sets, which unpack for themselves.
+        has_mark: whether the unit's text begins with a byte order mark, which is no part of it.
+    """
+
+    split: str
+    format: Format
+    path: str
+    start: int
+    stop: int
+    size_bytes: int
+    last: bool
+    low: float
+    high: float
+    packing: Packing | None
+    has_mark: bool
+
+    @property
+    def name(self) -> str:
+        """The range for people, without the folder, so that it does not tell where the input lay."""
+        share = f" share [{self.low:g}:{self.high:g}]" if self.is_share else ""
+        return f"{printable(PurePosixPath(self.path).name)}[{self.start}:{self.stop}]{share}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether only some of the documents are wanted, by their hash."""
+        return (self.low, self.high) != (0, 1)
+
+
+def printable(path: str) -> str:
+    """A path as text that can be written: a name may be any bytes, not only UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turns what a reader says of a missing or damaged file into one line with its name."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CorpusError(f"{path} is missing; mend the path") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorpusError(
+            f"{path} is damaged or cannot be read ({reason}); restore the file or leave it out"
+        ) from error
+
+
+def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
+    """Bytes [start, stop) of a file as they lie, 1 MiB at a time."""
+    with storage.open_read(path) as file:
+        file.seek(start)
+        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
+            start += len(chunk)
+            yield chunk
+    if start < stop:
+        raise CorpusError(f"{path} ends {stop - start} bytes early: it changed while it was read; prepare again")
+
+
+def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
+    """The text of a unit of plain text or JSON lines, unpacked, without the byte order mark, cut anyhow."""
+    content = chunks(unit.path, unit.start, unit.stop) if unit.packing is None else _unpacked_chunks(unit)
+    if unit.has_mark:
+        head = b""
+        for chunk in content:
+            head += chunk
+            if len(head) >= len(BYTE_ORDER_MARK):
+                break
+        yield head.removeprefix(BYTE_ORDER_MARK)
+    yield from content
+
+
+def _unpacked_chunks(unit: WorkUnit) -> Iterator[bytes]:
+    assert unit.packing is not None
+    with storage.open_read(unit.path) as file:
+        yield from unpacked(file, unit.packing)
+
+
+def valid_chunks(text: Iterable[bytes]) -> Iterator[bytes]:
+    """The same text as valid UTF-8: with U+FFFD where it is not, however it is cut."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for chunk in text:
+        yield decoder.decode(chunk).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
+def position_of(document: bytes) -> float:
+    """The hash of a document as a number in [0, 1), evenly spread: which split it falls into.
+
+    It is the hash of the text as valid UTF-8: how a reader came by the document leaves no trace.
+    """
+    return position_of_digest(hashlib.sha256(document.decode("utf-8", "replace").encode()).digest())
+
+
+def position_of_digest(digest: bytes) -> float:
+    """A sha256 as a number in [0, 1), so that duplicates of a document meet in one split."""
+    return int.from_bytes(digest[:6], "big") / 2**48
