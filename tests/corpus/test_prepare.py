@@ -350,7 +350,10 @@ VOCABULARY = {"size": None, "min_count": 1, "path": None}
         ({"words": "whitespace"}, {"words": "words"}),
         ({"eos": "line"}, {"eos": "document"}),
         ({"text_column": "text"}, {"text_column": "other"}),
-        ({"documents": "files"}, {"documents": "lines"}),
+        (
+            {"train": "plain.txt", "eos": "document", "documents": "files"},
+            {"train": "plain.txt", "eos": "document", "documents": "lines"},
+        ),
         ({"train": "a.jsonl"}, {"train": "b.jsonl"}),
         ({"valid_fraction": 0.0}, {"valid_fraction": 0.5}),
         ({"valid_fraction": 0.3}, {"valid_fraction": 0.5}),
@@ -370,6 +373,7 @@ def test_what_is_changed_gives_the_bytes_of_a_fresh_preparation(tmp_path, monkey
         "a.jsonl": text,
         "copy.jsonl": text,
         "b.jsonl": text.replace("w1", "w9"),
+        "plain.txt": "A b\nb c\n" * 30,
         "words": "b\nA\n",
         "other": "A\nb\n",
     }.items():
@@ -592,7 +596,10 @@ def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
             prepare(config(texts, **changes), str(data), run_tasks=run_here)
         assert {name: digest for name, digest in digests(data).items() if not name.startswith(".work/")} == before
 
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
     refused(CorpusError, "holds no words", train=str(blank))
+    refused(CorpusError, r"corpus\.train=.*empty\.jsonl holds no text; give text or", train=f"{tmp_path}/empty.jsonl")
+    refused(CorpusError, r"corpus\.valid=.*empty\.jsonl holds no text; give text or", valid=f"{tmp_path}/empty.jsonl")
     refused(CorpusError, "is missing, or a glob", valid="nothing-here.txt")
     refused(CorpusError, "use corpus.documents=lines", valid=None, valid_fraction=1e-6)
     refused(
@@ -723,6 +730,24 @@ def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, mon
         prepare(corpus, str(tmp_path / str(number)), run_tasks=run_here)
         found.append((tmp_path / str(number) / "vocabulary.arrow").read_bytes())
     assert len(set(found)) == 1
+
+
+def test_ranges_are_about_as_large_whatever_the_units_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RANGE_ROWS", 256)
+    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    names = [f"{first}{number}" for first in "bac" for number in range(1000)]
+    (tmp_path / "a.txt").write_text("".join(f"{name}\n" for name in names))
+    sizes = []
+
+    def run_tasks(function, items):
+        for index, result in run_here(function, items):
+            if function.func.__name__ == "merge_range":
+                sizes.append(pa.ipc.open_file(result).read_all().num_rows)
+            yield index, result
+
+    prepare(corpus_config(train=f"{tmp_path}/a.txt", unit_bytes=1024), str(tmp_path / "data"), run_tasks=run_tasks)
+    assert sum(sizes) == len(names) + 1 and len(sizes) >= 11
+    assert max(sizes) < 2 * 256
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # datasets leaves its memory maps to the collector
