@@ -59,7 +59,7 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     Listings are not kept: they would hide what another process has written or removed since.
 
     Raises:
-        ConfigError: the path's protocol is not known, or its package is not installed.
+        ConfigError: the path's protocol is not known, its package is not installed, or what it chains to is not there.
     """
     if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
         return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
@@ -68,7 +68,7 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
         filesystem, name = fsspec.core.url_to_fs(
             path if chained else path.replace("::", COLONS), use_listings_cache=False
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
     return filesystem, str(name).replace(COLONS, "::")
 
@@ -184,7 +184,7 @@ def _list_local(name: str) -> list[str]:
         return sorted(each for each in _matches(name) if not stat.S_ISDIR(_mode(each)))
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or name} cannot be read ({error.strerror}); mend its rights, or leave it out"
+            f"{error.filename or name} cannot be read ({error.strerror}); mend its rights or the link, or leave it out"
         ) from error
 
 

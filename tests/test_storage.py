@@ -409,6 +409,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
             storage.make_folder(str(tmp_path / name))
 
 
+def test_a_chain_to_what_is_not_there_is_told(tmp_path):
+    for end in (tmp_path, tmp_path / "none.zip"):
+        with pytest.raises(ConfigError, match=r"^zip://a::file://\S* cannot be reached"):
+            storage.exists(f"zip://a::file://{end}")
+
+
 def test_a_protocol_that_nobody_knows_is_told():
     with pytest.raises(ConfigError, match=r"^nowhere://a cannot be reached"):
         storage.exists("nowhere://a")

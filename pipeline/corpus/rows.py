@@ -9,6 +9,7 @@ null or missing is without text.
 
 import glob
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -167,6 +168,8 @@ def open_dataset(path: str, corpus: CorpusConfig) -> "IterableDataset":
     import datasets
 
     assert corpus.dataset is not None
+    if corpus.dataset in PACKAGED_BUILDERS and "::" in path:
+        raise CorpusError(f"{path} is two file systems to datasets, for its `::`; rename it, or use corpus=files")
     with _told(f"data set {corpus.dataset}, {path}, cannot be opened", mend="mend corpus.dataset or the split's name"):
         if corpus.dataset in PACKAGED_BUILDERS:
             files = [glob.escape(path)]  # it takes them for patterns
@@ -183,11 +186,16 @@ def batches(dataset: "IterableDataset", name: str, *, num_rows: int = BATCH_ROWS
 @contextmanager
 def _told(what: str, *, mend: str) -> Iterator[None]:
     """Tells what a builder of data sets says in one line."""
+    logger = logging.getLogger("datasets.packaged_modules")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # builders log what they then raise
     try:
         yield
     except Exception as error:  # each builder has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CorpusError(f"{what} ({reason}); {mend}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _documents(texts: pa.Array | pa.ChunkedArray, name: str, *, first_row: int, corpus: CorpusConfig) -> Documents:

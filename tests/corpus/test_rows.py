@@ -210,6 +210,14 @@ def test_what_a_builder_says_is_one_line(tmp_path):
         text_of(path, source="datasets", dataset="text")
 
 
+def test_what_a_builder_logs_is_not_told_twice(tmp_path, caplog, capfd):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(CorpusError, match=rf"^data set json, {path}, .*cannot be read"):
+        text_of(path, source="datasets", dataset="json")
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("scripts\nare no longer"), KeyError("a"), TypeError()])
 def test_whatever_a_builder_raises_is_one_line(monkeypatch, error):
     def fail(*_, **__):
@@ -226,6 +234,13 @@ def test_a_packaged_builder_takes_a_name_literally(tmp_path, name):
     write(tmp_path / "a1.jsonl", [{"text": "another"}])
     write(tmp_path / name, [{"text": "one"}])
     assert text_of(tmp_path / name, source="datasets", dataset="json") == {"train": b"one\n"}
+
+
+def test_a_name_that_a_builder_takes_for_a_chain_is_refused(tmp_path):
+    write(tmp_path / "bz2::a.jsonl", [{"text": "one"}])
+    with pytest.raises(CorpusError, match=r"/bz2::a\.jsonl is two file systems to datasets.*; rename it"):
+        text_of(tmp_path / "bz2::a.jsonl", source="datasets", dataset="json")
+    assert text_of(tmp_path / "bz2::a.jsonl") == {"train": b"one\n"}
 
 
 def test_an_arrow_file_is_read_by_its_builder(tmp_path):
