@@ -253,6 +253,12 @@ def test_what_belongs_to_another_key_is_made_anew(texts, tmp_path):
         path.unlink()
     prepare(corpus, str(data), run_tasks=run_here)
     assert digests(data) == whole
+    prepare(config(texts, words="words"), str(tmp_path / "other"), run_tasks=run_here)
+    for path in (data / ".work" / "vocabulary").iterdir():
+        (other,) = (tmp_path / "other" / ".work" / "vocabulary").glob(f"*{path.suffix}")
+        path.write_bytes(other.read_bytes())
+    prepare(corpus, str(data), run_tasks=run_here)
+    assert digests(data) == whole
 
 
 @pytest.mark.parametrize(
