@@ -13,8 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import tokens as module
-from pipeline.corpus.manifest import Shard
-from pipeline.corpus.tokens import BATCH_TOKENS, ShardReceipt, TokenSequence, token_type, write_shard
+from pipeline.corpus.manifest import Manifest, Shard, Split
+from pipeline.corpus.tokens import (
+    BATCH_TOKENS,
+    ShardReceipt,
+    TokenSequence,
+    check_counts,
+    is_token_shard,
+    token_type,
+    write_shard,
+)
+from pipeline.corpus.vocabulary import Vocabulary
 from pipeline.errors import CorpusError
 
 FINGERPRINT = "ab" * 32
@@ -41,6 +50,69 @@ def sequence_of(data, shards, vocab_size=100, fingerprint=FINGERPRINT):
 def small_batches(monkeypatch):
     """Batches of 4 tokens, so that small shards have joints."""
     monkeypatch.setattr(module, "BATCH_TOKENS", 4)
+
+
+# --- counting
+
+
+def counted(folder, shards, *, num_unk, counts):
+    """What `check_counts` says of a corpus with these shards as its split train and a copy of them as valid."""
+    vocabulary = Vocabulary(words=pa.array(["<eos>", "<unk>", "a", "b"]), counts=np.array(counts))
+    splits = {}
+    for split, found_unk in zip(("train", "valid"), num_unk, strict=True):
+        made = []
+        for number, ids in enumerate(shards):
+            name = f"{split}/{number:05}.arrow"
+            made.append(shard_of(name, write(folder / name, [ids], vocab_size=4, fingerprint=vocabulary.fingerprint)))
+        num_tokens = sum(each.num_tokens for each in made)
+        splits[split] = Split(shards=tuple(made), num_tokens=num_tokens, num_unk=found_unk)
+    manifest = Manifest(
+        splits=splits,
+        vocab_size=4,
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        vocabulary_sha256=None,
+        configuration={},
+        versions={},
+        tool_version="0",
+    )
+    return check_counts(str(folder), manifest, vocabulary)
+
+
+@pytest.mark.parametrize("counted_tokens", [1, 3, 1 << 22])
+def test_counts_that_are_not_those_of_the_tokens_are_named(tmp_path, monkeypatch, counted_tokens):
+    monkeypatch.setattr(module, "COUNTED_TOKENS", counted_tokens)
+    shards = [[0, 1, 2], [], [3, 3], [1, 0, 0]]
+    assert counted(tmp_path / "a", shards, num_unk=(2, 2), counts=[3, 2, 1, 2]) == []
+    assert counted(tmp_path / "a", [[]], num_unk=(0, 0), counts=[0, 0, 0, 0]) == []
+    assert counted(tmp_path / "a", shards, num_unk=(2, 3), counts=[3, 2, 1, 2]) == [
+        "valid: found <unk> 2 times, the manifest counts 3"
+    ]
+    assert counted(tmp_path / "a", shards, num_unk=(1, 2), counts=[3, 2, 0, 3]) == [
+        "train: found <unk> 2 times, the manifest counts 1",
+        "train: found a 1 times, vocabulary.arrow counts 0",
+    ]
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_by_its_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_rechunk", lambda ids, vocab_size: (np.uint16(each) for each in ids))
+    with pytest.raises(CorpusError, match=r"train/00001\.arrow holds an id beyond 4 words; run "):
+        counted(tmp_path, [[3], [4]], num_unk=(0, 0), counts=[0, 0, 0, 1])
+
+
+def test_a_token_shard_says_so_itself(tmp_path):
+    write(tmp_path / "a.arrow", [[1]])
+    assert is_token_shard(str(tmp_path / "a.arrow"))
+    for name, schema in {
+        "b": pa.schema([pa.field("token", pa.uint16())]),
+        "c": pa.schema([pa.field("text", pa.string())], metadata={"vocabulary_fingerprint": FINGERPRINT}),
+    }.items():
+        with pa.ipc.new_file(str(tmp_path / name), schema):
+            pass
+        assert not is_token_shard(str(tmp_path / name))
+    for length in (0, 5, 200):
+        (tmp_path / "d").write_bytes((tmp_path / "a.arrow").read_bytes()[:length])
+        assert not is_token_shard(str(tmp_path / "d"))
+    assert not is_token_shard(str(tmp_path / "absent"))
 
 
 # --- writing
