@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same_end, records
+from test_resume import assert_same_end, records, train_killed
 
 from jobs.__main__ import main
 from pipeline.config import Config
@@ -104,6 +104,12 @@ def make_the_optimizer_infinite(module: LanguageModelModule) -> None:
     next(iter(state.values()))["exp_avg_sq"].fill_(math.inf)
 
 
+def make_the_state_infinite(module: LanguageModelModule) -> None:
+    """A cell that is infinite gives a finite output, and a gradient that is not."""
+    assert module.state is not None
+    module.state.cell_KLH.fill_(math.inf)
+
+
 def told_beforehand(config: Config, *steps: int) -> str:
     """The folder of a run that nothing happens to, whose ledger says from the start what is passed over."""
     assert config.data is not None and config.run is not None
@@ -142,7 +148,13 @@ def test_a_gradient_that_is_not_finite_costs_its_own_window(
     assert_same_end(str(here.run), told_beforehand(reference, step), TOTAL)
 
 
-HARMS = [make_weights_infinite, make_weights_overflow, make_a_rare_word_nan, make_the_optimizer_infinite]
+HARMS = [
+    make_weights_infinite,
+    make_weights_overflow,
+    make_a_rare_word_nan,
+    make_the_optimizer_infinite,
+    make_the_state_infinite,
+]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,19 @@ def test_each_of_several_bad_updates_is_passed_over(config: Train, monkeypatch: 
         assert train(here).step == TOTAL
     assert sorted(skips(here.run)) == [1, 2, 12, 13, 31, 32]
     assert_same_end(str(here.run), told_beforehand(reference, 1, 2, 12, 13, 31, 32), TOTAL)
+
+
+def test_what_was_passed_over_is_known_after_a_kill(config: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the checkpoint of the very step, and by the ledger beyond the checkpoint."""
+    here, reference = config("here"), config("reference")
+    ruined = {13, 20, 33}
+    with monkeypatch.context() as patch:
+        ruin_gradients(ruined, patch)
+        train_killed(here, 24, monkeypatch)
+        train_killed(here, 38, monkeypatch)
+    assert train(here).first_step == 30
+    assert skips(here.run) == sorted(ruined)
+    assert_same_end(str(here.run), told_beforehand(reference, *ruined), TOTAL)
 
 
 def test_windows_before_the_bad_one_are_passed_over_too(config: Train, monkeypatch: pytest.MonkeyPatch) -> None:
