@@ -440,6 +440,12 @@ def test_absolute(tmp_path, monkeypatch):
     assert storage.absolute("memory://a/b") == "memory://a/b"
 
 
+def test_the_head_of_a_file_and_no_more(root):
+    path = storage.join(root, "a")
+    publish_bytes(path, b"abcdef")
+    assert [storage.read_head(path, num_bytes) for num_bytes in (1, 4, 6, 100)] == [b"a", b"abcd", b"abcdef", b"abcdef"]
+
+
 def test_make_folder_leaves_one_that_exists(tmp_path):
     folder = str(tmp_path / "a" / "b")
     storage.make_folder(folder)

@@ -101,9 +101,11 @@ def _streams(file: BinaryIO, packing: Packing) -> Iterator[bytes]:
             content = stream.decompress(data, CHUNK_BYTES)
             if content:
                 yield content
-            data = read() if stream.needs_input and not stream.eof else b""
-            if stream.needs_input and not stream.eof and not data and not content:
-                raise EOFError("it ends within a stream")
+            data = b""
+            if stream.needs_input and not stream.eof:
+                data = read()
+                if not data:
+                    raise EOFError("it ends within a stream")
         data = stream.unused_data or read()
         if packing in PADDING_MULTIPLES:
             data = _after_padding(data, read, multiple=PADDING_MULTIPLES[packing])

@@ -71,12 +71,12 @@ def check_column(schema: pa.Schema, name: str, *, column: str) -> None:
         name: the table's, for the error.
         column: a name, or a dotted path.
     """
-    path = _path(schema, column)
-    if not path:
-        found = ", ".join(_names(schema)) or "none"
-        raise CorpusError(f"{name} has no column {column}; found {_short(found)}; use corpus.text_column=NAME")
-    if schema.names.count(path[0]) > 1:
-        raise CorpusError(f"{name} has {schema.names.count(path[0])} columns of the name {path[0]}; rename one")
+    path, names = _path(schema, column), _names(schema)
+    if not path and column not in names:
+        found = _short(", ".join(names) or "none")
+        raise CorpusError(f"{name} has no column {column}; found {found}; use corpus.text_column=NAME")
+    if not path or schema.names.count(path[0]) > 1:
+        raise CorpusError(f"{name} has several columns of the name {column}; rename all but one")
     kind = schema.field(path[0]).type
     for part in path[1:]:
         kind = kind.field(part).type

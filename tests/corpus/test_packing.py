@@ -10,6 +10,7 @@ import zlib
 import pyarrow as pa
 import pytest
 
+from pipeline.corpus import packing as packing_module
 from pipeline.corpus.packing import CHUNK_BYTES, PACKED_BYTES, packing_of, unpacked
 
 
@@ -51,6 +52,41 @@ def test_streams_are_joined_empty_ones_too(packing, pack):
     for chosen in itertools.chain.from_iterable(itertools.permutations(parts, count) for count in (1, 2, 3)):
         assert content(b"".join(map(pack, chosen)), packing) == b"".join(chosen)
         assert packing_of(pack(chosen[0])[:16]) == packing
+
+
+class InParts(io.BytesIO):
+    """Gives what was asked for in parts of its own, as a stream ends or byte by byte."""
+
+    def __init__(self, parts):
+        super().__init__(b"".join(parts))
+        self.parts = list(parts)
+
+    def read(self, size=-1):
+        return self.parts.pop(0) if self.parts else b""
+
+
+@pytest.mark.parametrize(("packing", "pack"), [each for each in ALL if each[0] != "zstd"])
+def test_it_does_not_matter_how_a_file_comes(packing, pack):
+    streams = [pack(b"one two\n" * 50), pack(b""), pack(b"three\n")]
+    text = b"one two\n" * 50 + b"three\n"
+    assert b"".join(unpacked(InParts(streams), packing)) == text
+    assert b"".join(unpacked(InParts([bytes([byte]) for byte in b"".join(streams)]), packing)) == text
+    with pytest.raises(DAMAGE):
+        list(unpacked(InParts([*streams, b"x"]), packing))
+    if packing == "xz":
+        assert b"".join(unpacked(InParts([streams[0], b"\0", b"\0\0", b"\0", streams[2]]), packing))
+        with pytest.raises(DAMAGE):
+            list(unpacked(InParts([streams[0], b"\0", b"\0\0", streams[2]]), packing))
+
+
+def test_no_more_is_read_than_is_needed(monkeypatch):
+    """A packed MiB may hold a thousand."""
+    monkeypatch.setattr(packing_module, "PACKED_BYTES", 4096)
+    file = io.BytesIO(gzip.compress(bytes(16 << 20)))
+    pieces = unpacked(file, "gzip")
+    for _ in range(3):
+        next(pieces)
+    assert file.tell() == 4096
 
 
 @pytest.mark.parametrize(("packing", "pack"), ALL)

@@ -518,6 +518,23 @@ def test_keys_of_before_stay(tmp_path, name, rule):
     assert keys == KEYS_OF_BEFORE[name, rule]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "before"),
+    [
+        ("mark.txt", b"\xef\xbb\xbfa b\n", "161b1cb97109140c"),
+        ("packed.txt", bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"), "9b332da333d8f9c7"),
+        ("mark.gz", bytes.fromhex("1f8b08000000000002037bbf7b7fa2421217004e43d78607000000"), "6c5df6fd93974f59"),
+        ("rows.json", b'{"text": "a"}\n', "c33d94c289e63f31"),
+    ],
+)
+def test_keys_of_before_go_where_the_words_are_others_now(tmp_path, name, content, before):
+    (tmp_path / name).write_bytes(content)
+    corpus = corpus_config(train=str(tmp_path / name))
+    (source,) = module.list_sources(corpus)
+    (unit,) = module.cut_units(source, corpus)
+    assert module.digest_unit(unit, corpus=corpus).key[:16] != before
+
+
 def test_what_is_odd_in_a_text_is_counted(tmp_path):
     for split, rows in (("train", [b"a\0b\0", b"\xff\xfe c", "\ufffd d".encode()]), ("valid", [b"plain"])):
         (tmp_path / f"{split}.txt").write_bytes(b"\n".join(rows))

@@ -115,10 +115,13 @@ def test_two_columns_of_one_name(tmp_path):
     path = tmp_path / "a.parquet"
     columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["id", "text", "text"]), path)
-    with pytest.raises(CorpusError, match=rf"^{path} has 2 columns of the name text; rename one"):
+    with pytest.raises(CorpusError, match=rf"^{path} has several columns of the name text; rename all but one"):
         text_of(path)
     pq.write_table(pa.Table.from_arrays(columns, names=["id", "id", "text"]), path)
     assert text_of(path) == {"train": b"c\n"}
+    pq.write_table(pa.Table.from_arrays([pa.array([{"b": "x"}])] * 2, names=["a", "a"]), path)
+    with pytest.raises(CorpusError, match=r"has several columns of the name a\.b"):
+        text_of(path, text_column="a.b")
 
 
 def test_a_column_that_is_the_beginning_of_others(tmp_path):

@@ -364,6 +364,19 @@ def test_a_file_of_a_byte_order_mark_alone_is_empty(tmp_path, name, more):
     assert set(text_of(tmp_path / name, **more).values()) == {b""}
 
 
+def test_a_byte_order_mark_that_comes_in_pieces(tmp_path):
+    (tmp_path / "a.gz").write_bytes(b"".join(map(gzip.compress, (b"\xef", b"", b"\xbb", b"\xbfone\n"))))
+    assert text_of(tmp_path / "a.gz") == {"train": b"one\n"}
+
+
+def test_a_packed_file_is_dealt_out_by_its_bytes_as_they_lie(tmp_path):
+    for number in range(30):
+        data = gzip.compress(b"text %d\n" % number)
+        (tmp_path / "a.gz").write_bytes(data)
+        split = "valid" if int.from_bytes(hashlib.sha256(data).digest()[:6], "big") / 2**48 < 0.5 else "train"
+        assert text_of(tmp_path / "a.gz", valid_fraction=0.5) == {split: b"text %d\n" % number}
+
+
 def test_a_byte_order_mark_changes_the_key_only_where_it_changes_the_words(tmp_path):
     from pipeline.corpus.prepare import digest_unit
 
