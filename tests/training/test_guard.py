@@ -276,6 +276,11 @@ def test_windows_are_passed_over_though_the_ledger_cannot_be_written(
     assert skips(here.run) == []
     own = load_checkpoint(checkpoint_path(str(here.run), TOTAL))["wordlanes"]
     assert own["skipped"] == [2, 5]
+    with monkeypatch.context() as patch:
+        ruin_gradients({3, 6}, patch)
+        patch.setattr(Ledger, "write", lambda self, event, **fields: event == "skip" or write(self, event, **fields))
+        with pytest.raises(LossError, match=r"at step 6; nothing is saved.*guard\.max_skips=1"):
+            train(config("again", "checkpoint.every_steps=1000", "guard.max_skips=1"))
 
 
 # --- runs of before, which saved what was ruined
