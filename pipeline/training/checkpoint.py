@@ -10,7 +10,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import storage
@@ -54,6 +54,7 @@ SHAPE: dict[tuple[str, ...], type | tuple[type, ...]] = {
 SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
     ("epoch",): int,
     ("pytorch-lightning_version",): str,
+    ("callbacks",): dict,
     ("loops",): dict,
     ("loops", "fit_loop"): dict,
     ("loops", "fit_loop", "epoch_loop.batch_progress"): dict,
@@ -262,17 +263,23 @@ def best_step(validations: Mapping[int, float], steps: Sequence[int]) -> int | N
 
 
 def newest_sound(
-    run: str, *, finite: bool, on_damaged: Callable[[int, str], None] = lambda step, why: None
+    run: str,
+    *,
+    finite: bool,
+    saved: Collection[int] = (),
+    on_damaged: Callable[[int, str], None] = lambda step, why: None,
 ) -> tuple[int, Checkpoint] | None:
     """The newest checkpoint that is whole, with its step; None if there is no checkpoint at all.
 
     Args:
         run: the run folder.
         finite: passes those over, too, whose weights are not finite, which earlier versions saved.
+        saved: steps whose checkpoints were committed, as far as it is known.
         on_damaged: told of each that is passed over: the step that is gone on from, and what is wrong.
 
     Raises:
-        CheckpointError: there are some and none is whole; to begin anew is not for us to decide.
+        CheckpointError: there are some and none is whole, or those that were committed have lost their marks; to begin
+            anew is not for us to decide.
     """
     errors: list[CheckpointError] = []
     for step in reversed(committed_steps(run)):
@@ -290,6 +297,12 @@ def newest_sound(
         return step, found
     if errors:
         raise errors[0]
+    unmarked = [checkpoint_path(run, step) for step in uncommitted_steps(run) if step in saved]
+    if unmarked:
+        raise CheckpointError(
+            f"{unmarked[-1]}{MARK} is missing, without which its checkpoint does not count; restore it, or remove"
+            f" {unmarked[-1]} to begin anew"
+        )
     return None
 
 

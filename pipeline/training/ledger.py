@@ -259,6 +259,11 @@ def next_attempt(events: Iterable[Event]) -> int:
     return max((event["attempt"] for event in events), default=0) + 1
 
 
+def saved_steps(events: Iterable[Event]) -> set[int]:
+    """The steps of which a checkpoint was committed at some time."""
+    return {event["step"] for event in events if event["event"] == "checkpoint"}
+
+
 def _event(text: str) -> Event | None:
     try:
         record = json.loads(text)

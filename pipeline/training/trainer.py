@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -18,18 +19,16 @@ from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
 from pipeline.model.language_model import LanguageModel
 from pipeline.training.checkpoint import (
-    MARK,
     check_identity,
     check_weights,
     checkpoint_path,
     committed_steps,
     newest_sound,
     own_part,
-    uncommitted_steps,
 )
 from pipeline.training.folder import LOCK_NAME, check_run_folder, held, write_config
 from pipeline.training.job import ATTEMPT_NAME, Ending, Job
-from pipeline.training.ledger import Event, Ledger, gather, next_attempt, read_events
+from pipeline.training.ledger import Event, Ledger, gather, next_attempt, read_events, saved_steps
 from pipeline.training.origin import load_origin, origin_path, origin_run
 from pipeline.training.parts import (
     bf16_is_native,
@@ -139,7 +138,8 @@ def train(
                 Ledger(config.run, attempt=job.attempt).write("stop", step=step, cause=str(error) or "SIGINT")
             raise
         finally:
-            gather(config.run)
+            with suppress(PipelineError):  # then it lies in parts, which are read as well
+                gather(config.run)
 
 
 def _check_device(config: Config) -> None:
@@ -224,19 +224,11 @@ def _step_at_hand(config: Config, identity: dict[str, str], model: LanguageModel
 
     Raises:
         ConfigError: it is of another run.
-        CheckpointError: there are some, and none is whole; or one that was committed has lost its mark, for to begin
-            anew would remove it.
+        CheckpointError: there are some, and none is whole or has its mark.
     """
     run = str(config.run)
-    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore")
+    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore", saved=saved_steps(events))
     if found is None:
-        saved = {event["step"] for event in events if event["event"] == "checkpoint"}
-        unmarked = [checkpoint_path(run, step) for step in uncommitted_steps(run) if step in saved]
-        if unmarked:
-            raise CheckpointError(
-                f"{unmarked[-1]}{MARK} is missing, without which its checkpoint does not count; restore it, or remove"
-                f" {unmarked[-1]} to begin anew"
-            )
         return 0
     step, checkpoint = found
     path = checkpoint_path(run, step)

@@ -37,7 +37,7 @@ from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.display import Display
 from pipeline.training.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
 from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
-from pipeline.training.ledger import Event, Ledger, read_events
+from pipeline.training.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
 from pipeline.training.origin import load_origin, origin_path
@@ -132,7 +132,7 @@ def work(place: Place, job: Job) -> Ending:
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
-            with _ledger(job, folder) as ledger:
+            with peers.agree(lambda: _ledger(job, folder)) as ledger:
                 ending = _go_on(
                     place,
                     job,
@@ -220,7 +220,8 @@ def _ledger(job: Job, folder: RunFolder | None) -> AbstractContextManager[Ledger
     run = job.config.run
     if folder is None or run is None:
         return nullcontext()
-    return Ledger(run, attempt=job.attempt, background=True, before=read_events(run), lost=folder.is_lost)
+    before = read_events(run) if storage.is_local(run) else []
+    return Ledger(run, attempt=job.attempt, background=True, before=before, lost=folder.is_lost)
 
 
 def _go_on(
@@ -247,14 +248,12 @@ def _go_on(
     config, limit, io = job.config, job.total_steps, BackgroundIO()
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
-    events = read_events(config.run) if peers.first else []
-    first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger)))
+    run = config.run
+    events = peers.agree(lambda: read_events(run) if peers.first else [])
+    first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
     skipped |= peers.from_first(_skipped(events, from_step=first_step))
-    model = build_model(config.model, vocab_size=manifest.vocab_size)
-    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     identity = run_identity(config, manifest, total_steps=limit)
-    if config.init_from is not None and first_step == 0:
-        _take_weights(model, config.init_from, peers, identity=identity)
+    model = _model(config, manifest, peers, identity=identity, first_step=first_step)
     lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
@@ -354,6 +353,17 @@ def _go_on(
     return ending
 
 
+def _model(
+    config: Config, manifest: Manifest, peers: Peers, *, identity: dict[str, str], first_step: int
+) -> LanguageModel:
+    """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
+    model = build_model(config.model, vocab_size=manifest.vocab_size)
+    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    if config.init_from is not None and first_step == 0:
+        _take_weights(model, config.init_from, peers, identity=identity)
+    return model
+
+
 def _take_weights(model: LanguageModel, init_from: str, peers: Peers, *, identity: dict[str, str]) -> None:
     """Gives the model of every rank the weights that the run begins with."""
     path = peers.from_first(peers.agree(lambda: origin_path(init_from) if peers.first else init_from))
@@ -378,16 +388,16 @@ def _batches(
     )
 
 
-def _first_step(config: Config, io: BackgroundIO, ledger: Ledger) -> int:
+def _first_step(config: Config, io: BackgroundIO, ledger: Ledger, events: list[Event]) -> int:
     """The step of the newest checkpoint that is whole, which is then at hand; 0 if there is none."""
 
     def on_damaged(step: int, why: str) -> None:
         log.warning("%s; going on from step %d, which is whole", why, step)
         ledger.write("fault", kind="checkpoint", cause=why, rank=0, fatal=False, step=step)
 
-    run = str(config.run)
+    run, finite = str(config.run), config.guard.on_bad_loss != "ignore"
+    found = newest_sound(run, finite=finite, saved=saved_steps(events), on_damaged=on_damaged)
     remove_uncommitted(run)
-    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore", on_damaged=on_damaged)
     if found is None:
         return 0
     step, checkpoint = found

@@ -356,6 +356,15 @@ def test_marks_that_are_missing_are_told_and_their_checkpoints_stay(trained: Con
     assert uncommitted_steps(trained.run) == [4, 8]
 
 
+def test_marks_that_are_missing_count_where_one_is_left(tmp_path: Path) -> None:
+    for step in (4, 8):
+        save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
+        Path(f"{checkpoint_path(str(tmp_path), step)}.sha256").unlink()
+    assert newest_sound(str(tmp_path), saved={3}) is None
+    with pytest.raises(CheckpointError, match=r"step-4\.ckpt\.sha256 is missing"):
+        newest_sound(str(tmp_path), saved={3, 4})
+
+
 def test_a_first_checkpoint_that_a_kill_cut_short_begins_anew(trained: Config) -> None:
     assert trained.run is not None
     folder = Path(trained.run, "checkpoints")

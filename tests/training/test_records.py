@@ -83,6 +83,18 @@ def test_a_line_that_is_no_record_is_dropped_and_told(line: bytes, path: Path, c
     assert caplog.messages == [f"{told[0]}; training goes on"]
 
 
+def test_lines_are_counted_wherever_they_stand(path: Path, told: list[str]) -> None:
+    path.write_bytes(b"garbage\n" + lines(1) + b"\n" + b"garbage\n")
+    MetricsFile(str(path), last_step=1, tell=told.append).close()
+    assert told == [f"{path} held 2 lines that are no records, dropped now"]
+
+
+def test_of_nothing_there_is_nothing(path: Path, told: list[str]) -> None:
+    metrics = MetricsFile(str(path), last_step=0, num_known=0, tell=told.append)
+    assert (metrics.reached_step, metrics.num_records, path.read_bytes(), told) == (0, 0, b"", [])
+    metrics.close()
+
+
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, len(lines(1, 2, 3)) - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_costs_two_records_at_most(at: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -18,6 +18,7 @@ import torch
 from jobs.status import status
 from pipeline import storage
 from pipeline.config import Config, StatusConfig
+from pipeline.errors import ConfigError
 from pipeline.training import pulse
 from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.training.ledger import read_events
@@ -109,6 +110,30 @@ def test_between_checkpoints_no_step_waits_for_the_store(
     assert status(StatusConfig(run=run)).state == "finished"
     progress = [event for event in read_events(run) if event["event"] == "progress"]
     assert len(progress) < 15, "signs of life in a row are one"
+
+
+def test_a_ledger_that_cannot_be_gathered_at_the_end_costs_nothing(
+    bucket_folder: str,
+    make_corpus: Callable[..., str],
+    small_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, removed = f"{bucket_folder}/run", []
+
+    def fail(path: str, sound: Any = storage.remove) -> None:
+        removed.append(path)
+        if "/events/" in path:
+            raise ConfigError("nobody answers")
+        sound(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "remove", fail)
+        config = small_config(f"data={make_corpus()}", "max_steps=4", f"run={run}")
+        assert train(config).step == 4
+    assert removed
+    assert [event["event"] for event in read_events(run)].count("end") == 1
+    assert train(config.model_copy(update={"max_steps": 6})).first_step == 4
+    assert status(StatusConfig(run=run)).num_attempts == 2
 
 
 @pytest.mark.slow
