@@ -442,6 +442,8 @@ def test_a_run_that_loses_its_folder_is_saved_elsewhere_and_goes_on_from_there(
     events = read_events(place)
     assert [event["event"] for event in events][:3] == ["start", "group", "training"]
     assert [failure.kind for failure in account(events, now=0.0).failures] == ["disk"]
+    told = [(event["step"], event["reason"]) for event in events if event["event"] == "checkpoint"]
+    assert (step, "end" if step == 30 else "stop") in told
     assert account(events, now=0.0).state == ("stopped" if step < 30 else "finished")
     outcome = train(small_config(*common, f"run={place}"))
     assert (outcome.first_step, outcome.step) == (step, 30)

@@ -197,6 +197,16 @@ def test_one_write_at_a_time_and_each_outcome_is_told_once(tmp_path: Path) -> No
     io.teardown()
 
 
+def test_a_write_that_is_under_way_is_not_waited_for(tmp_path: Path) -> None:
+    io, go_on = BackgroundIO(), threading.Event()
+    io.before = lambda: None if go_on.wait(60) else pytest.fail("the caller waited")
+    io.save_checkpoint({"step": 1}, checkpoint_path(str(tmp_path), 1))
+    assert io.outcome(wait=False) is None
+    go_on.set()
+    assert io.outcome(wait=True) is not None
+    io.teardown()
+
+
 def test_what_follows_a_write_is_not_done_where_it_failed(tmp_path: Path) -> None:
     io = BackgroundIO()
     io.after = lambda: pytest.fail("it is not written")
