@@ -175,6 +175,15 @@ def test_what_a_preparation_wrote_is_known_without_manifest_or_work_folder(folde
         assert digests(folder / "out") == digests(folder / "whole")
 
 
+def test_a_damaged_shard_without_a_manifest_is_known_by_its_receipt(folder):
+    prepare(corpus_config(train="d"), "whole", run_tasks=run_here)
+    prepare(corpus_config(train="d"), "out", run_tasks=run_here)
+    (folder / "out" / "manifest.json").unlink()
+    (folder / "out" / "train" / "00000.arrow").write_bytes(b"damaged")
+    prepare(corpus_config(train="d"), "out", run_tasks=run_here)
+    assert digests(folder / "out") == digests(folder / "whole")
+
+
 # --- one process at a time
 
 
