@@ -125,8 +125,6 @@ class Watchdog:
 
     def _watched(self) -> range:
         """The first rank looks at all others; they look at the first."""
-        if self._store is None:
-            return range(0)
         return range(1, self.peers.world_size) if self.peers.first else range(1)
 
     def _publish(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster import ray_controller
 from pipeline.cluster.group import Launch, Loss
 from pipeline.cluster.ray_controller import Ended, Watch
 from pipeline.config import Config, load
@@ -135,6 +136,37 @@ def test_what_a_worker_died_of_is_told_where_ray_knows_it_of_any(watch: Watch, t
     died = ActorDiedErrorContext(error_message="The actor died because its node has died.", actor_id=bytes(16))
     watch.look_at(found(ActorUnavailableError("no answer", bytes(16)), None, ActorDiedError(died)))
     assert told == [Loss(rank=2, cause="was lost with its machine")]
+
+
+def test_a_rank_that_cannot_be_reached_is_named_before_those_whose_exchange_failed(
+    watch: Watch, told: list[Loss], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import ActorUnavailableError
+
+    asked: list[set[int]] = []
+    monkeypatch.setattr(ray_controller, "_silent", lambda workers, *, heard: asked.append(set(heard)) or {})
+    unavailable = ActorUnavailableError("The actor is unavailable", bytes(16))
+    watch.look_at(found(RuntimeError("gloo"), unavailable, RuntimeError("Broken pipe")))
+    assert told == [Loss(rank=1, cause="cannot be reached")]
+    assert asked == [{0, 2}]
+
+
+def test_the_first_of_several_that_failed_is_named(watch: Watch, told: list[Loss]) -> None:
+    watch.look_at(found(None, ValueError("one"), ValueError("two")))
+    assert told == [Loss(rank=1, cause="ValueError: one")]
+
+
+def test_a_rank_that_was_lost_before_a_signal_is_told_of(watch: Watch, told: list[Loss]) -> None:
+    from ray.exceptions import ActorDiedError
+
+    watch.hear("SIGINT")
+    watch.heed()
+    watch.look_at(found(RuntimeError("gloo"), ActorDiedError()))
+    assert [loss.rank for loss in told] == [1]
+    watch.going = False
+    with pytest.raises(KeyboardInterrupt):
+        watch.heed()
+    assert watch.wish == "SIGINT"
 
 
 def test_each_group_is_told_of_and_those_taken_away_are_not_counted(watch: Watch, told: list[Loss]) -> None:
