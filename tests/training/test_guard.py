@@ -145,6 +145,8 @@ def test_a_gradient_that_is_not_finite_costs_its_own_window(
         assert train(here).step == TOTAL
     assert skips(here.run) == [step]
     assert faults(here.run) == [f"gradient norm is not finite (nan) at step {step}"]
+    if every == 1:  # what is passed over has no loss, and none of zero
+        assert [line["step"] for line in records(str(here.run)) if line["train/nats_per_token"] is None] == [step]
     assert_same_end(str(here.run), told_beforehand(reference, step), TOTAL)
 
 
@@ -225,6 +227,14 @@ def test_a_ruined_model_is_never_saved_and_no_success(
     for each in committed_steps(str(here.run)):
         check_finite(load_checkpoint(checkpoint_path(str(here.run), each)), path="it")
     assert read_events(str(here.run))[-1]["event"] == "stop"
+
+
+def test_a_checkpoint_that_is_due_by_the_clock_is_judged_too(config: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["guard.on_bad_loss=stop", "checkpoint.every_minutes=1e-9", "checkpoint.every_steps=1000"]
+    here = config("here", *overrides)
+    after_updates({17: make_the_optimizer_infinite}, monkeypatch)
+    with pytest.raises(LossError, match="not finite after step 17: optimizer's state; step 16 is saved"):
+        train(here)
 
 
 def test_a_run_that_only_ruins_itself_ends_by_the_number_of_windows_it_may_pass_over(config: Train) -> None:
