@@ -266,10 +266,15 @@ def saved_steps(events: Iterable[Event]) -> set[int]:
 
 def _event(text: str) -> Event | None:
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and not _misfits(record) else None
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and the infinities are no JSON, though Python reads them."""
+    raise ValueError(name)
 
 
 def _misfits(record: Event) -> list[str]:

@@ -158,6 +158,7 @@ def test_a_cut_at_any_byte_loses_only_the_event_it_cuts(causes, tmp_path_factory
         b'{"event": 3, "time": 5.0, "attempt": 1}',
         b'{"event": ["stop"], "time": 5.0, "attempt": 1}',
         b'{"event": "st\xff\xfe',
+        b'{"event": "end", "time": 5.0, "attempt": 1, "step": 3, "of a user": NaN}',
     ],
 )
 def test_a_line_that_is_no_event_is_passed_over(line, tmp_path):
