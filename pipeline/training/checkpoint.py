@@ -10,7 +10,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import storage
@@ -214,9 +214,9 @@ def looks_whole(run: str, step: int, *, size_bytes: int | None) -> bool:
     return found == (size_bytes or found) > 0 and re.fullmatch(rb"[0-9a-f]{64}\n?", mark) is not None
 
 
-def all_finite(tensors: "Iterable[Tensor]") -> bool:
-    """Whether every number of the tensors is finite; reads them all, and waits for their device."""
-    return all(bool(each.isfinite().all()) for each in tensors)
+def all_finite(found: object) -> bool:
+    """Whether every number of the tensors in a value is finite; reads them all, and waits for their device."""
+    return all(bool(each.isfinite().all()) for each in _tensors(found))
 
 
 def check_finite(found: object, *, path: str) -> None:
@@ -225,7 +225,7 @@ def check_finite(found: object, *, path: str) -> None:
     Raises:
         CheckpointError: names the checkpoint.
     """
-    if not all_finite(_tensors(found)):
+    if not all_finite(found):
         raise CheckpointError(f"{path} holds weights that are not finite; {_mend(path)}")
 
 

@@ -53,7 +53,7 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
         elif best != step:
             step, checkpoint = best, _load(run, best)
-    if not all_finite(checkpoint["state_dict"].values()):
+    if not all_finite(checkpoint["state_dict"]):
         others = _listed([each for each in steps if each != step])
         mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
         raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
@@ -109,13 +109,19 @@ def load_origin(model: LanguageModel, path: str, *, identity: Mapping[str, str])
             " prepare the corpus with corpus.vocabulary.path=VOCABULARY of the other run's corpus"
         )
     weights = weights_of(checkpoint)
-    shapes = [{name: each.shape for name, each in some.items()} for some in (weights, model.state_dict())]
+    shapes = [
+        {name: getattr(each, "shape", None) for name, each in some.items()} for some in (weights, model.state_dict())
+    ]
     if shapes[0] != shapes[1]:
         keys = [key for key in identity if key.startswith("model.") and key not in SHAPELESS]
         differing = [key for key in keys if found.get(key) != identity[key]]
         named = ", ".join(f"{key} was {found.get(key)} and is {identity[key]}" for key in differing)
         raise ConfigError(f"init_from={path} has weights of other shapes: {named}; set it back, or use init_from=null")
     model.load_state_dict(weights)
+
+
+def _shapes(weights: Mapping[str, object]) -> dict[str, object]:
+    return {name: getattr(each, "shape", None) for name, each in weights.items()}
 
 
 def _listed(steps: Sequence[int]) -> str:

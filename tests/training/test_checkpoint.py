@@ -100,7 +100,7 @@ def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
     assert committed_steps(str(tmp_path)) == uncommitted_steps(str(tmp_path)) == []
     remove_uncommitted(str(tmp_path))
     assert {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()} == {*names}
-    assert newest_sound(str(tmp_path)) is None
+    assert newest_sound(str(tmp_path), finite=True) is None
 
 
 def test_all_that_a_kill_may_leave_is_removed(tmp_path: Path) -> None:
@@ -360,9 +360,9 @@ def test_marks_that_are_missing_count_where_one_is_left(tmp_path: Path) -> None:
     for step in (4, 8):
         save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
         Path(f"{checkpoint_path(str(tmp_path), step)}.sha256").unlink()
-    assert newest_sound(str(tmp_path), saved={3}) is None
+    assert newest_sound(str(tmp_path), finite=True, saved={3}) is None
     with pytest.raises(CheckpointError, match=r"step-4\.ckpt\.sha256 is missing"):
-        newest_sound(str(tmp_path), saved={3, 4})
+        newest_sound(str(tmp_path), finite=True, saved={3, 4})
 
 
 def test_a_first_checkpoint_that_a_kill_cut_short_begins_anew(trained: Config) -> None:
@@ -405,7 +405,7 @@ def test_each_damaged_checkpoint_that_is_passed_over_is_told_of(trained: Config,
         path.write_bytes(path.read_bytes()[:-9])
     put(trained.run, {}, step=20)
     told: list[tuple[int, str]] = []
-    found = newest_sound(trained.run, on_damaged=lambda step, why: told.append((step, why)))
+    found = newest_sound(trained.run, finite=True, on_damaged=lambda step, why: told.append((step, why)))
     assert found is not None
     assert found[0] == 4
     assert [(step, why.split()[0].rpartition("/")[2]) for step, why in told] == [
