@@ -179,8 +179,10 @@ for run in sys.argv[1:]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 def test_missing_rights_are_told_before_anything_is_written(tmp_path: Path) -> None:
     """As nobody: root is refused nothing."""
-    for folder in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+    for folder in (tmp_path, *tmp_path.parents):  # pytest's own alone
         folder.chmod(0o755)
+        if folder.name.startswith("pytest-of-"):
+            break
     for name in ("readable", "file", "sub", "open"):
         (tmp_path / name).mkdir(mode=0o755)
     for name in ("file", "sub", "open"):

@@ -309,7 +309,7 @@ def test_what_a_copy_has_of_its_original_is_sent_as_its_own(tmp_path: Path) -> N
 def test_the_command_says_once_what_waits_however_it_ends(
     ends: type[BaseException] | None, run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(config: Config) -> SimpleNamespace:
+    def trained(config: Config, rank: object) -> SimpleNamespace:
         if ends is not None:
             raise ends
         return SimpleNamespace(run=config.run, step=2, first_step=1)
