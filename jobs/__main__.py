@@ -6,6 +6,8 @@ import secrets
 import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -36,8 +38,17 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 USER_MISTAKE = 2
 UNREAD = 1
+AGAIN_SECONDS = 1.0
 
 _heard: list[str] = []  # the signal that interrupted the verb
+
+
+class Interrupt(KeyboardInterrupt):
+    """A signal that is taken as Ctrl-C is.
+
+    It is a type of its own: where Ctrl-C itself passes through `exec`, as in imports, Python ends by SIGINT, whatever
+    the exit code.
+    """
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -120,14 +131,30 @@ def _set_up(arguments: Sequence[str]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ends what a verb does in the way of Ctrl-C, so that it puts its things in order; once, for some send it twice."""
-    _hear_no_more()
-    _heard.append(signal.Signals(number).name)  # Ray raises the error anew, without its text
-    raise KeyboardInterrupt(_heard[-1])
+    """Ends what a verb does in the way of Ctrl-C, so that it puts its things in order; which nothing interrupts again.
+
+    Some libraries lose what is raised at a bad moment: so the signal comes again, until the verb has ended.
+    """
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return
+        error = error.__context__
+    name = signal.Signals(number).name
+    if not _heard:
+        threading.Thread(target=_repeat, args=(number,), name=f"{name} again", daemon=True).start()
+    _heard.append(name)  # Ray raises the error anew, without its text
+    raise Interrupt(name)
+
+
+def _repeat(number: int) -> None:
+    while True:
+        time.sleep(AGAIN_SECONDS)
+        os.kill(os.getpid(), number)
 
 
 def _hear_no_more() -> None:
-    """What is left to do takes no time."""
+    """The verb has ended; what is left to do takes no time."""
     for number in ENDS:
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, signal.SIG_IGN)

@@ -172,6 +172,7 @@ HALVES: list[tuple[dict[str, object], str]] = [
     ({"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 2, **MEETING}, "do not fit"),
     ({"RANK": "first", "WORLD_SIZE": 2, **MEETING}, "RANK=first is no number"),
     ({"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "head", "MASTER_PORT": 70000}, "MASTER_PORT=70000 is no port"),
+    ({"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "head", "MASTER_PORT": 0}, "MASTER_PORT=0 is no port"),
     ({"OMPI_COMM_WORLD_SIZE": 2}, "OMPI_COMM_WORLD_SIZE=2 tells of 2 processes and not where they meet"),
     ({"PMI_SIZE": 2}, "PMI_SIZE=2 tells of 2 processes"),
     ({"OMPI_COMM_WORLD_SIZE": 4, "SLURM_JOB_ID": 1}, "OMPI_COMM_WORLD_SIZE=4"),

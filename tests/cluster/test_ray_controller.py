@@ -151,6 +151,11 @@ def test_a_rank_that_cannot_be_reached_is_named_before_those_whose_exchange_fail
     assert asked == [{0, 2}]
 
 
+def test_where_nobody_failed_nothing_is_told(watch: Watch, told: list[Loss]) -> None:
+    watch.look_at(found(None, None, None))
+    assert (told, watch.losses) == ([], 0)
+
+
 def test_the_first_of_several_that_failed_is_named(watch: Watch, told: list[Loss]) -> None:
     watch.look_at(found(None, ValueError("one"), ValueError("two")))
     assert told == [Loss(rank=1, cause="ValueError: one")]

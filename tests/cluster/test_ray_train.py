@@ -259,7 +259,8 @@ def machines(head: Any) -> Iterator[Machines]:
 
 
 def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, undisturbed: Undisturbed) -> None:
-    """SIGTERM on the way: a checkpoint of that step, and the same command goes on. Nothing of Ray's is in the way."""
+    """SIGTERM or SIGHUP on the way: a checkpoint of that step, and the same command goes on. Nothing of Ray's is in the
+    way."""
     whole = undisturbed(1)
     command = world.command("cluster=local")
     command.until_step(world.drawn_step(5, 80))
@@ -276,6 +277,12 @@ def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, u
     assert stop["cause"] == "SIGTERM"
     assert command.told.splitlines()[0] == "1 worker, from step 0"
     assert command.told.splitlines()[-1].startswith(f"stopped: run={world.run} is saved at step {stop['step']}; ")
+    command = world.command("cluster=local")  # and its terminal closes, which tells all that it started
+    command.until_step(world.drawn_step(100, 180))
+    os.killpg(command.process.pid, signal.SIGHUP)
+    assert command.ended() == 128 + signal.SIGHUP, command.told
+    (_, stop) = world.events("stop")
+    assert stop["cause"] == "SIGHUP"
     world.ask(pace=0)
     command = world.command("cluster=local")
     assert command.ended() == 0, command.told

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,29 +21,45 @@ SLOW = """
 import os, signal, sys, time
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for name in sys.argv[1:]:
+swallows = "swallow" in sys.argv
+for name in sys.argv[1 + swallows:]:
     signal.signal(signal.Signals[name], signal.SIG_IGN)
 import jobs.__main__, jobs.verify
 def verify(arguments):
     try:
-        os.write(1, b"here\\n")
+        try:
+            exec("os.write(1, b'here\\\\n'); time.sleep(3600)")
+        except KeyboardInterrupt:
+            if not swallows:
+                raise
         time.sleep(3600)
     finally:
         print("in order", flush=True)
-        time.sleep(0.5)
+        for _ in range(20):
+            time.sleep(0.1)
 jobs.verify.main = verify
 jobs.__main__._set_up(["verify"])
 sys.exit(jobs.__main__._answer(["verify"]))
 """
 
 
+SlowCommand = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def slow_command(tmp_path: Path) -> SlowCommand:
+    """A verb that takes long, and then some time to put its things in order: (what is ignored) → the process."""
+    (tmp_path / "slow_verb.py").write_text(SLOW)
+    return partial(started, tmp_path)
+
+
 @contextmanager
-def slow_command(*ignored: str) -> Iterator[subprocess.Popen[str]]:
-    """A verb that takes long, and then some time to put its things in order."""
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """By `python -m`, as the commands themselves."""
     command = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *ignored],
-        cwd=ROOT,
+        [sys.executable, "-m", "slow_verb", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,20 +71,27 @@ def slow_command(*ignored: str) -> Iterator[subprocess.Popen[str]]:
         command.kill()
 
 
-@pytest.mark.parametrize("numbers", [["SIGTERM"], ["SIGHUP"], ["SIGHUP", "SIGHUP", "SIGTERM"], ["SIGINT"]])
-def test_a_verb_that_is_asked_to_end_puts_its_things_in_order(numbers: list[str]) -> None:
+@pytest.mark.parametrize("numbers", [["SIGTERM"], ["SIGHUP"], ["SIGHUP", "SIGHUP", "SIGTERM"]])
+def test_a_verb_that_is_asked_to_end_puts_its_things_in_order(numbers: list[str], slow_command: SlowCommand) -> None:
     with slow_command() as command:
-        command.send_signal(signal.Signals[numbers[0]])
-        assert command.stdout is not None
-        assert command.stdout.readline() == "in order\n"
-        for name in numbers[1:]:
+        for name in numbers:
             command.send_signal(signal.Signals[name])
-        _, told = command.communicate(timeout=PATIENCE_SECONDS)
+            time.sleep(0.1)
+        found, told = command.communicate(timeout=PATIENCE_SECONDS)
+    assert found == "in order\n"
     assert told == "interrupted; the same command goes on from what is finished\n"
     assert command.returncode == 128 + signal.Signals[numbers[0]]
 
 
-def test_under_nohup_the_terminals_end_is_no_matter() -> None:
+def test_a_signal_that_something_swallows_comes_again(slow_command: SlowCommand) -> None:
+    with slow_command("swallow") as command:
+        command.send_signal(signal.SIGTERM)
+        _, told = command.communicate(timeout=PATIENCE_SECONDS)
+    assert told == "interrupted; the same command goes on from what is finished\n"
+    assert command.returncode == 128 + signal.SIGTERM
+
+
+def test_under_nohup_the_terminals_end_is_no_matter(slow_command: SlowCommand) -> None:
     with slow_command("SIGHUP") as command:
         command.send_signal(signal.SIGHUP)
         time.sleep(0.2)

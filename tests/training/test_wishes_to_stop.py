@@ -70,15 +70,16 @@ def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, worl
 
 def test_where_a_signal_is_ignored_it_stays_so_or_is_heard_again(world: World, draw: Draw) -> None:
     """SIGHUP as under nohup; SIGINT as in the background of a script, also before the training begins to listen."""
-    first, second = draw.steps((8, 40), (60, 100))
+    step = draw.step(8, 40)
     command = world.train(workers=2, ignored=[signal.SIGHUP])
-    command.reach(first)
+    command.reach(step)
     send(command, signal.SIGHUP, "the whole group")
-    command.reach(first + 10)
+    command.reach(step + 10)
     send(command, signal.SIGTERM, "the command")
     command.end(128 + signal.SIGTERM)
+    events = len(read_events(world.run()))
     command = world.train(workers=2, ignored=[signal.SIGINT])
-    command.reach(second)
+    command.await_that("training", lambda: "training" in events_since(world, events))
     send(command, signal.SIGINT, draw.one(["the command", "the whole group"]))
     assert_last_line(command.end(128 + signal.SIGINT), f"stopped: run={world.run()} is saved at step ")
     command = world.train(workers=2, ignored=[signal.SIGINT], afresh=True)
