@@ -40,41 +40,21 @@ def check_run_folder(run: str, *, data: str) -> None:
     """Refuses a folder that is no place for a run; writes nothing.
 
     Args:
-        run, data: absolute where they are local.
+        run, data: absolute where they are local; a folder within the other is a place like any other.
 
     Raises:
-        ConfigError: it is the folder of a corpus, lies in `data` or holds it; or it cannot be written to.
+        ConfigError: it is the folder of a corpus, or it cannot be written to.
     """
-    of_run, of_data = _chain(run), _chain(data)
-    how = None
-    if of_run[0] == of_data[0]:
-        how = "is the same folder as"
-    elif of_data[0] in of_run:
-        how = "lies within"
-    elif of_run[0] in of_data:
-        how = "holds"
-    if how is not None:
-        raise ConfigError(f"run={run} {how} data={data}; use a run=FOLDER of its own")
+    if _place(run) == _place(data):
+        raise ConfigError(f"run={run} is the same folder as data={data}; use a run=FOLDER of its own")
     if storage.exists(storage.join(run, MANIFEST_NAME)):
         raise ConfigError(f"run={run} holds a prepared corpus ({MANIFEST_NAME}); use a run=FOLDER of its own")
     if storage.is_local(run):
         _check_writable(Path(run))
 
 
-def _chain(place: str) -> list[object]:
-    """A place and all that it lies in, each as what it is, whatever it is called."""
-    filesystem, name = storage.resolve(place)
-    if not storage.is_local(place):
-        parts = name.strip("/").split("/")
-        return [(type(filesystem), *parts[:end]) for end in range(len(parts), 0, -1)]
-    found: list[object] = []
-    for path in (Path(name), *Path(name).parents):
-        try:
-            status = path.stat()
-            found.append((status.st_dev, status.st_ino))
-        except OSError:
-            found.append(path)
-    return found
+def _place(folder: str) -> str:
+    return storage.canonical(folder).rstrip("/")
 
 
 def _check_writable(run: Path) -> None:

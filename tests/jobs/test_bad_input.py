@@ -495,9 +495,6 @@ RUN = {
         lambda w: train_typed(w.data, w.data),
         ("run={data} is the same folder as data={data}; use a run=FOLDER of its own",),
     ),
-    "train: run within the corpus": Case(
-        nothing, lambda w: train_typed(w.data, w.data / "run"), ("run={data}/run lies within data={data}; use a run",)
-    ),
     "train: run is another corpus": Case(
         nothing, lambda w: train_typed(w.data, w.other), ("/other holds a prepared corpus (manifest.json); use a run",)
     ),

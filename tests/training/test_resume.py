@@ -152,9 +152,10 @@ def test_ctrl_c_is_told_as_such_and_costs_nothing_but_the_steps_since_the_checkp
 
 
 def test_the_corpus_has_the_windows_that_the_cases_name(
-    make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path
+    make_corpus: Callable[..., str], small_config: SmallConfig
 ) -> None:
-    data, run = make_corpus(), str(tmp_path / "run")
+    data = make_corpus()
+    run = f"{data}/run"
     outcome = train(small_config(f"data={data}", f"run={run}", "max_epochs=1"))
     assert outcome == Outcome(run=run, step=WINDOWS, first_step=0)
     assert records(run)[-1]["tokens_seen"] == 1091
