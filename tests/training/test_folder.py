@@ -392,6 +392,9 @@ def train_harmed(config: Config, step: int, harm: Callable[[Path], None], patch:
     def once(self: LanguageModelModule, *arguments: Any, sound: Any = LanguageModelModule.optimizer_step) -> None:
         sound(self, *arguments)
         if self.global_step == step - 1:  # it counts the step when this returns
+            writing = self.trainer.strategy.checkpoint_io._writing
+            if writing is not None:  # what is being written at that moment goes by the folder's name
+                writing.exception()
             harm(Path(str(config.run)))
 
     with patch.context() as patched:
