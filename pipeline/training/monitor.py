@@ -8,6 +8,7 @@ import logging
 import math
 import shlex
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class WandbTracker:
                     tell("records are kept offline: no key of Weights & Biases is configured")
             except wandb.Error as error:
                 tell(f"records are kept offline: {' '.join(str(error).split())}")
-                wandb.teardown()  # what has failed still holds the identity (wandb#9865)
+                _leave_service()  # what has failed still holds the identity (wandb#9865)
         self._run = started or start("offline")
         self._run.define_metric("tokens_seen")
         self._run.define_metric("*", step_metric="tokens_seen")
@@ -128,11 +129,21 @@ class WandbTracker:
         try:
             self._run.finish()
         except TimeoutError as error:
+            _leave_service()
             raise TimeoutError(
                 f"not all is sent yet; `wandb sync {shlex.quote(self._run.sync_dir)}` does it"
             ) from error
         if self._elsewhere is not None and (line := sync_line(self._elsewhere, identity=self._run.id)):
             log.info("%s", line)
+
+
+def _leave_service() -> None:
+    """Ends wandb's process; one that does not end is left alone, and ends with this process, which it watches."""
+    import wandb
+
+    ending = threading.Thread(target=wandb.teardown, name="wandb-teardown", daemon=True)
+    ending.start()
+    ending.join(SERVER_SECONDS)
 
 
 class GuardedTracker:

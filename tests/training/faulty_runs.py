@@ -339,6 +339,10 @@ class World:
         path.write_text(SCRIPT.format(folder=str(self.folder), harm=harm, factor=factor, more=more))
         return [str(path)]
 
+    def unhurried(self) -> list[str]:
+        """A program whose steps take long: a wish to stop may be heard a second later, and is heard in time."""
+        return self.script("time.sleep(0.05)")
+
     def lost_tokens(self) -> int:
         """Tokens of the steps that the run folder tells of and that no checkpoint holds; while nobody trains there."""
         return self.plan.tokens_seen(recorded(self.run())) - self.plan.tokens_seen(saved(self.run()))

@@ -432,7 +432,7 @@ def damaged_while_it_restarts(world: World, draw: Draw) -> list[tuple[str, int |
 
 def stopped_while_it_restarts(world: World, draw: Draw) -> list[tuple[str, int | None]]:
     """A worker is killed, and while others are started a signal asks for the end."""
-    command = world.train(workers=2)
+    command = world.train(workers=2, program=world.unhurried())
     command.reach(draw.step(20, 100))
     workers, rank, (number, target) = command.workers(), draw.one([0, 1]), draw.one(SIGNALS)
     kill(workers[rank], signal.SIGKILL)
@@ -446,7 +446,7 @@ def stopped_while_it_restarts(world: World, draw: Draw) -> list[tuple[str, int |
 
 def lost_right_before_a_wish(world: World, draw: Draw) -> list[tuple[str, int | None]]:
     """A worker is killed, and a signal asks for the end before anybody has noticed."""
-    command = world.train(workers=2)
+    command = world.train(workers=2, program=world.unhurried())
     command.reach(draw.step(20, 100))
     rank, (number, target) = draw.one([0, 1]), draw.one(SIGNALS)
     kill(command.workers()[rank], signal.SIGKILL)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,23 @@ def test_a_start_that_fails_after_the_login_keeps_all_offline(run: str, monkeypa
     told: list[str] = []
     tracker(run, told).finish()
     assert len(told) == len(offline_parts(run)) == 1
+
+
+def test_a_start_that_fails_does_not_wait_for_a_process_of_wandbs_that_never_ends(
+    run: str, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*, prompt: bool) -> bool:
+        raise wandb.Error("the service process is busy")
+
+    ends = threading.Event()
+    monkeypatch.setattr(wandb, "login", fail)
+    monkeypatch.setattr(wandb, "teardown", ends.wait)
+    monkeypatch.setattr(monitor, "SERVER_SECONDS", 0.1)
+    told: list[str] = []
+    tracker(run, told)
+    ends.set()
+    assert told == ["records are kept offline: the service process is busy"]
+    assert [each["mode"] for each in asked] == ["offline"]
 
 
 @pytest.mark.slow

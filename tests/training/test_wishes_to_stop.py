@@ -36,11 +36,11 @@ pytestmark = [
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
-    steps = draw.steps((8, 40), (55, 80), (95, 120))
+    steps = draw.steps((8, 30), (50, 60), (80, 90))
     numbers = draw.order(sorted({number for number, _ in SIGNALS}))
     for step, number in zip(steps, numbers, strict=True):
         target = draw.one([target for _, target in SIGNALS])
-        command = world.train(workers=workers)
+        command = world.train(workers=workers, program=world.unhurried())
         reached = command.reach(step)
         send(command, number, target)
         assert_last_line(command.end(128 + number), f"stopped: run={world.run()} is saved at step ")
@@ -71,14 +71,14 @@ def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, worl
 def test_where_a_signal_is_ignored_it_stays_so_or_is_heard_again(world: World, draw: Draw) -> None:
     """SIGHUP as under nohup; SIGINT as in the background of a script, also before the training begins to listen."""
     step = draw.step(8, 40)
-    command = world.train(workers=2, ignored=[signal.SIGHUP])
+    command = world.train(workers=2, ignored=[signal.SIGHUP], program=world.unhurried())
     command.reach(step)
     send(command, signal.SIGHUP, "the whole group")
     command.reach(step + 10)
     send(command, signal.SIGTERM, "the command")
     command.end(128 + signal.SIGTERM)
     events = len(read_events(world.run()))
-    command = world.train(workers=2, ignored=[signal.SIGINT])
+    command = world.train(workers=2, ignored=[signal.SIGINT], program=world.unhurried())
     command.await_that("training", lambda: "training" in events_since(world, events))
     send(command, signal.SIGINT, draw.one(["the command", "the whole group"]))
     assert_last_line(command.end(128 + signal.SIGINT), f"stopped: run={world.run()} is saved at step ")
