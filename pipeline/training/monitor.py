@@ -20,11 +20,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.scoring.perplexity import Score, finite
+from pipeline.training.collectives import Collectives
 from pipeline.training.dashboard import sync_line, tracking_id
 from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.peers import Peers
 from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile, Record
 
@@ -222,7 +222,7 @@ class Monitor(Callback):
 
     Args:
         schedule: when something is due.
-        peers: the ranks.
+        collectives: the ranks.
         pulse: what the ranks agreed on in this step.
         validate: scores the validation split; None if there is none.
         reporter: of the first rank; None on the others.
@@ -232,13 +232,13 @@ class Monitor(Callback):
         self,
         *,
         schedule: Schedule,
-        peers: Peers,
+        collectives: Collectives,
         pulse: Pulse,
         validate: Callable[[], Score] | None,
         reporter: Reporter | None,
     ) -> None:
         self.schedule = schedule
-        self.peers = peers
+        self.collectives = collectives
         self.pulse = pulse
         self.validate = validate
         self.reporter = reporter
@@ -288,7 +288,7 @@ class Monitor(Callback):
         self.watch.pause()
         with self.pulse.unwatched():
             began = time.perf_counter()
-            score = self.peers.from_first(validate() if self.peers.first else None)
+            score = self.collectives.from_first(validate() if self.collectives.first else None)
             seconds = time.perf_counter() - began
         assert score is not None
         module.validations[step] = score.nats_per_token

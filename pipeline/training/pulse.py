@@ -233,7 +233,7 @@ class Pulse(Callback):
         module = cast(LanguageModelModule, pl_module)
         self._tell_again(module, trainer.global_step)
         self.release()
-        module.peers.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
+        module.collectives.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
 
     def release(self) -> None:
         """Gives the signals back and ends the watch; a second call does nothing."""
@@ -253,7 +253,7 @@ class Pulse(Callback):
 
     def _settle(self, module: LanguageModelModule, step: int) -> None:
         """One collective: the losses since the last one, and what each rank has to say."""
-        first = module.peers.first
+        first = module.collectives.first
         now = time.perf_counter()
         cause = self._signals.cause or self._asked_to_stop(now)
         wishes = [float(cause == name) for name in CAUSES]

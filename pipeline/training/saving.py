@@ -26,10 +26,10 @@ from pipeline.training.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
+from pipeline.training.collectives import Collectives
 from pipeline.training.folder import RunFolder
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.peers import Peers
 from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile
 from pipeline.training.retention import steps_to_keep
@@ -129,7 +129,7 @@ class Checkpointer(Callback):
         run: the run folder.
         config: the section.
         schedule: when something is due.
-        peers: the ranks; the first one writes.
+        collectives: the ranks; the first one writes.
         pulse: what the ranks agreed on in this step.
         io: the trainer's.
         folder, metrics, ledger: of the first rank; None on the others.
@@ -141,7 +141,7 @@ class Checkpointer(Callback):
         *,
         config: CheckpointConfig,
         schedule: Schedule,
-        peers: Peers,
+        collectives: Collectives,
         pulse: Pulse,
         io: BackgroundIO,
         folder: RunFolder | None,
@@ -151,7 +151,7 @@ class Checkpointer(Callback):
         self.run = run
         self.config = config
         self.schedule = schedule
-        self.peers = peers
+        self.collectives = collectives
         self.pulse = pulse
         self.io = io
         self.folder = folder
@@ -182,7 +182,7 @@ class Checkpointer(Callback):
         """Begins to write; where the process may end soon, waits for the outcome and gives the error on all ranks."""
         began = time.perf_counter()
         self._tell(wait=True)
-        run = self.peers.agree(lambda: self.run if self.folder is None else self.folder.place())
+        run = self.collectives.agree(lambda: self.run if self.folder is None else self.folder.place())
         path = checkpoint_path(run, trainer.global_step)
         if self.metrics is not None:
             expected = self._newest if self.folder is None or self.folder.lost is None else None
@@ -194,7 +194,7 @@ class Checkpointer(Callback):
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
         self.pulse.saved()
         if reason in ("stop", "notice", "end"):
-            return self.peers.from_first(self._tell(wait=True))
+            return self.collectives.from_first(self._tell(wait=True))
         return None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -33,6 +33,7 @@ from pipeline.training.checkpoint import (
     remove_checkpoint,
     remove_uncommitted,
 )
+from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.display import Display
 from pipeline.training.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
@@ -49,7 +50,6 @@ from pipeline.training.parts import (
     run_identity,
     settle_numerics,
 )
-from pipeline.training.peers import Peers
 from pipeline.training.pulse import LOST, SIGNALS, Host, Pulse, Schedule, Suspicion
 from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
@@ -118,26 +118,30 @@ def work(place: Place, job: Job) -> Ending:
     scout = _trainer(place, job, [], [])
     if place.distributed:
         scout.strategy.setup_environment()  # the ranks must talk before any of them trains
-    peers = Peers(rank=scout.global_rank, world_size=scout.world_size)
+    collectives = Collectives(rank=scout.global_rank, world_size=scout.world_size)
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
-    job = replace(job, attempt=peers.from_first(job.attempt))  # one that began later found this attempt in the ledger
-    manifest = peers.agree(lambda: _common_ground(job))
+    job = replace(
+        job, attempt=collectives.from_first(job.attempt)
+    )  # one that began later found this attempt in the ledger
+    manifest = collectives.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
         run = job.config.run
         assert run is not None
-        peers.agree(lambda: until_the_end.enter_context(_written_to(job)) if peers.first else None)
+        collectives.agree(lambda: until_the_end.enter_context(_written_to(job)) if collectives.first else None)
         spare = f"{run}-rescued-{job.attempt}"
-        folder = peers.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if peers.first else None)
+        folder = collectives.agree(
+            lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if collectives.first else None
+        )
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
-            with peers.agree(lambda: _ledger(job, folder)) as ledger:
+            with collectives.agree(lambda: _ledger(job, folder)) as ledger:
                 ending = _go_on(
                     place,
                     job,
                     manifest,
-                    peers,
+                    collectives,
                     folder=folder,
                     ledger=ledger,
                     main_address=main_address,
@@ -148,7 +152,9 @@ def work(place: Place, job: Job) -> Ending:
                 return ending
             if ending.stop is not None:  # the next group finds the same, and passes it over
                 return replace(ending, bad=None)
-            suspicion = peers.from_first(_suspicion(job, ending.bad, skipped=skipped) if peers.first else None)
+            suspicion = collectives.from_first(
+                _suspicion(job, ending.bad, skipped=skipped) if collectives.first else None
+            )
             if suspicion is None:
                 return ending
 
@@ -228,7 +234,7 @@ def _go_on(
     place: Place,
     job: Job,
     manifest: Manifest,
-    peers: Peers,
+    collectives: Collectives,
     *,
     folder: RunFolder | None,
     ledger: Ledger | None,
@@ -239,7 +245,7 @@ def _go_on(
     """Trains from the newest whole checkpoint until the end, a wish to stop, or a step out of order.
 
     Args:
-        place, job, manifest, peers: of this worker.
+        place, job, manifest, collectives: of this worker.
         folder, ledger: of the first rank; None on the others.
         main_address: of the first rank's machine.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
@@ -249,12 +255,14 @@ def _go_on(
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     run = config.run
-    events = peers.agree(lambda: read_events(run) if peers.first else [])
-    first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
-    skipped |= peers.from_first(_skipped(events, from_step=first_step))
+    events = collectives.agree(lambda: read_events(run) if collectives.first else [])
+    first_step = collectives.from_first(
+        collectives.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events))
+    )
+    skipped |= collectives.from_first(_skipped(events, from_step=first_step))
     identity = run_identity(config, manifest, total_steps=limit)
-    model = _model(config, manifest, peers, identity=identity, first_step=first_step)
-    lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
+    model = _model(config, manifest, collectives, identity=identity, first_step=first_step)
+    lanes = rank_lanes(plan.num_lanes, world_size=collectives.world_size, rank=collectives.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
     )
@@ -266,7 +274,7 @@ def _go_on(
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
         carry=config.stream.state == "carry",
         identity=identity,
-        peers=peers,
+        collectives=collectives,
         lanes=lanes,
         first_batch=lambda: next(batches(0, 1)),
         skipped=skipped,
@@ -277,7 +285,7 @@ def _go_on(
         validate_every=module.validate_every,
         total_steps=limit,
     )
-    reporter = peers.agree(
+    reporter = collectives.agree(
         lambda: (
             None
             if ledger is None or folder is None
@@ -288,11 +296,13 @@ def _go_on(
     if ledger is not None and folder is not None and reporter is not None:
         folder.move = partial(_move, job, reporter, ledger)
         reached_step = min(limit, max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step))
-        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=peers.world_size)
+        _tell_of_group(
+            ledger, events, first_step=first_step, reached_step=reached_step, world_size=collectives.world_size
+        )
     watchdog = None
     if config.guard.hang_seconds is not None:
         watchdog = Watchdog(
-            peers=peers,
+            collectives=collectives,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
             tell=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
@@ -312,7 +322,7 @@ def _go_on(
     valid = open_split(config.data, manifest, "valid") if "valid" in manifest.splits else None
     monitor = Monitor(
         schedule=schedule,
-        peers=peers,
+        collectives=collectives,
         pulse=pulse,
         validate=None if valid is None else lambda: score_tokens(model, valid),
         reporter=reporter,
@@ -321,7 +331,7 @@ def _go_on(
         config.run,
         config=config.checkpoint,
         schedule=schedule,
-        peers=peers,
+        collectives=collectives,
         pulse=pulse,
         io=io,
         folder=folder,
@@ -346,7 +356,7 @@ def _go_on(
             reporter.close()
     skipped |= module.skipped
     finished = trainer.global_step >= limit and pulse.bad is None
-    lost = peers.from_first(None if folder is None else folder.verdict())
+    lost = collectives.from_first(None if folder is None else folder.verdict())
     ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad, lost=lost)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
@@ -354,21 +364,21 @@ def _go_on(
 
 
 def _model(
-    config: Config, manifest: Manifest, peers: Peers, *, identity: dict[str, str], first_step: int
+    config: Config, manifest: Manifest, collectives: Collectives, *, identity: dict[str, str], first_step: int
 ) -> LanguageModel:
     """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     if config.init_from is not None and first_step == 0:
-        _take_weights(model, config.init_from, peers, identity=identity)
+        _take_weights(model, config.init_from, collectives, identity=identity)
     return model
 
 
-def _take_weights(model: LanguageModel, init_from: str, peers: Peers, *, identity: dict[str, str]) -> None:
+def _take_weights(model: LanguageModel, init_from: str, collectives: Collectives, *, identity: dict[str, str]) -> None:
     """Gives the model of every rank the weights that the run begins with."""
-    path = peers.from_first(peers.agree(lambda: origin_path(init_from) if peers.first else init_from))
-    peers.agree(lambda: load_origin(model, path, identity=identity))
-    if peers.first:
+    path = collectives.from_first(collectives.agree(lambda: origin_path(init_from) if collectives.first else init_from))
+    collectives.agree(lambda: load_origin(model, path, identity=identity))
+    if collectives.first:
         log.info("beginning with the weights of %s", path)
 
 
