@@ -25,8 +25,8 @@ from pipeline.training.dashboard import sync_line, tracking_id
 from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile, Record
+from pipeline.training.sync import Schedule, Sync
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class Monitor(Callback):
     Args:
         schedule: when something is due.
         collectives: the ranks.
-        pulse: what the ranks agreed on in this step.
+        sync: what the ranks agreed on in this step.
         validate: scores the validation split; None if there is none.
         reporter: of the first rank; None on the others.
     """
@@ -233,13 +233,13 @@ class Monitor(Callback):
         *,
         schedule: Schedule,
         collectives: Collectives,
-        pulse: Pulse,
+        sync: Sync,
         validate: Callable[[], Score] | None,
         reporter: Reporter | None,
     ) -> None:
         self.schedule = schedule
         self.collectives = collectives
-        self.pulse = pulse
+        self.sync = sync
         self.validate = validate
         self.reporter = reporter
         self.watch = Stopwatch()
@@ -252,7 +252,7 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the step if it is due."""
-        if self.pulse.bad is not None:
+        if self.sync.bad is not None:
             return
         module = cast(LanguageModelModule, pl_module)
         step = trainer.global_step
@@ -286,7 +286,7 @@ class Monitor(Callback):
     def _validation_record(self, step: int, module: LanguageModelModule, validate: Callable[[], Score]) -> Record:
         """One rank scores, since all must go on with the same number, and it is told to the others."""
         self.watch.pause()
-        with self.pulse.unwatched():
+        with self.sync.unwatched():
             began = time.perf_counter()
             score = self.collectives.from_first(validate() if self.collectives.first else None)
             seconds = time.perf_counter() - began

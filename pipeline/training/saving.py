@@ -30,9 +30,9 @@ from pipeline.training.collectives import Collectives
 from pipeline.training.folder import RunFolder
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.pulse import Pulse, Schedule
 from pipeline.training.records import MetricsFile
 from pipeline.training.retention import steps_to_keep
+from pipeline.training.sync import Schedule, Sync
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Checkpointer(Callback):
         config: the section.
         schedule: when something is due.
         collectives: the ranks; the first one writes.
-        pulse: what the ranks agreed on in this step.
+        sync: what the ranks agreed on in this step.
         io: the trainer's.
         folder, metrics, ledger: of the first rank; None on the others.
     """
@@ -142,7 +142,7 @@ class Checkpointer(Callback):
         config: CheckpointConfig,
         schedule: Schedule,
         collectives: Collectives,
-        pulse: Pulse,
+        sync: Sync,
         io: BackgroundIO,
         folder: RunFolder | None,
         metrics: MetricsFile | None,
@@ -152,7 +152,7 @@ class Checkpointer(Callback):
         self.config = config
         self.schedule = schedule
         self.collectives = collectives
-        self.pulse = pulse
+        self.sync = sync
         self.io = io
         self.folder = folder
         self.metrics = metrics
@@ -173,7 +173,7 @@ class Checkpointer(Callback):
         if reason is None:
             self._tell(wait=False)
             return
-        with self.pulse.unwatched():  # a store may be slow
+        with self.sync.unwatched():  # a store may be slow
             error = self._save(trainer, module, reason)
         if error is not None and reason == "end":
             raise CheckpointError(f"the last checkpoint is not written: {error}")
@@ -192,7 +192,7 @@ class Checkpointer(Callback):
             )
         trainer.save_checkpoint(path)
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
-        self.pulse.saved()
+        self.sync.saved()
         if reason in ("stop", "notice", "end"):
             return self.collectives.from_first(self._tell(wait=True))
         return None
@@ -202,14 +202,14 @@ class Checkpointer(Callback):
         self._tell(wait=True)
 
     def _reason(self, step: int, module: LanguageModelModule) -> str | None:
-        if self.pulse.bad is not None:
+        if self.sync.bad is not None:
             return None
         if step == module.total_steps:
             return "end"
-        if self.pulse.stop is not None:
+        if self.sync.stop is not None:
             return "stop"
-        if self.pulse.save is not None:
-            return self.pulse.save
+        if self.sync.save is not None:
+            return self.sync.save
         if step in module.validations:
             return "validation"
         return "steps" if self.schedule.saves(step) else None

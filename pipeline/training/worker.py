@@ -50,9 +50,9 @@ from pipeline.training.parts import (
     run_identity,
     settle_numerics,
 )
-from pipeline.training.pulse import LOST, SIGNALS, Host, Pulse, Schedule, Suspicion
 from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
+from pipeline.training.sync import LOST, SIGNALS, Host, Schedule, Suspicion, Sync
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -185,10 +185,10 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the pulse has one of its own
+    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the sync has one of its own
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if place.distributed:
-        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the pulse
+        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the sync
         # asks once a second, and takes the signal itself
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -309,7 +309,7 @@ def _go_on(
                 "fault", kind="hang", cause=cause, rank=rank, fatal=True
             ),
         )
-    pulse = Pulse(
+    sync = Sync(
         schedule=schedule,
         guard=config.guard,
         host=place if folder is None else Keeper(place, folder),
@@ -323,7 +323,7 @@ def _go_on(
     monitor = Monitor(
         schedule=schedule,
         collectives=collectives,
-        pulse=pulse,
+        sync=sync,
         validate=None if valid is None else lambda: score_tokens(model, valid),
         reporter=reporter,
     )
@@ -332,32 +332,32 @@ def _go_on(
         config=config.checkpoint,
         schedule=schedule,
         collectives=collectives,
-        pulse=pulse,
+        sync=sync,
         io=io,
         folder=folder,
         metrics=None if reporter is None else reporter.metrics,
         ledger=ledger,
     )
-    trainer = _trainer(place, job, [io], [pulse, monitor, checkpointer])
+    trainer = _trainer(place, job, [io], [sync, monitor, checkpointer])
     loader = StepLoader(
         lambda start: batches(start, limit), current_step=lambda: trainer.global_step, total_steps=limit
     )
     try:
         resumed = checkpoint_path(config.run, first_step) if first_step else None
-        pulse.listen()
+        sync.listen()
         with warnings.catch_warnings():  # Lightning warns wherever srun is installed, though it is told where it stands
             warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
             trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
     except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
         raise KeyboardInterrupt from error
     finally:
-        pulse.release()
+        sync.release()
         if reporter is not None:
             reporter.close()
     skipped |= module.skipped
-    finished = trainer.global_step >= limit and pulse.bad is None
+    finished = trainer.global_step >= limit and sync.bad is None
     lost = collectives.from_first(None if folder is None else folder.verdict())
-    ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad, lost=lost)
+    ending = Ending(step=trainer.global_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
     return ending

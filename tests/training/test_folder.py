@@ -18,7 +18,7 @@ from test_resume import assert_same, records
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training import pulse
+from pipeline.training import sync
 from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.training.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
 from pipeline.training.ledger import Ledger, account, read_events
@@ -398,7 +398,7 @@ def train_harmed(config: Config, step: int, harm: Callable[[Path], None], patch:
             harm(Path(str(config.run)))
 
     with patch.context() as patched:
-        patched.setattr(pulse, "SETTLE_SECONDS", 0.0)
+        patched.setattr(sync, "SETTLE_SECONDS", 0.0)
         patched.setattr(LanguageModelModule, "optimizer_step", once)
         train(config)
 

@@ -127,7 +127,7 @@ class Signals:
         self.cause, self._since = name, time.monotonic()
 
 
-class Pulse(Callback):
+class Sync(Callback):
     """Stands first among the callbacks; the others read what it found.
 
     Args:
