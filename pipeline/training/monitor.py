@@ -26,7 +26,7 @@ from pipeline.training.display import Display
 from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.records import MetricsFile, Record
-from pipeline.training.sync import Schedule, Sync
+from pipeline.training.sync import Cadence, Sync
 
 log = logging.getLogger(__name__)
 
@@ -221,8 +221,8 @@ class Monitor(Callback):
     """Validates where it is due, and records: every N steps, and each validation. The first rank does both.
 
     Args:
-        schedule: when something is due.
-        collectives: the ranks.
+        cadence: when something is due.
+        ranks: the ranks.
         sync: what the ranks agreed on in this step.
         validate: scores the validation split; None if there is none.
         reporter: of the first rank; None on the others.
@@ -231,14 +231,14 @@ class Monitor(Callback):
     def __init__(
         self,
         *,
-        schedule: Schedule,
-        collectives: Collectives,
+        cadence: Cadence,
+        ranks: Collectives,
         sync: Sync,
         validate: Callable[[], Score] | None,
         reporter: Reporter | None,
     ) -> None:
-        self.schedule = schedule
-        self.collectives = collectives
+        self.cadence = cadence
+        self.ranks = ranks
         self.sync = sync
         self.validate = validate
         self.reporter = reporter
@@ -258,9 +258,9 @@ class Monitor(Callback):
         step = trainer.global_step
         self.watch.add_tokens(batch.num_targets)
         record: Record = {}
-        if self.schedule.logs(step):
+        if self.cadence.logs(step):
             record |= self._train_record(module)
-        if self.validate is not None and self.schedule.validates(step):
+        if self.validate is not None and self.cadence.validates(step):
             record |= self._validation_record(step, module, self.validate)
         if self.reporter is None:
             return
@@ -288,7 +288,7 @@ class Monitor(Callback):
         self.watch.pause()
         with self.sync.unwatched():
             began = time.perf_counter()
-            score = self.collectives.from_first(validate() if self.collectives.first else None)
+            score = self.ranks.from_first(validate() if self.ranks.first else None)
             seconds = time.perf_counter() - began
         assert score is not None
         module.validations[step] = score.nats_per_token

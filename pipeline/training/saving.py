@@ -32,7 +32,7 @@ from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.records import MetricsFile
 from pipeline.training.retention import steps_to_keep
-from pipeline.training.sync import Schedule, Sync
+from pipeline.training.sync import Cadence, Sync
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +128,8 @@ class Checkpointer(Callback):
     Args:
         run: the run folder.
         config: the section.
-        schedule: when something is due.
-        collectives: the ranks; the first one writes.
+        cadence: when something is due.
+        ranks: the ranks; the first one writes.
         sync: what the ranks agreed on in this step.
         io: the trainer's.
         folder, metrics, ledger: of the first rank; None on the others.
@@ -140,8 +140,8 @@ class Checkpointer(Callback):
         run: str,
         *,
         config: CheckpointConfig,
-        schedule: Schedule,
-        collectives: Collectives,
+        cadence: Cadence,
+        ranks: Collectives,
         sync: Sync,
         io: BackgroundIO,
         folder: RunFolder | None,
@@ -150,8 +150,8 @@ class Checkpointer(Callback):
     ) -> None:
         self.run = run
         self.config = config
-        self.schedule = schedule
-        self.collectives = collectives
+        self.cadence = cadence
+        self.ranks = ranks
         self.sync = sync
         self.io = io
         self.folder = folder
@@ -182,7 +182,7 @@ class Checkpointer(Callback):
         """Begins to write; where the process may end soon, waits for the outcome and gives the error on all ranks."""
         began = time.perf_counter()
         self._tell(wait=True)
-        run = self.collectives.agree(lambda: self.run if self.folder is None else self.folder.place())
+        run = self.ranks.agree(lambda: self.run if self.folder is None else self.folder.place())
         path = checkpoint_path(run, trainer.global_step)
         if self.metrics is not None:
             expected = self._newest if self.folder is None or self.folder.lost is None else None
@@ -194,7 +194,7 @@ class Checkpointer(Callback):
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
         self.sync.saved()
         if reason in ("stop", "notice", "end"):
-            return self.collectives.from_first(self._tell(wait=True))
+            return self.ranks.from_first(self._tell(wait=True))
         return None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,7 +212,7 @@ class Checkpointer(Callback):
             return self.sync.save
         if step in module.validations:
             return "validation"
-        return "steps" if self.schedule.saves(step) else None
+        return "steps" if self.cadence.saves(step) else None
 
     def _tell(self, *, wait: bool) -> str | None:
         """Tells how the write under way ended, if it has; returns its error."""

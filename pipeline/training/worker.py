@@ -52,7 +52,7 @@ from pipeline.training.parts import (
 )
 from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
-from pipeline.training.sync import LOST, SIGNALS, Host, Schedule, Suspicion, Sync
+from pipeline.training.sync import LOST, SIGNALS, Cadence, Host, Suspicion, Sync
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -118,30 +118,26 @@ def work(place: Place, job: Job) -> Ending:
     scout = _trainer(place, job, [], [])
     if place.distributed:
         scout.strategy.setup_environment()  # the ranks must talk before any of them trains
-    collectives = Collectives(rank=scout.global_rank, world_size=scout.world_size)
+    ranks = Collectives(rank=scout.global_rank, world_size=scout.world_size)
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
-    job = replace(
-        job, attempt=collectives.from_first(job.attempt)
-    )  # one that began later found this attempt in the ledger
-    manifest = collectives.agree(lambda: _common_ground(job))
+    job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
+    manifest = ranks.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
         run = job.config.run
         assert run is not None
-        collectives.agree(lambda: until_the_end.enter_context(_written_to(job)) if collectives.first else None)
+        ranks.agree(lambda: until_the_end.enter_context(_written_to(job)) if ranks.first else None)
         spare = f"{run}-rescued-{job.attempt}"
-        folder = collectives.agree(
-            lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if collectives.first else None
-        )
+        folder = ranks.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if ranks.first else None)
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
-            with collectives.agree(lambda: _ledger(job, folder)) as ledger:
+            with ranks.agree(lambda: _ledger(job, folder)) as ledger:
                 ending = _go_on(
                     place,
                     job,
                     manifest,
-                    collectives,
+                    ranks,
                     folder=folder,
                     ledger=ledger,
                     main_address=main_address,
@@ -152,9 +148,7 @@ def work(place: Place, job: Job) -> Ending:
                 return ending
             if ending.stop is not None:  # the next group finds the same, and passes it over
                 return replace(ending, bad=None)
-            suspicion = collectives.from_first(
-                _suspicion(job, ending.bad, skipped=skipped) if collectives.first else None
-            )
+            suspicion = ranks.from_first(_suspicion(job, ending.bad, skipped=skipped) if ranks.first else None)
             if suspicion is None:
                 return ending
 
@@ -234,7 +228,7 @@ def _go_on(
     place: Place,
     job: Job,
     manifest: Manifest,
-    collectives: Collectives,
+    ranks: Collectives,
     *,
     folder: RunFolder | None,
     ledger: Ledger | None,
@@ -245,7 +239,7 @@ def _go_on(
     """Trains from the newest whole checkpoint until the end, a wish to stop, or a step out of order.
 
     Args:
-        place, job, manifest, collectives: of this worker.
+        place, job, manifest, ranks: of this worker.
         folder, ledger: of the first rank; None on the others.
         main_address: of the first rank's machine.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
@@ -255,14 +249,12 @@ def _go_on(
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     run = config.run
-    events = collectives.agree(lambda: read_events(run) if collectives.first else [])
-    first_step = collectives.from_first(
-        collectives.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events))
-    )
-    skipped |= collectives.from_first(_skipped(events, from_step=first_step))
+    events = ranks.agree(lambda: read_events(run) if ranks.first else [])
+    first_step = ranks.from_first(ranks.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
+    skipped |= ranks.from_first(_skipped(events, from_step=first_step))
     identity = run_identity(config, manifest, total_steps=limit)
-    model = _model(config, manifest, collectives, identity=identity, first_step=first_step)
-    lanes = rank_lanes(plan.num_lanes, world_size=collectives.world_size, rank=collectives.rank)
+    model = _model(config, manifest, ranks, identity=identity, first_step=first_step)
+    lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
     )
@@ -274,18 +266,18 @@ def _go_on(
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
         carry=config.stream.state == "carry",
         identity=identity,
-        collectives=collectives,
+        ranks=ranks,
         lanes=lanes,
         first_batch=lambda: next(batches(0, 1)),
         skipped=skipped,
     )
-    schedule = Schedule(
+    cadence = Cadence(
         log_every=config.logging.every_steps,
         save_every=config.checkpoint.every_steps,
         validate_every=module.validate_every,
         total_steps=limit,
     )
-    reporter = collectives.agree(
+    reporter = ranks.agree(
         lambda: (
             None
             if ledger is None or folder is None
@@ -296,13 +288,11 @@ def _go_on(
     if ledger is not None and folder is not None and reporter is not None:
         folder.move = partial(_move, job, reporter, ledger)
         reached_step = min(limit, max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step))
-        _tell_of_group(
-            ledger, events, first_step=first_step, reached_step=reached_step, world_size=collectives.world_size
-        )
+        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=ranks.world_size)
     watchdog = None
     if config.guard.hang_seconds is not None:
         watchdog = Watchdog(
-            collectives=collectives,
+            ranks=ranks,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
             tell=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
@@ -310,7 +300,7 @@ def _go_on(
             ),
         )
     sync = Sync(
-        schedule=schedule,
+        cadence=cadence,
         guard=config.guard,
         host=place if folder is None else Keeper(place, folder),
         save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
@@ -321,8 +311,8 @@ def _go_on(
     )
     valid = open_split(config.data, manifest, "valid") if "valid" in manifest.splits else None
     monitor = Monitor(
-        schedule=schedule,
-        collectives=collectives,
+        cadence=cadence,
+        ranks=ranks,
         sync=sync,
         validate=None if valid is None else lambda: score_tokens(model, valid),
         reporter=reporter,
@@ -330,8 +320,8 @@ def _go_on(
     checkpointer = Checkpointer(
         config.run,
         config=config.checkpoint,
-        schedule=schedule,
-        collectives=collectives,
+        cadence=cadence,
+        ranks=ranks,
         sync=sync,
         io=io,
         folder=folder,
@@ -356,7 +346,7 @@ def _go_on(
             reporter.close()
     skipped |= module.skipped
     finished = trainer.global_step >= limit and sync.bad is None
-    lost = collectives.from_first(None if folder is None else folder.verdict())
+    lost = ranks.from_first(None if folder is None else folder.verdict())
     ending = Ending(step=trainer.global_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
@@ -364,21 +354,21 @@ def _go_on(
 
 
 def _model(
-    config: Config, manifest: Manifest, collectives: Collectives, *, identity: dict[str, str], first_step: int
+    config: Config, manifest: Manifest, ranks: Collectives, *, identity: dict[str, str], first_step: int
 ) -> LanguageModel:
     """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     if config.init_from is not None and first_step == 0:
-        _take_weights(model, config.init_from, collectives, identity=identity)
+        _take_weights(model, config.init_from, ranks, identity=identity)
     return model
 
 
-def _take_weights(model: LanguageModel, init_from: str, collectives: Collectives, *, identity: dict[str, str]) -> None:
+def _take_weights(model: LanguageModel, init_from: str, ranks: Collectives, *, identity: dict[str, str]) -> None:
     """Gives the model of every rank the weights that the run begins with."""
-    path = collectives.from_first(collectives.agree(lambda: origin_path(init_from) if collectives.first else init_from))
-    collectives.agree(lambda: load_origin(model, path, identity=identity))
-    if collectives.first:
+    path = ranks.from_first(ranks.agree(lambda: origin_path(init_from) if ranks.first else init_from))
+    ranks.agree(lambda: load_origin(model, path, identity=identity))
+    if ranks.first:
         log.info("beginning with the weights of %s", path)
 
 

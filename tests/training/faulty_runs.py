@@ -246,7 +246,7 @@ def once(name="it"):
     return True
 
 def training_step(module, batch, batch_idx, sound=LanguageModelModule.training_step):
-    step, rank = module.global_step + 1, module.collectives.rank
+    step, rank = module.global_step + 1, module.ranks.rank
     {harm}
     hook = module.model.register_forward_hook(lambda model, given, made: (made[0] * ({factor}), made[1]))
     try:
