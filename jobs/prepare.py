@@ -17,7 +17,7 @@ from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Split
 from pipeline.corpus.prepare import check_inputs, prepare
 from pipeline.errors import ConfigError
-from pipeline.training.records import METRICS_NAME
+from pipeline.run.records import METRICS_NAME
 
 
 class Bar:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["jobs"],
     ["training", "cluster"],
-    ["scoring"],
+    ["scoring", "run"],
     ["corpus", "model"],
     ["config", "errors", "storage", "upgrades"],
 ]
@@ -24,7 +24,14 @@ HOMES = {  # a heavy dependency: where it may be imported
     "datasets": "pipeline/corpus/rows.py",
     "pyarrow": "pipeline/corpus/",
     "lightning": ("pipeline/training/", "pipeline/cluster/"),
-    "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "pipeline/cluster/", "jobs/"),
+    "torch": (
+        "pipeline/run/",
+        "pipeline/model/",
+        "pipeline/scoring/",
+        "pipeline/training/",
+        "pipeline/cluster/",
+        "jobs/",
+    ),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
 }
@@ -71,7 +78,7 @@ def test_imports_point_down_and_heavy_ones_have_one_home(path):
 @pytest.mark.parametrize(
     ("file", "allowed"),
     [
-        ("cluster", {"config", "errors", "storage"}),
+        ("cluster", {"config", "errors", "storage", "run"}),
         ("config", {"errors"}),
         ("storage", {"errors"}),
         ("errors", set()),

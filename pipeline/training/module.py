@@ -16,7 +16,7 @@ from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrent import State
-from pipeline.training.checkpoint import OWN_KEY, all_finite
+from pipeline.run.checkpoint import OWN_KEY, all_finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate

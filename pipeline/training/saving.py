@@ -18,7 +18,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from pipeline.config import CheckpointConfig
 from pipeline.errors import CheckpointError, PipelineError
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     Checkpoint,
     checkpoint_path,
     committed_steps,
@@ -26,12 +26,12 @@ from pipeline.training.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
+from pipeline.run.folder import RunFolder
+from pipeline.run.ledger import Ledger
+from pipeline.run.records import MetricsFile
+from pipeline.run.retention import steps_to_keep
 from pipeline.training.collectives import Collectives
-from pipeline.training.folder import RunFolder
-from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.records import MetricsFile
-from pipeline.training.retention import steps_to_keep
 from pipeline.training.sync import Cadence, Sync
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.config import GuardConfig
-from pipeline.training.ledger import Ledger
+from pipeline.run.ledger import Ledger
 from pipeline.training.losswatch import LossWatch
 from pipeline.training.module import LanguageModelModule, Measured
 from pipeline.training.watchdog import Watchdog

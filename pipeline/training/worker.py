@@ -25,20 +25,21 @@ from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
-from pipeline.scoring.perplexity import score_tokens
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     checkpoint_path,
     committed_steps,
     newest_sound,
     remove_checkpoint,
     remove_uncommitted,
 )
+from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
+from pipeline.run.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
+from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
+from pipeline.run.records import METRICS_NAME, MetricsFile
+from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.display import Display
-from pipeline.training.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
-from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
-from pipeline.training.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
 from pipeline.training.origin import load_origin, origin_path
@@ -50,7 +51,6 @@ from pipeline.training.parts import (
     run_identity,
     settle_numerics,
 )
-from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
 from pipeline.training.sync import LOST, SIGNALS, Cadence, Host, Suspicion, Sync
 from pipeline.training.watchdog import Watchdog

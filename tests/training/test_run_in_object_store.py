@@ -19,9 +19,9 @@ from jobs.status import status
 from pipeline import storage
 from pipeline.config import Config, StatusConfig
 from pipeline.errors import ConfigError
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.run.ledger import read_events
 from pipeline.training import sync
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.training.ledger import read_events
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 from pipeline.training.trainer import train

@@ -11,10 +11,10 @@ import torch
 from pipeline import storage
 from pipeline.config import CheckpointConfig, Config, load
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint, save_checkpoint
+from pipeline.run.ledger import Event, read_events
+from pipeline.run.records import MetricsFile
 from pipeline.training import saving
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint, save_checkpoint
-from pipeline.training.ledger import Event, read_events
-from pipeline.training.records import MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer, _tidy
 from pipeline.training.sync import Sync
 from pipeline.training.trainer import train

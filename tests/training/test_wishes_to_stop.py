@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
+from support.faulty_runs import (
     JOBS,
     PATIENCE_SECONDS,
     ROOT,
@@ -24,9 +24,9 @@ from faulty_runs import (
     send,
     status,
 )
-from forks import Fork
+from support.forks import Fork
 
-from pipeline.training.ledger import read_events
+from pipeline.run.ledger import read_events
 
 pytestmark = [
     pytest.mark.slow,
