@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from jobs import console
+from pipeline import console
 from pipeline.config import (
     Config,
     EvaluateConfig,

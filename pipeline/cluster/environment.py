@@ -57,3 +57,11 @@ class KnownEnvironment(ClusterEnvironment):
     def node_rank(self) -> int:
         """Of this machine."""
         return self._rank.node_rank
+
+
+def leave_group() -> None:
+    """Ends what the ranks have between them, before one of them is gone and the others wonder."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -17,6 +17,7 @@ Told = Mapping[str, str]  # the environment
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by which torch lets processes find each other
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 SRUNS_STEPS = 1 << 31  # ids above are those of Slurm's own steps, such as the shell of salloc
 FIRST_PORT, NUM_PORTS = 12_000, 20_000  # below those that Linux gives to whoever asks for any
 PORTS_OF_JOB = 97
@@ -75,6 +76,11 @@ def told_rank(environment: Told, cluster: ClusterConfig) -> Rank | None:
     _refuse_another_way(found, cluster)
     _refuse_torn_restarts(told)
     return found
+
+
+def started_by_machine(environment: Told) -> bool:
+    """Whether this is a start that nobody typed: Slurm requeued the job, or torchrun restarted its ranks."""
+    return any(_number(environment, name, 0) > 0 for name in RESTARTS)
 
 
 def _by_variables(told: Told) -> Rank | None:

@@ -1,60 +1,114 @@
 """Training workers by Ray Train, started again if one is lost, and with more or fewer as machines come and go.
 
-Ray Train's controller, which it would have in a process of its own, runs in the command's (`ray_controller`): one
-process less to start and to share the cores with, and what it knows of the workers is at hand.
+Ray keeps no checkpoints of ours: each group of workers looks for the newest one in the run folder. What Ray Train notes
+for itself lies there too, and goes when the command ends. Public interfaces of Ray only.
 """
 
 import logging
 import os
+import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.cluster.group import Launch, Train, given_up, signals_to
-from pipeline.cluster.outcome import one_line, unwrapped
-from pipeline.cluster.ray_controller import Ended, Watch, overseen_trainer
+from pipeline import console, storage
+from pipeline.cluster.launchers import Rank
 from pipeline.cluster.ray_session import ray_api, ray_session
-from pipeline.cluster.ray_worker import in_ray_worker
+from pipeline.cluster.returns import one_line
 from pipeline.config import ClusterConfig
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, PipelineError
+from pipeline.run.display import following
+from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
+from pipeline.run.stop import StopSignals, request_stop
 
 log = logging.getLogger(__name__)
 
-LACK_SECONDS = 15.0  # without workers before it is told what they wait for
-LACK_AGAIN_SECONDS = 300.0  # before it is told again
+NOTES = ".ray-train"  # folder of a run
+LOOK_SECONDS = 0.2  # between two looks at signals
+LACK_SECONDS = 15.0  # without workers before it is said what they wait for
+LACK_AGAIN_SECONDS = 300.0  # before it is said again
+BLAME_SECONDS = 3.0  # for Ray to notice that a worker is gone, whose exchange failed in the others
 
 
-def train_by_ray(train: Train, job: Any, launch: Launch) -> Any:  # noqa: ANN401
-    """Ray Train: its controller starts the workers, again if one is lost, and more or fewer as machines come and go.
+def prepare(*, modules: list[str]) -> None:
+    """Nothing: Ray's workers start with Ray."""
 
-    It keeps no checkpoints of ours: each group looks for the newest one in the run folder. What it notes for itself
-    goes when the command ends.
-    """
-    cluster = launch.cluster
+
+def run(work: Work, job: Job, rank: Rank | None) -> Result:
+    """Runs the workers; see `Backend`."""
+    cluster = job.config.cluster
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
     with (
-        _environment(launch),
-        ray_session(cluster, num_cpus=num_cpus, keeps_idle=False),
-        TemporaryDirectory(prefix="ray-train-") as notes,
+        StopSignals(grace_seconds=cluster.grace_seconds) as signals,
+        _environment(job),
+        ray_session(cluster, num_cpus=num_cpus),
+        _notes(job) as notes,
+        following(job) as follower,
     ):
-        return unwrapped(_trained(train, job, launch, notes=notes))
+        use_gpu = _uses_gpu(job)
+        fit = _Fit(_trainer(work, job, use_gpu=use_gpu, notes=notes))
+        lack = _Lack(cluster, _needs(cluster, use_gpu=use_gpu))
+        requested: str | None = None
+        while not fit.ended(within_seconds=LOOK_SECONDS):
+            if signals.cause is not None:
+                if signals.late or not follower.working:
+                    return Result(step=0, stop=signals.cause)
+                if signals.cause != requested:
+                    requested = signals.cause
+                    request_stop(job.run, cause=requested, attempt=job.attempt)
+            elif not follower.working:
+                lack.watch()
+        try:
+            return fit.result()
+        except Exception as error:
+            if signals.cause is not None and not isinstance(error, PipelineError):
+                return Result(step=0, stop=signals.cause)
+            raise _given_up(error, job) from error
+
+
+class _Fit:
+    """Ray Train in a thread of its own: in the main one it would take Ctrl-C for itself."""
+
+    def __init__(self, trainer: Any) -> None:  # noqa: ANN401  (a TorchTrainer)
+        self._trainer = trainer
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ray-train", daemon=True)
+        self._thread.start()
+
+    def ended(self, *, within_seconds: float) -> bool:
+        """Whether it ends within some time."""
+        self._thread.join(within_seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> Result:
+        """The first rank's; raises what Ray Train raised."""
+        if self._error is not None:
+            raise self._error
+        result: Result = self._result.return_value
+        return result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except BaseException as error:  # noqa: BLE001 it is raised in the main thread
+            self._error = error
 
 
 @contextmanager
-def _environment(launch: Launch) -> Iterator[None]:
-    """Ray Train waits less long than it would for those that are lost and machines that are gone, and runs less."""
+def _environment(job: Job) -> Iterator[None]:
+    """Ray Train waits less long than it would for those that are lost and machines that are gone."""
     seconds = {
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": 5.0,  # of 30; the processes are ended then anyway
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 1.0,  # of 2; until a signal is passed on, and the end noticed
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": 1.0,  # of 2; until a loss, or the end, is noticed
     }
-    if launch.cluster.min_workers is not None:  # of 60; then it looks again for how many there is room
+    if job.config.cluster.min_workers is not None:  # of 60; then it looks again for how many there is room
         seconds["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = 15.0
-    if launch.hang_seconds is not None:  # of 600; the ranks name the one that hangs sooner, unless it has no others
-        seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = launch.hang_seconds + 15.0
+    if job.config.guard.hang_seconds is not None:  # of 600; the ranks name the one that hangs sooner, if it has others
+        seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = job.config.guard.hang_seconds + 15.0
     wanted = {name: f"{value:g}" for name, value in seconds.items()}
-    wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # an actor of its own for what the controller does here
     unset = wanted.keys() - os.environ.keys()
     os.environ |= {name: wanted[name] for name in unset}
     try:
@@ -64,15 +118,37 @@ def _environment(launch: Launch) -> Iterator[None]:
             del os.environ[name]
 
 
-def _uses_gpu(launch: Launch) -> bool:
+@contextmanager
+def _notes(job: Job) -> Iterator[dict[str, Any]]:
+    """Where Ray Train keeps what it notes for itself, as it takes it: a folder of the run that goes at the end."""
+    place = storage.join(job.run, NOTES)
+    if storage.is_local(place):
+        shutil.rmtree(place, ignore_errors=True)  # of a command that was killed
+        try:
+            yield {"storage_path": place}
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, name = storage.resolve(place)
+    try:
+        yield {"storage_path": name, "storage_filesystem": PyFileSystem(FSSpecHandler(filesystem))}
+    finally:
+        for path in storage.list_files(place):
+            storage.remove(path)
+
+
+def _uses_gpu(job: Job) -> bool:
     """Whether each worker gets a GPU: as asked for, or if the cluster has any. The command's machine needs none.
 
     Raises:
         ClusterError: the cluster is this machine, and it has too few.
     """
-    num_gpus, num_workers = int(ray_api().cluster_resources().get("GPU", 0)), launch.cluster.num_workers or 1
-    use_gpu = num_gpus > 0 if launch.use_gpu is None else launch.use_gpu
-    if use_gpu and launch.cluster.kind == "local" and num_workers > num_gpus:
+    cluster, accelerator = job.config.cluster, job.config.accelerator
+    num_gpus, num_workers = int(ray_api().cluster_resources().get("GPU", 0)), cluster.num_workers or 1
+    use_gpu = num_gpus > 0 if accelerator == "auto" else accelerator == "cuda"
+    if use_gpu and cluster.kind == "local" and num_workers > num_gpus:
         raise ClusterError(
             f"cluster.num_workers={num_workers} needs a GPU for each and this machine has {num_gpus};"
             f" use {f'cluster.num_workers={num_gpus} or ' if num_gpus else ''}accelerator=cpu"
@@ -85,79 +161,82 @@ def _needs(cluster: ClusterConfig, *, use_gpu: bool) -> dict[str, float]:
     return {"CPU": float(cluster.cpus_per_worker or 1)} | ({"GPU": 1.0} if use_gpu else {})
 
 
-def _trained(train: Train, job: Any, launch: Launch, *, notes: str) -> Any:  # noqa: ANN401
-    """The first rank's result, a worker's refusal, or the signal by whose wish all ended.
+def _trainer(work: Work, job: Job, *, use_gpu: bool, notes: dict[str, Any]) -> Any:  # noqa: ANN401
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    A signal is a wish to stop. It is passed on to the workers, who have time for it; where there are none, that is the
-    end. A second Ctrl-C, not right after, ends the wait.
-    """
-    cluster, use_gpu = launch.cluster, _uses_gpu(launch)
-    watch = Watch(launch, watch_lack=_Lack(cluster, _needs(cluster, use_gpu=use_gpu)).watch)
-    trainer = _trainer(train, job, launch, watch=watch, use_gpu=use_gpu, notes=notes)
-    with signals_to(watch.hear):
-        try:
-            return trainer.fit().return_value
-        except Ended as end:
-            return end.outcome
-        except KeyboardInterrupt:
-            if watch.dropped or watch.wish is None:
-                raise
-            return watch.wish
-        except Exception as error:
-            raise _failure(error, watch, cluster) from error
+    class Observer(UserCallback):
+        """In Ray Train's controller: a lost group is written down; a user's error ends the run."""
 
+        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+            errors = {rank: _carried(error) for rank, error in worker_exceptions.items()}
+            for error in errors.values():
+                if isinstance(error, PipelineError):
+                    raise error
+            report_failure(job, failure_of(worker_exceptions))
 
-def _trainer(
-    train: Train,
-    job: Any,  # noqa: ANN401
-    launch: Launch,
-    *,
-    watch: Watch,
-    use_gpu: bool,
-    notes: str,
-) -> Any:  # noqa: ANN401
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train's, typed
-
-    cluster = launch.cluster
+    cluster: Any = job.config.cluster
     num_workers = cluster.num_workers or 1
-    return overseen_trainer(watch, launch)(
-        in_ray_worker,
-        train_loop_config={"train": train, "job": job, "launch": launch, "use_gpu": use_gpu},
-        torch_config=_torch_config(use_gpu=use_gpu, timeout_seconds=launch.timeout_seconds),
-        scaling_config=ScalingConfig(
+    train_loop: Any = _in_ray_worker  # Ray's types leave the value out that its page describes
+    scaling: Any = ScalingConfig
+    running: Any = RunConfig
+    failing: Any = FailureConfig
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"work": work, "job": job, "use_gpu": use_gpu},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(job.exchange_seconds)),
+        scaling_config=scaling(
             num_workers=num_workers if cluster.min_workers is None else (cluster.min_workers, num_workers),
             use_gpu=use_gpu,
             resources_per_worker=_needs(cluster, use_gpu=use_gpu),
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
-        run_config=RunConfig(
-            name=launch.name,
-            storage_path=notes,
-            failure_config=FailureConfig(max_failures=cluster.max_failures, max_preemption_failures=-1),
+        run_config=running(
+            name=f"attempt-{job.attempt}",
+            failure_config=failing(max_failures=cluster.max_failures, max_preemption_failures=-1),
+            callbacks=[Observer()],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # on the terminal; all goes to Ray's folder
+            **notes,
         ),
     )
 
 
-def _torch_config(*, use_gpu: bool, timeout_seconds: float) -> Any:  # noqa: ANN401
-    """How workers exchange gradients. One alone has nobody to: gloo would have a thread wake 100 times a second."""
-    from ray.train.torch.config import TorchConfig, _TorchBackend
+def _in_ray_worker(given: dict[str, Any]) -> Result:
+    """What Ray Train calls in each worker: its part of the training.
 
-    class Backend(_TorchBackend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401
-            if len(worker_group) > 1:
-                super().on_start(worker_group, backend_config)
+    Args:
+        given: `work`, `job`, and whether to `use_gpu`.
+    """
+    from ray.train import get_context, get_preemption_info
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+    from torch.distributed import DistError
 
-    class Exchange(TorchConfig):
-        @property
-        def backend_cls(self) -> Any:  # noqa: ANN401
-            return Backend
-
-    return Exchange(backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds))
+    job, use_gpu = given["job"], given["use_gpu"]
+    context = get_context()
+    console.set_up(context.get_world_rank())
+    local = job.config.cluster.kind == "local"  # the machine is ours
+    num_threads = threads_of_each(job, context.get_local_world_size()) if local else None
+    alone = context.get_world_size() == 1  # DDP would cost some 5% and exchange nothing
+    place = Place(
+        devices="auto" if use_gpu and not alone else 1,
+        distributed=not alone,
+        accelerator="cuda" if use_gpu else "cpu",
+        strategy=None if alone else RayDDPStrategy,
+        environment=None if alone else RayLightningEnvironment(),  # type: ignore[no-untyped-call]
+        num_threads=num_threads or job.config.cluster.cpus_per_worker or 1,
+        preempted=lambda: get_preemption_info() is not None,
+    )
+    try:
+        result: Result = given["work"](place, job)
+    except Exception as error:
+        if type(error) is RuntimeError or isinstance(error, DistError):  # an exchange, of which another is to blame
+            time.sleep(BLAME_SECONDS)
+        raise
+    return result
 
 
 class _Lack:
-    """Tells what the workers wait for, if they wait for long."""
+    """Says what the workers wait for, if they wait for long."""
 
     def __init__(self, cluster: ClusterConfig, needs: Mapping[str, float]) -> None:
         self._cluster = cluster
@@ -171,10 +250,10 @@ class _Lack:
             self._due = now + LACK_SECONDS
         elif now > self._due:
             self._due = now + LACK_AGAIN_SECONDS
-            log.warning("%s", self._told())
+            log.warning("%s", self._line())
         self._last = now
 
-    def _told(self) -> str:
+    def _line(self) -> str:
         there, free = ray_api().cluster_resources(), ray_api().available_resources()
         least = self._cluster.min_workers
         number = f"{self._cluster.num_workers or 1}" if least is None else f"{least} at least"
@@ -183,14 +262,49 @@ class _Lack:
         return f"no workers yet: {number} with {each} each are needed, and the cluster has {has}; waiting for more"
 
 
-def _failure(error: Exception, watch: Watch, cluster: ClusterConfig) -> Exception:
+def failure_of(errors: Mapping[int, Exception]) -> WorkerFailure:
+    """Which rank was lost, and why, of what Ray Train says of each rank.
+
+    Where Ray says that a worker is gone it is that one. Else it is one that raised something of its own: the others
+    raise that an exchange with it failed.
+    """
+    from ray.exceptions import RayActorError, RayError
+    from torch.distributed import DistError
+
+    def blame(rank: int) -> tuple[int, int]:
+        error = _carried(errors[rank])
+        if isinstance(error, RayError) or error is errors[rank]:
+            return 0, rank
+        return 2 if type(error) is RuntimeError or isinstance(error, DistError) else 1, rank
+
+    rank = min(errors, key=blame)
+    error = _carried(errors[rank])
+    if isinstance(error, RayActorError) and error.preempted:
+        return WorkerFailure(rank=rank, cause=f"the machine of rank {rank} was taken away", kind="preemption")
+    cause = f"{type(error).__name__}: {one_line(error)}"
+    if isinstance(error, RayError):
+        return WorkerFailure(rank=rank, cause=cause)
+    if error is errors[rank]:  # Ray Train's own word: the worker neither answers nor is gone
+        return WorkerFailure(rank=rank, cause=f"rank {rank} does not answer", kind="hang")
+    return WorkerFailure(rank=rank, cause=cause, stack=str(errors[rank]))
+
+
+def _carried(error: Exception) -> Exception:
+    """The error that Ray Train's own one is about; that one itself if it is about none."""
+    return next((each for each in vars(error).values() if isinstance(each, Exception)), error)
+
+
+def _given_up(error: Exception, job: Job) -> Exception:
     """Why Ray Train gave up, in the user's terms; an error that is not of its making stays what it is."""
     from ray.exceptions import RayError
     from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
-    if isinstance(error, WorkerGroupError) and watch.loss is not None:
-        return given_up(watch.losses, watch.loss, cluster)
+    if isinstance(error, WorkerGroupError):
+        failure = failure_of(error.worker_failures)
+        return given_up(job, failure, num_failures=job.config.cluster.max_failures + 1)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
+    if isinstance(cause, PipelineError):
+        return cause
     if isinstance(error, TrainingFailedError | RayError):
         return ClusterError(f"Ray cannot go on ({type(cause).__name__}: {one_line(cause)}); the same command goes on")
     return error

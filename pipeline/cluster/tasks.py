@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from pipeline.cluster.outcome import Item, Result, one_line, outcome_of
 from pipeline.cluster.ray_session import ray_session
+from pipeline.cluster.returns import Item, Result, one_line, returned, unwrapped
 from pipeline.config import ClusterConfig
-from pipeline.errors import ClusterError, PipelineError
+from pipeline.errors import ClusterError
 
 MAX_RETRIES = 3  # of a task whose worker died
 TASKS_PER_CPU = 2  # submitted at a time: one runs, one waits at the door
@@ -60,7 +60,7 @@ def _run_by_ray(
     """Runs the items as tasks, with a bounded number of them submitted at a time."""
     import ray
 
-    remote: Any = ray.remote(outcome_of).options(num_cpus=1, max_retries=MAX_RETRIES)
+    remote: Any = ray.remote(returned).options(num_cpus=1, max_retries=MAX_RETRIES)
     waiting = list(range(len(items)))[::-1]
     running: dict[Any, int] = {}
     try:
@@ -81,12 +81,10 @@ def _result(reference: Any, *, item: object) -> Any:  # noqa: ANN401  (ray is ty
     import ray
 
     try:
-        outcome = ray.get(reference)
+        found = ray.get(reference)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise ClusterError(
             f"the worker of {item} died {1 + MAX_RETRIES} times ({one_line(error)});"
             " if memory is short, use a smaller cluster.num_cpus"
         ) from error
-    if isinstance(outcome, PipelineError):
-        raise outcome
-    return outcome
+    return unwrapped(found)

@@ -1,20 +1,23 @@
 """Checkpoints: written whole, refused unless whole.
 
-In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark that it is committed,
-`step-<n>.ckpt.sha256`. Refuses, by name, a file that does not match its digest, one that is no checkpoint of a run, and
-a checkpoint of another run. Files of other names in the folder are the user's.
+In: Lightning's dictionary. Out: `checkpoints/step-<n>.ckpt` and, as the mark that it is committed, `step-<n>.json`,
+which also says what need be known of it without reading a tensor. Earlier versions wrote `step-<n>.ckpt.sha256`, with
+the digest alone; that is read too. Refuses, by name, a file that does not match its digest, one that is no checkpoint
+of a run, and a checkpoint of another run. Files of other names in the folder are the user's.
 """
 
+import json
 import math
 import pickle
 import re
 import struct
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import storage
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.upgrades import upgraded_identity
 
 if TYPE_CHECKING:
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
 WEIGHTS_PREFIX = "model."  # of their names in a checkpoint
 FOLDER = "checkpoints"
-MARK = ".sha256"
 NAME = r"step-(0|[1-9][0-9]*)\.ckpt"
+MARK_NAME = r"step-(0|[1-9][0-9]*)\.(?:json|ckpt\.sha256)"
 Checkpoint = dict[str, Any]
 # what torch.load raises for bytes that are no archive of tensors and plain values, by where it notices
 UNLOADABLE = (
@@ -69,14 +72,42 @@ SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What is known of a committed checkpoint.
+
+    Attributes:
+        step: updates that it has seen.
+        sha256, size_bytes: of its file; 0 bytes: not known.
+        identity: what the run computes, by key.
+        validations: nats per token of each validation so far, by step.
+        tokens_seen: by these updates.
+        world_size: ranks that trained it; None: not known.
+    """
+
+    step: int
+    sha256: str
+    size_bytes: int
+    identity: dict[str, str]
+    validations: dict[int, float]
+    tokens_seen: int
+    world_size: int | None
+
+
 def checkpoint_path(run: str, step: int) -> str:
     """Where the checkpoint of a step stands in a run folder."""
     return storage.join(run, FOLDER, f"step-{step}.ckpt")
 
 
+def mark_path(path: str) -> str:
+    """Where the mark of a checkpoint stands: that of an earlier version where it has one, and no other."""
+    mark, before = f"{path.removesuffix('.ckpt')}.json", f"{path}.sha256"
+    return before if storage.exists(before) and not storage.exists(mark) else mark
+
+
 def committed_steps(run: str) -> list[int]:
     """The steps of which the run folder holds a committed checkpoint, rising."""
-    return _steps(run, rf"{NAME}{re.escape(MARK)}")
+    return _steps(run, MARK_NAME)
 
 
 def uncommitted_steps(run: str) -> list[int]:
@@ -87,7 +118,7 @@ def uncommitted_steps(run: str) -> list[int]:
 def _steps(run: str, name: str) -> list[int]:
     folder = storage.join(run, FOLDER)
     found = [re.search(rf"/{FOLDER}/{name}$", path) for path in storage.list_files(folder)]
-    return sorted(int(match[1]) for match in found if match)
+    return sorted({int(match[1]) for match in found if match})
 
 
 def remove_uncommitted(run: str) -> None:
@@ -95,19 +126,83 @@ def remove_uncommitted(run: str) -> None:
     for step in uncommitted_steps(run):
         storage.remove(checkpoint_path(run, step))
     for path in storage.list_files(storage.join(run, FOLDER)):
-        if re.search(rf"/{FOLDER}/{NAME}({re.escape(MARK)})?\.tmp$", path):
+        if re.search(rf"/{FOLDER}/({NAME}|{MARK_NAME})\.tmp$", path):
             storage.remove(path)
 
 
-def save_checkpoint(checkpoint: Mapping[str, Any], path: str) -> int:
-    """Writes a checkpoint whole, then its digest, which commits it; returns its size in bytes."""
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str, *, world_size: int | None = None) -> int:
+    """Writes a checkpoint whole, then its mark, which commits it; returns its size in bytes.
+
+    Args:
+        checkpoint: of a run.
+        path: as `checkpoint_path` gives it.
+        world_size: ranks that trained it.
+    """
     import torch
 
     with storage.publish(path) as file:
         digesting = storage.DigestingFile(file)
         torch.save(dict(checkpoint), cast(Any, digesting))
-    storage.publish_bytes(f"{path}{MARK}", digesting.sha256().encode() + b"\n")
-    return digesting.tell()
+    mark = _mark_of(checkpoint, sha256=digesting.sha256(), size_bytes=digesting.tell(), world_size=world_size)
+    storage.publish_bytes(f"{path.removesuffix('.ckpt')}.json", json.dumps(asdict(mark)).encode() + b"\n")
+    return mark.size_bytes
+
+
+def _mark_of(checkpoint: Mapping[str, Any], *, sha256: str, size_bytes: int, world_size: int | None) -> Mark:
+    own = checkpoint.get(OWN_KEY, {})
+    return Mark(
+        step=checkpoint.get("global_step", 0),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        identity=dict(own.get("identity", {})),
+        validations=dict(own.get("validations", {})),
+        tokens_seen=own.get("tokens_seen", 0),
+        world_size=world_size,
+    )
+
+
+def read_mark(run: str, step: int, *, finite: bool = False) -> Mark:
+    """The mark of a committed checkpoint. Of one of an earlier version the checkpoint itself is read.
+
+    Args:
+        run: the run folder.
+        step: of the checkpoint.
+        finite: refuses one of an earlier version whose weights are not finite; today such a one is not saved.
+
+    Raises:
+        CheckpointError: it is no mark, the checkpoint has another size than it says, or one that has to be read is
+            damaged.
+    """
+    path = checkpoint_path(run, step)
+    if not (mark := mark_path(path)).endswith(".json"):
+        checkpoint = load_checkpoint(path)
+        check_shape(checkpoint, path, step=step, to_resume=False)
+        if finite:
+            check_finite(checkpoint, path=path)
+        return _mark_of(checkpoint, sha256=_digest(mark), size_bytes=0, world_size=None)
+    if not storage.exists(path):
+        raise CheckpointError(f"{path} does not exist; remove {mark} to go on from the checkpoint before")
+    try:
+        found = json.loads(storage.read_bytes(mark))
+        validations = {int(each): float(nats) for each, nats in found["validations"].items()}
+        whole = Mark(**found | {"validations": validations})
+        if not (whole.step == step and re.fullmatch("[0-9a-f]{64}", whole.sha256) and isinstance(whole.identity, dict)):
+            raise ValueError(f"of step {whole.step}")
+        size_bytes = storage.size_bytes(path)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{mark} is no mark of a checkpoint that is there ({error}); {_mend(path)}") from error
+    if size_bytes != whole.size_bytes:
+        raise CheckpointError(f"{path} is damaged: found {size_bytes} bytes, needed {whole.size_bytes}; {_mend(path)}")
+    return whole
+
+
+def _digest(mark: str) -> str:
+    """The digest that a mark holds, of this version or an earlier one; no digest where it is damaged."""
+    content = storage.read_bytes(mark).decode(errors="replace")
+    if mark.endswith(".json"):
+        found = re.search(r'"sha256": "([0-9a-f]{64})"', content)
+        return found[1] if found else content[:100]
+    return content.strip()
 
 
 def load_checkpoint(path: str) -> Checkpoint:
@@ -119,12 +214,12 @@ def load_checkpoint(path: str) -> Checkpoint:
     """
     import torch
 
-    mark = f"{path}{MARK}"
+    mark = mark_path(path)
     try:
         if not storage.exists(path) or not storage.exists(mark):
             missing, there = (mark, path) if storage.exists(path) else (path, mark)
             raise CheckpointError(f"{missing} does not exist; remove {there} to go on from the checkpoint before")
-        needed = storage.read_bytes(mark).decode(errors="replace").strip()
+        needed = _digest(mark)
         if (found := storage.sha256(path)) != needed:
             raise CheckpointError(
                 f"{path} is damaged: found sha256 {found} of {storage.size_bytes(path)} bytes, needed {needed};"
@@ -194,7 +289,7 @@ def check_weights(checkpoint: Checkpoint, weights: Mapping[str, Any], *, path: s
 
 
 def _mend(path: str) -> str:
-    return f"remove it and {path}{MARK} to go on from the checkpoint before"
+    return f"remove it and {mark_path(path)} to go on from the checkpoint before"
 
 
 def looks_whole(run: str, step: int, *, size_bytes: int | None) -> bool:
@@ -203,15 +298,41 @@ def looks_whole(run: str, step: int, *, size_bytes: int | None) -> bool:
     Args:
         run: the run folder.
         step: of the checkpoint.
-        size_bytes: as it was written; None: nobody knows.
+        size_bytes: of one of an earlier version, whose mark does not say it; None: nobody knows.
     """
     path = checkpoint_path(run, step)
+    mark = mark_path(path)
     try:
+        if mark.endswith(".json"):
+            return read_mark(run, step).step == step
         found = storage.size_bytes(path)
-        mark = storage.read_bytes(f"{path}{MARK}")
-    except OSError:
+        return found == (size_bytes or found) > 0 and re.fullmatch("[0-9a-f]{64}", _digest(mark)) is not None
+    except (OSError, PipelineError):
         return False
-    return found == (size_bytes or found) > 0 and re.fullmatch(rb"[0-9a-f]{64}\n?", mark) is not None
+
+
+def newest_mark(run: str, *, finite: bool, saved: Collection[int]) -> Mark | None:
+    """The mark of the newest checkpoint that seems whole; None if there is no checkpoint at all.
+
+    Args:
+        run: the run folder.
+        finite: passes those of earlier versions over whose weights are not finite.
+        saved: steps whose checkpoints were committed, as far as it is known.
+
+    Raises:
+        CheckpointError: there are some and none seems whole, or those that were committed have lost their marks; to
+            begin anew is not for us to decide.
+    """
+    errors = []
+    for step in reversed(committed_steps(run)):
+        try:
+            return read_mark(run, step, finite=finite)
+        except CheckpointError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    _refuse_lost_marks(run, saved)
+    return None
 
 
 def all_finite(found: object) -> bool:
@@ -297,18 +418,23 @@ def newest_sound(
         return step, found
     if errors:
         raise errors[0]
+    _refuse_lost_marks(run, saved)
+    return None
+
+
+def _refuse_lost_marks(run: str, saved: Collection[int]) -> None:
     unmarked = [checkpoint_path(run, step) for step in uncommitted_steps(run) if step in saved]
     if unmarked:
         raise CheckpointError(
-            f"{unmarked[-1]}{MARK} is missing, without which its checkpoint does not count; restore it, or remove"
+            f"{mark_path(unmarked[-1])} is missing, without which its checkpoint does not count; restore it, or remove"
             f" {unmarked[-1]} to begin anew"
         )
-    return None
 
 
 def remove_checkpoint(path: str) -> None:
     """Takes the commit mark away first, so that no committed checkpoint is ever missing."""
-    storage.remove(f"{path}{MARK}")
+    storage.remove(f"{path.removesuffix('.ckpt')}.json")
+    storage.remove(f"{path}.sha256")
     storage.remove(path)
 
 

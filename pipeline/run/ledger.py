@@ -35,6 +35,7 @@ from types import UnionType
 from typing import Any, Literal, get_args
 
 from pipeline import storage
+from pipeline.run.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,15 @@ def read_events(run: str) -> list[Event]:
         ConfigError: something is there that cannot be read.
     """
     return [event for _, event in _read(run)[0]]
+
+
+def events_tail(run: str) -> Tail[Event]:
+    """The events of a run folder, as they come."""
+    return Tail(storage.join(run, EVENTS_NAME), parse=_events_of, read=lambda: read_events(run))
+
+
+def _events_of(content: bytes) -> list[Event]:
+    return [event for line in _split(content) if (event := _event(line)) is not None]
 
 
 def gather(run: str) -> None:

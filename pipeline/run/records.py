@@ -16,6 +16,7 @@ from typing import BinaryIO, cast
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.run.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,17 @@ def read_records(path: str) -> list[Record]:
     Raises:
         ConfigError: something is there that cannot be read.
     """
-    return [record for _, record in _found(storage.read_or_nothing(path))[0]]
+    return _records_of(storage.read_or_nothing(path))
+
+
+def records_tail(run: str) -> Tail[Record]:
+    """The records of a run folder, as they come."""
+    path = storage.join(run, METRICS_NAME)
+    return Tail(path, parse=_records_of, read=lambda: read_records(path))
+
+
+def _records_of(content: bytes) -> list[Record]:
+    return [record for _, record in _found(content)[0]]
 
 
 def _found(content: bytes) -> tuple[list[tuple[str, Record]], int]:

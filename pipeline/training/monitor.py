@@ -19,12 +19,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.run.display import Display
 from pipeline.run.ledger import Ledger
 from pipeline.run.records import MetricsFile, Record
 from pipeline.run.tracking import sync_line, tracking_id
 from pipeline.scoring.perplexity import Score, finite
 from pipeline.training.collectives import Collectives
-from pipeline.training.display import Display
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.sync import Cadence, Sync
 

@@ -6,12 +6,11 @@ weights. Refuses a checkpoint that is not there, damaged or not finite, and weig
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
+from pipeline.config import Config
+from pipeline.corpus.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import (
     FOLDER,
     WEIGHTS_PREFIX,
@@ -23,13 +22,19 @@ from pipeline.run.checkpoint import (
     committed_steps,
     load_checkpoint,
     own_part,
+    read_mark,
 )
 from pipeline.upgrades import upgraded_identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.model.language_model import LanguageModel
 
 SHAPELESS = ("model.dropout", "model.init_scale")  # what of the model's section its weights do not depend on
 
 
-def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def weights_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     """The model's part of a checkpoint, by the model's own names."""
     return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
 
@@ -42,17 +47,17 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
     if isinstance(which, int) and which not in steps:
         raise CheckpointError(f"run={run} holds no checkpoint of step {which}; use one of {_listed(steps)}")
     step = which if isinstance(which, int) else steps[-1]
-    checkpoint = _load(run, step)
     chosen = "as asked for" if isinstance(which, int) else "the last"
     if which == "best":
-        validations = own_part(checkpoint)["validations"]
+        validations = read_mark(run, step).validations
         best = best_step(validations, steps)
         num_validated = sum(each in validations for each in steps)
         chosen = f"the best of {num_validated} validated"
         if best is None:
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
-        elif best != step:
-            step, checkpoint = best, _load(run, best)
+        else:
+            step = best
+    checkpoint = _load(run, step)
     if not all_finite(checkpoint["state_dict"]):
         others = _listed([each for each in steps if each != step])
         mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
@@ -90,7 +95,25 @@ def _split(place: str) -> tuple[str, Literal["best"] | int]:
     return (found[1], int(found[2])) if found else (place.rstrip("/"), "best")
 
 
-def load_origin(model: LanguageModel, path: str, *, identity: Mapping[str, str]) -> None:
+def check_origin(config: Config, manifest: Manifest, *, identity: Mapping[str, str]) -> None:
+    """Refuses weights that a new run cannot begin with, before anything is written.
+
+    Args:
+        config: of the run, with `init_from`.
+        manifest: of its corpus.
+        identity: of the run.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged or not finite.
+        ConfigError: it is of other words, or its weights have other shapes.
+    """
+    from pipeline.training.parts import build_model
+
+    model = build_model(config.model, vocab_size=manifest.vocab_size)
+    load_origin(model, origin_path(str(config.init_from)), identity=identity)
+
+
+def load_origin(model: "LanguageModel", path: str, *, identity: Mapping[str, str]) -> None:
     """Gives a model the weights of a checkpoint.
 
     Args:
@@ -118,10 +141,6 @@ def load_origin(model: LanguageModel, path: str, *, identity: Mapping[str, str])
         named = ", ".join(f"{key} was {found.get(key)} and is {identity[key]}" for key in differing)
         raise ConfigError(f"init_from={path} has weights of other shapes: {named}; set it back, or use init_from=null")
     model.load_state_dict(weights)
-
-
-def _shapes(weights: Mapping[str, object]) -> dict[str, object]:
-    return {name: getattr(each, "shape", None) for name, each in weights.items()}
 
 
 def _listed(steps: Sequence[int]) -> str:

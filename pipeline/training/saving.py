@@ -58,12 +58,14 @@ class BackgroundIO(CheckpointIO):
     """Lightning's way to the store: a checkpoint is copied at once and written by a thread, one at a time.
 
     Attributes:
+        world_size: ranks of the run.
         at_hand: checkpoints that were read already, by path; each is handed out once.
         before: called by the thread before the next checkpoint is written.
         after: called by it once that is written; gives what is wrong, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, world_size: int) -> None:
+        self.world_size = world_size
         self.at_hand: dict[str, Checkpoint] = {}
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], str | None] = lambda: None
@@ -74,7 +76,9 @@ class BackgroundIO(CheckpointIO):
         """Returns once the checkpoint is copied; waits for the one before."""
         if self._writing is not None:
             self._writing.exception()
-        self._writing = self._thread.submit(_write, _copied(checkpoint), str(path), self.before, self.after)
+        self._writing = self._thread.submit(
+            _write, _copied(checkpoint), str(path), self.world_size, self.before, self.after
+        )
 
     def outcome(self, *, wait: bool) -> Written | None:
         """Of the last write; None if it is still under way, or was asked for already."""
@@ -96,12 +100,14 @@ class BackgroundIO(CheckpointIO):
         self._thread.shutdown()
 
 
-def _write(checkpoint: Checkpoint, path: str, before: Callable[[], None], after: Callable[[], str | None]) -> Written:
+def _write(
+    checkpoint: Checkpoint, path: str, world_size: int, before: Callable[[], None], after: Callable[[], str | None]
+) -> Written:
     """In the thread. What the store refuses is an outcome; training goes on with the checkpoint before."""
     before()
     began = time.perf_counter()
     try:
-        size_bytes = save_checkpoint(checkpoint, path)
+        size_bytes = save_checkpoint(checkpoint, path, world_size=world_size)
     except PipelineError as error:
         return Written(seconds=time.perf_counter() - began, error=str(error))
     return Written(seconds=time.perf_counter() - began, size_bytes=size_bytes, note=after())

@@ -1,24 +1,22 @@
-"""What the ranks agree on while they train: is all in order, is it time to save, does someone want to stop.
+"""What the ranks agree on while they train: are the losses sound, is it time to save, is the run to stop.
 
-In: the losses of the steps, signals, clocks. Out: the same answer on every rank, about once a second and wherever a
-record, a validation or a checkpoint is due. Between these, no step waits for a device or for another rank's word.
+In: the losses of the steps, requests to stop, clocks. Out: the same answer on every rank, about once a second and
+wherever a record, a validation or a checkpoint is due. Between these, no step waits for a device or for another rank.
 """
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.config import GuardConfig
 from pipeline.run.ledger import Ledger
+from pipeline.run.stop import SIGNALS, USER, StopSignals
 from pipeline.training.losswatch import LossWatch
 from pipeline.training.module import LanguageModelModule, Measured
 from pipeline.training.watchdog import Watchdog
@@ -28,11 +26,9 @@ log = logging.getLogger(__name__)
 SETTLE_SECONDS = 1.0  # between two agreements
 MOST_STEPS = 1000  # between two agreements, whatever the clock says
 PROGRESS_SECONDS = 10.0  # between two signs of life in the ledger
-SAME_WISH_SECONDS = 1.0  # a terminal and a supervisor may both pass on one Ctrl-C
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-RESIZE = "resize"  # of the cluster: these workers end, and others go on, more or fewer
+NOTICE_SECONDS = 5.0  # between two questions whether a machine is about to be taken away
 LOST = "lost"  # the run folder was: what can be saved is saved elsewhere
-CAUSES = (*SIGNALS, RESIZE, LOST)
+CAUSES = (*SIGNALS, USER, LOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,48 +79,13 @@ class Suspicion:
 
 
 class Host(Protocol):
-    """What the ranks ask the cluster that they run on."""
+    """What a rank asks of where it stands."""
 
-    def stop_request(self) -> str | None:
-        """One of CAUSES if the run is to stop; each rank asks, and one that hears of it is enough."""
+    def stop_cause(self) -> str | None:
+        """One of CAUSES if the run is to stop; each rank asks, and one that knows of it is enough."""
 
     def preempted(self) -> bool:
-        """Whether a machine of the run is about to be taken away; the first rank asks."""
-
-
-class Signals:
-    """Takes SIGTERM, Ctrl-C and the terminal's end for wishes to stop; a second Ctrl-C, not right after, stops at once.
-
-    SIGHUP stays ignored where it is, as under nohup; SIGINT, which shells have their background jobs ignore, is heard
-    again. In a process whose training runs in another thread than the main one, which is not told of signals, it does
-    nothing.
-    """
-
-    def __init__(self) -> None:
-        self.cause: str | None = None
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
-
-    def catch(self) -> None:
-        """From now on."""
-        if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                number = signal.Signals[name]
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue
-                self._before[number] = signal.signal(number, self._note)
-
-    def release(self) -> None:
-        """Puts the handlers back that stood there before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.cause == name == "SIGINT" and time.monotonic() - self._since > SAME_WISH_SECONDS:
-            raise KeyboardInterrupt
-        self.cause, self._since = name, time.monotonic()
+        """Whether a machine of the run is about to be taken away; all ranks ask together."""
 
 
 class Sync(Callback):
@@ -133,7 +94,7 @@ class Sync(Callback):
     Args:
         cadence: where the ranks must agree in any case.
         guard: the section.
-        host: the cluster.
+        host: where this rank stands.
         save_seconds: between checkpoints; None: by steps alone.
         reached_step: steps up to this one were made before, and are made again now.
         suspicion: steps that may have to be passed over; None: none.
@@ -141,8 +102,8 @@ class Sync(Callback):
         watchdog: told of each step; None: nobody watches.
 
     Attributes:
-        bad: (step, why) of the first step at which something is out of order.
-        stop: why the run stops after this step.
+        bad: (step, why) of the first step that is bad.
+        stop: one of CAUSES, why the run stops after this step.
         save: why a checkpoint is to be written now: `time` or `notice`.
     """
 
@@ -169,17 +130,17 @@ class Sync(Callback):
         self.bad: tuple[int, str] | None = None
         self.stop: str | None = None
         self.save: str | None = None
-        self._signals = Signals()
+        self._signals = StopSignals()
         self._losses = LossWatch(deviations=None, window_steps=1)
         self._next_step = 0
         self._noticed = False
         self._steps_again, self._seconds_again = 0, 0.0
-        self._batch_began = self._settled = self._saved = self._told = time.perf_counter()
-        self._heard = 0.0
+        self._batch_began = self._settled = self._saved = self._told = self._asked_notice = time.perf_counter()
+        self._asked = 0.0
         self._settled_step = 0
 
     def listen(self) -> None:
-        """From now on a signal is a wish to stop after a step."""
+        """From now on a signal is a request to stop after a step."""
         self._signals.catch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,18 +216,18 @@ class Sync(Callback):
         """One collective: the losses since the last one, and what each rank has to say."""
         first = module.ranks.first
         now = time.perf_counter()
-        cause = self._signals.cause or self._asked_to_stop(now)
-        wishes = [float(cause == name) for name in CAUSES]
+        cause = self._signals.cause or self._stop_cause(now)
+        stops = [float(cause == name) for name in CAUSES]
         decided = self._decisions(step, now) if first else [0.0, 0.0, 0.0]
-        measured, sums = module.settle([*wishes, *decided])
-        num_steps, time_to_save, notice = sums[len(CAUSES) :]
+        measured, sums = module.settle([*stops, *decided])
+        num_steps, time_to_save, time_to_ask = sums[len(CAUSES) :]
         self._next_step = step + int(num_steps)
         self._settled, self._settled_step = now, step
         self._judge(module, measured)
         self.stop = next((name for name, count in zip(CAUSES, sums, strict=False) if count), self.stop)
         if time_to_save:
             self.save = "time"
-        if notice:
+        if time_to_ask and self.host.preempted():
             self._noticed, self.save = True, "notice"
             if self.ledger is not None:
                 log.warning("a machine of this run is about to be taken away: saving step %d", step)
@@ -282,26 +243,29 @@ class Sync(Callback):
         if self.bad is None:
             self._pass_over(module, step)
 
-    def _asked_to_stop(self, now: float) -> str | None:
-        """What the cluster says; it is not asked more often than the ranks settle by the clock."""
-        if now - self._heard < SETTLE_SECONDS:
+    def _stop_cause(self, now: float) -> str | None:
+        """What the host says; it is not asked more often than the ranks settle by the clock."""
+        if now - self._asked < SETTLE_SECONDS:
             return None
-        self._heard = now
-        return self.host.stop_request()
+        self._asked = now
+        return self.host.stop_cause()
 
     def _decisions(self, step: int, now: float) -> list[float]:
-        """What the first rank decides for all: steps to the next agreement, whether to save, whether for a notice."""
+        """What the first rank decides for all: steps to the next sync, whether to save, whether to ask for a notice."""
         num_steps = max(1, step - self._settled_step)
         rate = num_steps / max(now - self._settled, 1e-6)
         time_to_save = self.save_seconds is not None and now - self._saved >= self.save_seconds
+        time_to_ask = not self._noticed and now - self._asked_notice >= NOTICE_SECONDS
+        if time_to_ask:
+            self._asked_notice = now
         return [
             float(min(MOST_STEPS, max(1, int(rate * SETTLE_SECONDS)))),
             float(time_to_save),
-            float(not self._noticed and self.host.preempted()),
+            float(time_to_ask),
         ]
 
     def _judge(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
-        """Takes the steps into the interval's sums up to the first that is out of order."""
+        """Takes the steps into the interval's sums up to the first that is bad."""
         for step, nats, norm in measured:
             num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
             if step - 1 in module.skipped:
@@ -333,7 +297,7 @@ class Sync(Callback):
             self.bad = (step, f"not finite after step {step}: {', '.join(found)}")
 
     def _pass_over(self, module: LanguageModelModule, step: int) -> None:
-        """Passes over what was suspected, once all before it is known to be in order."""
+        """Passes over what was suspected, once all before it is known to be sound."""
         if self.suspicion is None or step != self.suspicion.steps[0] - 1:
             return
         for each in self.suspicion.steps:

@@ -8,10 +8,10 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -26,33 +26,35 @@ from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import (
+    check_weights,
     checkpoint_path,
     committed_steps,
     newest_sound,
     remove_checkpoint,
     remove_uncommitted,
 )
+from pipeline.run.display import Display
 from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
-from pipeline.run.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
+from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.run.records import METRICS_NAME, MetricsFile
+from pipeline.run.stop import SIGNALS, USER, RequestWatch
 from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch, StepLoader, read_batches
-from pipeline.training.display import Display
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
 from pipeline.training.origin import load_origin, origin_path
 from pipeline.training.parts import (
+    bf16_is_native,
     build_model,
     choose_device,
-    lane_plan,
     open_split,
-    run_identity,
     settle_numerics,
 )
 from pipeline.training.saving import BackgroundIO, Checkpointer
-from pipeline.training.sync import LOST, SIGNALS, Cadence, Host, Suspicion, Sync
+from pipeline.training.sync import LOST, Cadence, Host, Suspicion, Sync
+from pipeline.training.tiling import lane_plan, run_identity
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -60,65 +62,19 @@ log = logging.getLogger(__name__)
 ORPHAN_SECONDS = 10.0  # for the writer of a command that was killed, beyond its time to save
 
 
-class Place(Host, Protocol):
-    """Where a worker stands: what Lightning's Trainer needs to know of it, and what it may ask its cluster.
-
-    Attributes:
-        devices, num_nodes: as the Trainer takes them.
-        distributed: whether there are others.
-        strategy: the class of the Trainer's strategy; None: Lightning's own.
-        environment: Lightning's plugin for this cluster; None: there is none to know of.
-        num_threads: of torch on the CPU; None: as many as torch likes.
-        accelerator: `cpu` or `cuda`, where the cluster decides it; None: as configured.
-    """
-
-    @property
-    def devices(self) -> int | str: ...
-    @property
-    def num_nodes(self) -> int: ...
-    @property
-    def distributed(self) -> bool: ...
-    @property
-    def strategy(self) -> type[Any] | None: ...
-    @property
-    def environment(self) -> Any: ...
-    @property
-    def num_threads(self) -> int | None: ...
-    @property
-    def accelerator(self) -> str | None: ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The place of a worker without others."""
-
-    num_threads: int | None = None
-    devices: int | str = 1
-    num_nodes: int = 1
-    distributed: bool = False
-    strategy: type[Any] | None = None
-    environment: Any = None
-    accelerator: str | None = None
-
-    def stop_request(self) -> str | None:
-        """Nobody but a signal asks."""
-        return None
-
-    def preempted(self) -> bool:
-        """Nobody tells."""
-        return False
-
-
-def work(place: Place, job: Job) -> Ending:
+def work(place: Place, job: Job) -> Result:
     """One worker's part: all ranks run this, together."""
     if place.num_threads is not None:
         torch.set_num_threads(place.num_threads)
     on_cpu = choose_device(place.accelerator or job.config.accelerator) == "cpu"
-    settle_numerics(bf16=on_cpu and job.config.precision == "bf16")
+    bf16_on_cpu = on_cpu and job.config.precision == "bf16"
+    settle_numerics(bf16=bf16_on_cpu)
     scout = _trainer(place, job, [], [])
     if place.distributed:
         scout.strategy.setup_environment()  # the ranks must talk before any of them trains
     ranks = Collectives(rank=scout.global_rank, world_size=scout.world_size)
+    if bf16_on_cpu and ranks.first and not bf16_is_native():
+        log.warning("precision=bf16 is some ten times slower than precision=fp32 on this CPU, which has no AVX-512")
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
     job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
@@ -129,28 +85,33 @@ def work(place: Place, job: Job) -> Ending:
         ranks.agree(lambda: until_the_end.enter_context(_written_to(job)) if ranks.first else None)
         spare = f"{run}-rescued-{job.attempt}"
         folder = ranks.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if ranks.first else None)
+        requests = RequestWatch(run, attempt=job.attempt) if ranks.first else None
+        if requests is not None:
+            until_the_end.callback(requests.close)
+        host = Here(place, folder, requests)
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
             with ranks.agree(lambda: _ledger(job, folder)) as ledger:
-                ending = _go_on(
+                result = _go_on(
                     place,
                     job,
                     manifest,
                     ranks,
+                    host=host,
                     folder=folder,
                     ledger=ledger,
                     main_address=main_address,
                     skipped=skipped,
                     suspicion=suspicion,
                 )
-            if ending.lost is not None or ending.bad is None or job.config.guard.on_bad_loss != "skip":
-                return ending
-            if ending.stop is not None:  # the next group finds the same, and passes it over
-                return replace(ending, bad=None)
-            suspicion = ranks.from_first(_suspicion(job, ending.bad, skipped=skipped) if ranks.first else None)
+            if result.lost is not None or result.bad is None or job.config.guard.on_bad_loss != "skip":
+                return result
+            if result.stop is not None:  # the next group finds the same, and passes it over
+                return replace(result, bad=None)
+            suspicion = ranks.from_first(_suspicion(job, result.bad, skipped=skipped) if ranks.first else None)
             if suspicion is None:
-                return ending
+                return result
 
 
 def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callback]) -> Trainer:
@@ -160,7 +121,7 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         strategy = (place.strategy or DDPStrategy)(
             find_unused_parameters=False,
             gradient_as_bucket_view=True,
-            timeout=timedelta(seconds=exchange_seconds(config)),
+            timeout=timedelta(seconds=job.exchange_seconds),
         )
     trainer = Trainer(
         accelerator=choose_device(place.accelerator or config.accelerator),
@@ -179,7 +140,7 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the sync has one of its own
+    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; `Sync` has one of its own
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if place.distributed:
         # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the sync
@@ -230,22 +191,24 @@ def _go_on(
     manifest: Manifest,
     ranks: Collectives,
     *,
+    host: Host,
     folder: RunFolder | None,
     ledger: Ledger | None,
     main_address: str,
     skipped: set[int],
     suspicion: Suspicion | None,
-) -> Ending:
-    """Trains from the newest whole checkpoint until the end, a wish to stop, or a step out of order.
+) -> Result:
+    """Trains from the newest whole checkpoint until the end, a request to stop, or a bad step.
 
     Args:
         place, job, manifest, ranks: of this worker.
+        host: where this worker stands.
         folder, ledger: of the first rank; None on the others.
         main_address: of the first rank's machine.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
         suspicion: steps that may have to be passed over; None: none.
     """
-    config, limit, io = job.config, job.total_steps, BackgroundIO()
+    config, limit, io = job.config, job.total_steps, BackgroundIO(world_size=ranks.world_size)
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     run = config.run
@@ -254,6 +217,7 @@ def _go_on(
     skipped |= ranks.from_first(_skipped(events, from_step=first_step))
     identity = run_identity(config, manifest, total_steps=limit)
     model = _model(config, manifest, ranks, identity=identity, first_step=first_step)
+    ranks.agree(lambda: _check_weights(io, model))
     lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
@@ -302,7 +266,7 @@ def _go_on(
     sync = Sync(
         cadence=cadence,
         guard=config.guard,
-        host=place if folder is None else Keeper(place, folder),
+        host=host,
         save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
         reached_step=reached_step,
         suspicion=suspicion,
@@ -347,10 +311,12 @@ def _go_on(
     skipped |= module.skipped
     finished = trainer.global_step >= limit and sync.bad is None
     lost = ranks.from_first(None if folder is None else folder.verdict())
-    ending = Ending(step=trainer.global_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost)
+    result = Result(
+        step=trainer.global_step, first_step=first_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost
+    )
     if ledger is not None:
-        _tell_of_end(ledger, ending, limit)
-    return ending
+        _tell_of_end(ledger, result, limit)
+    return result
 
 
 def _model(
@@ -405,6 +371,12 @@ def _first_step(config: Config, io: BackgroundIO, ledger: Ledger, events: list[E
     return step
 
 
+def _check_weights(io: BackgroundIO, model: LanguageModel) -> None:
+    """Refuses a checkpoint at hand that does not fit the model."""
+    for path, checkpoint in io.at_hand.items():
+        check_weights(checkpoint, model.state_dict(), path=path)
+
+
 def _num_records(io: BackgroundIO) -> int | None:
     """How many records there were when the checkpoint at hand was written; None if it does not say, 0 without one."""
     if not io.at_hand:
@@ -423,20 +395,27 @@ def _move(job: Job, reporter: Reporter, ledger: Ledger, path: str) -> None:
     ledger.write("fault", kind="disk", cause=f"run={job.config.run} was lost", rank=0, fatal=False)
 
 
-@dataclass(frozen=True)
-class Keeper:
-    """A place whose first rank also looks after the run folder."""
+class Here(Host):
+    """What a rank asks of where it stands; the first one also looks after the run folder.
 
-    place: Place
-    folder: RunFolder
+    Args:
+        place: of this worker.
+        folder, requests: of the first rank; None on the others.
+    """
 
-    def stop_request(self) -> str | None:
-        """That the folder is lost, or else what the cluster asks."""
-        return LOST if self.folder.is_lost() else self.place.stop_request()
+    def __init__(self, place: Place, folder: RunFolder | None, requests: RequestWatch | None) -> None:
+        self._place, self._folder, self._requests = place, folder, requests
+
+    def stop_cause(self) -> str | None:
+        """That the folder is lost, that it holds a request, or that whoever started this worker is gone."""
+        if self._folder is not None and self._folder.is_lost():
+            return LOST
+        requested = None if self._requests is None else self._requests.cause()
+        return requested or self._place.stop_cause()
 
     def preempted(self) -> bool:
         """As the cluster says."""
-        return self.place.preempted()
+        return self._place.preempted()
 
 
 def _skipped(events: list[Event], *, from_step: int) -> set[int]:
@@ -456,7 +435,7 @@ def _made(event: Event) -> int:
 
 
 def _suspicion(job: Job, bad: tuple[int, str], *, skipped: Collection[int]) -> Suspicion | None:
-    """Which windows are passed over for a step that is out of order; None if there were too many already.
+    """Which windows are passed over for a bad step; None if there were too many already.
 
     Checkpoints that hold an update by one of them are removed: the run goes back to before.
     """
@@ -483,13 +462,13 @@ def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reac
     ledger.write("group", step=first_step, reached_step=reached_step, world_size=world_size, checkpoint=checkpoint)
 
 
-def _tell_of_end(ledger: Ledger, ending: Ending, limit: int) -> None:
-    if ending.bad is not None:
-        ledger.write("fault", kind="loss", cause=ending.bad[1], rank=None, fatal=True, step=ending.bad[0])
-    elif ending.step >= limit:
-        ledger.write("end", step=ending.step)
-    elif ending.stop in (*SIGNALS, LOST):
-        ledger.write("stop", step=ending.step, cause=ending.stop)
+def _tell_of_end(ledger: Ledger, result: Result, limit: int) -> None:
+    if result.bad is not None:
+        ledger.write("fault", kind="loss", cause=result.bad[1], rank=None, fatal=True, step=result.bad[0])
+    elif result.step >= limit:
+        ledger.write("end", step=result.step)
+    elif result.stop in (*SIGNALS, USER, LOST):
+        ledger.write("stop", step=result.step, cause=result.stop)
 
 
 def _reporter(job: Job, ledger: Ledger, folder: RunFolder, *, first_step: int, num_known: int | None) -> Reporter:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.cluster.environment import KnownEnvironment
+from pipeline.cluster.launched import devices_for
 from pipeline.cluster.launchers import Rank, told_rank
-from pipeline.cluster.processes import _devices_for
 from pipeline.config import ClusterConfig, Config, load
 from pipeline.errors import ClusterError
 
@@ -225,16 +225,16 @@ def test_lightning_is_told_what_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "use_gpu", "expected"),
-    [(0, None, 4), (4, None, 4), (8, True, 4), (1, None, 1), (2, False, 4)],  # 1: bound to a GPU of its own
+    ("num_gpus", "accelerator", "expected"),
+    [(0, "auto", 4), (4, "auto", 4), (8, "cuda", 4), (1, "auto", 1), (2, "cpu", 4)],  # 1: bound to a GPU of its own
 )
 def test_a_process_sees_the_devices_of_its_machine_or_its_own(
-    num_gpus: int, use_gpu: bool | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    num_gpus: int, accelerator: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = told(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4, **MEETING)
     assert place is not None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    assert _devices_for(place, use_gpu=use_gpu) == expected
+    assert devices_for(place, accelerator=accelerator) == expected
 
 
 def test_processes_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,4 +242,4 @@ def test_processes_that_would_share_a_gpu_are_refused(monkeypatch: pytest.Monkey
     assert place is not None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(ClusterError, match="started 4 processes on a machine with 3 GPUs; start one for each"):
-        _devices_for(place, use_gpu=None)
+        devices_for(place, accelerator="auto")

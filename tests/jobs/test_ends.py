@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.console import NO_READER, NO_TERMINAL, Lasting
+from pipeline.console import NO_READER, NO_TERMINAL, Lasting
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120.0

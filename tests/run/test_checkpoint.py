@@ -9,16 +9,19 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import change_mark, mark, mark_as_before
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run import checkpoint
 from pipeline.run.checkpoint import (
     best_step,
     check_identity,
@@ -26,14 +29,16 @@ from pipeline.run.checkpoint import (
     committed_steps,
     load_checkpoint,
     looks_whole,
+    mark_path,
     newest_sound,
+    read_mark,
     remove_checkpoint,
     remove_uncommitted,
     save_checkpoint,
     uncommitted_steps,
 )
+from pipeline.train import Conclusion, train
 from pipeline.training.restore import load_trained
-from pipeline.training.trainer import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -49,18 +54,18 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded["weights"], torch.arange(5))
     assert sorted(each.name for each in Path(tmp_path, "checkpoints").iterdir()) == [
         "step-12.ckpt",
-        "step-12.ckpt.sha256",
+        "step-12.json",
     ]
 
 
 def test_a_checkpoint_without_its_digest_is_not_committed(tmp_path: Path) -> None:
     for step in (3, 20, 100):
         save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
-    Path(f"{checkpoint_path(str(tmp_path), 100)}.sha256").unlink()
+    Path(mark_path(checkpoint_path(str(tmp_path), 100))).unlink()
     Path(tmp_path, "checkpoints", "step-7.ckpt.tmp").write_bytes(b"half")
     assert committed_steps(str(tmp_path)) == [3, 20]
     assert committed_steps(str(tmp_path / "nowhere")) == []
-    with pytest.raises(CheckpointError, match=r"step-100\.ckpt\.sha256 does not exist"):
+    with pytest.raises(CheckpointError, match=r"step-100\.json does not exist"):
         load_checkpoint(checkpoint_path(str(tmp_path), 100))
     with pytest.raises(CheckpointError, match=r"step-8\.ckpt does not exist"):
         load_checkpoint(checkpoint_path(str(tmp_path), 8))
@@ -70,11 +75,11 @@ def test_what_a_kill_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> 
     for step in (3, 20):
         save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
     folder = tmp_path / "checkpoints"
-    Path(f"{checkpoint_path(str(tmp_path), 20)}.sha256").unlink()
+    Path(mark_path(checkpoint_path(str(tmp_path), 20))).unlink()
     (folder / "step-21.ckpt.tmp").write_bytes(b"half")
     (folder / "notes.txt").write_text("the user's")
     remove_uncommitted(str(tmp_path))
-    assert sorted(each.name for each in folder.iterdir()) == ["notes.txt", "step-3.ckpt", "step-3.ckpt.sha256"]
+    assert sorted(each.name for each in folder.iterdir()) == ["notes.txt", "step-3.ckpt", "step-3.json"]
     remove_uncommitted(str(tmp_path / "nowhere"))
 
 
@@ -86,6 +91,8 @@ def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
         "best.ckpt.tmp",
         "step-03.ckpt",
         "step-03.ckpt.sha256",
+        "step-03.json",
+        "step-3.json.bak",
         "step-٣.ckpt.sha256",
         "my-step-3.ckpt",
         "step-3.ckpt.bak",
@@ -93,6 +100,7 @@ def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
         "notes.tmp",
         "old/step-7.ckpt",
         "old/step-7.ckpt.sha256",
+        "old/step-7.json",
         "old/step-8.ckpt.tmp",
     ]
     for name in names:
@@ -106,7 +114,7 @@ def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
 def test_all_that_a_kill_may_leave_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    for name in ("step-7.ckpt.tmp", "step-8.ckpt", "step-8.ckpt.sha256.tmp", "step-0.ckpt"):
+    for name in ("step-7.ckpt.tmp", "step-8.ckpt", "step-8.ckpt.sha256.tmp", "step-9.json.tmp", "step-0.ckpt"):
         (folder / name).write_text("half")
     assert uncommitted_steps(str(tmp_path)) == [0, 8]
     remove_uncommitted(str(tmp_path))
@@ -119,14 +127,14 @@ def test_a_mark_goes_before_its_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     save_checkpoint({"step": 5}, path)
     monkeypatch.setattr(storage, "remove", removed.append)
     remove_checkpoint(path)
-    assert removed == [f"{path}.sha256", path]
+    assert removed == [path.replace(".ckpt", ".json"), f"{path}.sha256", path]
 
 
 def test_a_checkpoint_goes_to_the_disk_before_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, there = checkpoint_path(str(tmp_path), 5), []
     monkeypatch.setattr(storage, "publish_bytes", lambda name, data: there.append((name, Path(path).exists())))
     assert save_checkpoint({"step": 5}, path) == Path(path).stat().st_size
-    assert there == [(f"{path}.sha256", True)]
+    assert there == [(path.replace(".ckpt", ".json"), True)]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: bytes([data[0] ^ 1]) + data[1:]])
@@ -143,13 +151,6 @@ def test_what_is_not_tensors_and_plain_values_is_not_unpickled(tmp_path: Path) -
     save_checkpoint({"folder": tmp_path}, path)
     with pytest.raises(CheckpointError, match=r"step-5\.ckpt is no checkpoint: .* \(UnpicklingError\); remove it and"):
         load_checkpoint(path)
-
-
-def saved_as(content: bytes, path: str) -> None:
-    """Bytes under a checkpoint's name, with the mark of these bytes."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content)
-    Path(f"{path}.sha256").write_text(hashlib.sha256(content).hexdigest())
 
 
 def packed(value: object, **more: Any) -> bytes:
@@ -194,7 +195,7 @@ def zipped(name: str) -> bytes:
 @pytest.mark.parametrize("made", UNLOADABLE.values(), ids=UNLOADABLE.keys())
 def test_what_is_no_checkpoint_is_refused_in_a_line_and_not_run(made: Callable[[Path], bytes], tmp_path: Path) -> None:
     path = checkpoint_path(str(tmp_path), 5)
-    saved_as(made(tmp_path / "trap"), path)
+    mark(path, made(tmp_path / "trap"))
     with pytest.raises(CheckpointError, match=rf"^{path} is no checkpoint: .*; remove it and {path}\.sha256 to go on"):
         load_checkpoint(path)
     assert not (tmp_path / "trap").exists()
@@ -207,12 +208,12 @@ def test_bytes_that_are_wrong_anywhere_are_refused_or_loaded(seed: int, tmp_path
     content = bytearray(packed({"weights": torch.arange(9), "name": "a"}, _use_new_zipfile_serialization=seed % 2 == 0))
     for _ in range(random.choice([1, 5])):
         content[random.randrange(min(len(content), 500))] = random.randrange(256)
-    saved_as(bytes(content), path)
+    mark(path, bytes(content))
     with suppress(CheckpointError):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["step-5.ckpt", "step-5.ckpt.sha256"])
+@pytest.mark.parametrize("name", ["step-5.ckpt", "step-5.json"])
 def test_a_folder_in_a_checkpoints_place_is_refused(name: str, tmp_path: Path) -> None:
     path = checkpoint_path(str(tmp_path), 5)
     save_checkpoint({}, path)
@@ -237,7 +238,7 @@ def trained(make_corpus: Callable[..., str], small_config: Callable[..., Config]
 
 
 def put(run: str, checkpoint: object, *, step: int = 8) -> None:
-    saved_as(packed(checkpoint), checkpoint_path(run, step))
+    mark(checkpoint_path(run, step), packed(checkpoint))
 
 
 def without(*keys: str) -> Callable[[Any], object]:
@@ -310,12 +311,12 @@ def test_where_all_checkpoints_are_of_something_else_nothing_is_begun(trained: C
     assert trained.run is not None
     for step in (4, 8):
         put(trained.run, {"state_dict": {}, "global_step": step}, step=step)
-    before = {path: path.read_bytes() for path in Path(trained.run).rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in Path(trained.run, "checkpoints").iterdir()}
     with pytest.raises(
         CheckpointError, match=r"step-8\.ckpt is no checkpoint of a run of this pipeline: found nothing"
     ):
         train(trained)
-    assert {path: path.read_bytes() for path in Path(trained.run).rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in Path(trained.run, "checkpoints").iterdir()} == before
 
 
 def bent(weights: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
@@ -348,10 +349,11 @@ def test_weights_that_do_not_fit_the_model_are_refused_in_a_line(how: str, train
 def test_marks_that_are_missing_are_told_and_their_checkpoints_stay(trained: Config) -> None:
     """As in a folder that was copied without them: to begin anew would remove the checkpoints."""
     assert trained.run is not None
-    for mark in Path(trained.run, "checkpoints").glob("*.sha256"):
-        mark.unlink()
-    path = checkpoint_path(trained.run, 8)
-    with pytest.raises(CheckpointError, match=rf"{path}\.sha256 is missing, .*; restore it, or remove {path} to begin"):
+    for each in Path(trained.run, "checkpoints").glob("*.json"):
+        each.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"step-8\.json is missing, .*; restore it, or remove .*step-8.ckpt to begin"
+    ):
         train(trained)
     assert uncommitted_steps(trained.run) == [4, 8]
 
@@ -359,9 +361,9 @@ def test_marks_that_are_missing_are_told_and_their_checkpoints_stay(trained: Con
 def test_marks_that_are_missing_count_where_one_is_left(tmp_path: Path) -> None:
     for step in (4, 8):
         save_checkpoint({"step": step}, checkpoint_path(str(tmp_path), step))
-        Path(f"{checkpoint_path(str(tmp_path), step)}.sha256").unlink()
+        Path(mark_path(checkpoint_path(str(tmp_path), step))).unlink()
     assert newest_sound(str(tmp_path), finite=True, saved={3}) is None
-    with pytest.raises(CheckpointError, match=r"step-4\.ckpt\.sha256 is missing"):
+    with pytest.raises(CheckpointError, match=r"step-4\.json is missing"):
         newest_sound(str(tmp_path), finite=True, saved={3, 4})
 
 
@@ -382,19 +384,46 @@ def test_a_first_checkpoint_that_a_kill_cut_short_begins_anew(trained: Config) -
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), False),
         (lambda path: path.write_bytes(b""), False),
         (lambda path: path.unlink(), False),
-        (lambda path: Path(f"{path}.sha256").unlink(), False),
-        (lambda path: Path(f"{path}.sha256").write_text(""), False),
-        (lambda path: Path(f"{path}.sha256").write_text("x" * 64), False),
-        (lambda path: Path(f"{path}.sha256").write_text("a" * 64), True),
+        (lambda path: path.with_suffix(".json").unlink(), False),
+        (lambda path: path.with_suffix(".json").write_text(""), False),
+        (lambda path: path.with_suffix(".json").write_text('{"step": 5}'), False),
+        (lambda path: change_mark(path, sha256="x" * 64), False),
+        (lambda path: change_mark(path, size_bytes=1), False),
+        (lambda path: change_mark(path, step=6), False),
+        (lambda path: change_mark(path, sha256="a" * 64), True),
+        (lambda path: mark_as_before(path, "a" * 64), True),
+        (lambda path: mark_as_before(path, "a" * 63), False),
+        (lambda path: mark_as_before(path, ""), False),
     ],
 )
 def test_what_looks_whole_has_its_size_and_a_mark(harm: Callable[[Path], object], whole: bool, tmp_path: Path) -> None:
     path = Path(checkpoint_path(str(tmp_path), 5))
-    size_bytes = save_checkpoint({"step": 5}, str(path))
+    save_checkpoint({"global_step": 5}, str(path))
     harm(path)
-    assert looks_whole(str(tmp_path), 5, size_bytes=size_bytes) == whole
-    if not path.exists() or not path.stat().st_size or path.stat().st_size == size_bytes:
-        assert looks_whole(str(tmp_path), 5, size_bytes=None) == whole
+    assert looks_whole(str(tmp_path), 5, size_bytes=None) == whole
+
+
+def test_a_mark_says_what_need_be_known_without_a_tensor(trained: Config) -> None:
+    assert trained.run is not None
+    path = Path(checkpoint_path(trained.run, 8))
+    found, own = read_mark(trained.run, 8), load_checkpoint(str(path))["wordlanes"]
+    assert (found.step, found.size_bytes, found.world_size) == (8, path.stat().st_size, 1)
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.identity, found.validations, found.tokens_seen) == (
+        own["identity"],
+        own["validations"],
+        own["tokens_seen"],
+    )
+    mark_as_before(path)
+    before = read_mark(trained.run, 8)
+    assert before == replace(found, size_bytes=0, world_size=None)
+    assert train(trained).first_step == 8
+
+
+def test_a_finished_run_is_known_without_reading_a_tensor(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(trained)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", pytest.fail)
+    assert train(trained) == Conclusion(run=str(trained.run), step=12, first_step=12)
 
 
 def test_each_damaged_checkpoint_that_is_passed_over_is_told_of(trained: Config, caplog: Any) -> None:
@@ -520,7 +549,7 @@ def test_a_run_without_a_checkpoint_is_refused(
 ) -> None:
     run = str(tmp_path / "run")
     train(small_config(f"data={make_corpus()}", f"run={run}", "max_steps=2"))
-    for path in Path(run, "checkpoints").glob("*.sha256"):
+    for path in Path(run, "checkpoints").glob("*.json"):
         path.unlink()
     with pytest.raises(CheckpointError, match="holds no committed checkpoint"):
         load_trained(run, "last")

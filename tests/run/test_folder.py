@@ -16,15 +16,16 @@ import torch
 from support.runs import assert_same, records
 
 from pipeline import storage
+from pipeline.cluster import alone
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.run.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
 from pipeline.run.ledger import Ledger, account, read_events
+from pipeline.train import train
 from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.saving import Checkpointer
-from pipeline.training.trainer import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -526,16 +527,17 @@ def test_an_end_without_its_checkpoint_is_none(
 
 
 def test_a_command_writes_nothing_to_a_folder_that_it_no_longer_holds(
-    make_corpus: MakeCorpus, small_config: SmallConfig, tmp_path: Path
+    make_corpus: MakeCorpus, small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(f"data={make_corpus()}", f"run={tmp_path}/run", "max_steps=3")
 
-    def fail(job: Any) -> Any:
+    def fail(*arguments: Any) -> Any:
         moved_and_replaced_by_a_run(tmp_path / "run")
         raise CheckpointError("something")
 
+    monkeypatch.setattr(alone, "run", fail)
     with pytest.raises(CheckpointError, match="something"):
-        train(config, start_workers=fail)
+        train(config)
     assert set(files(tmp_path / "run").values()) == {b"another's"}
 
 

@@ -14,8 +14,8 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-from jobs.train import WORKER
-from pipeline.cluster.processes import begin_imports
+from pipeline.cluster.processes import prepare
+from pipeline.train import WORKER
 
 
 class Fork:
@@ -38,7 +38,7 @@ class Fork:
         environment: Mapping[str, str],
         ignored: Collection[int] = (),
     ) -> None:
-        begin_imports([WORKER])
+        prepare(modules=[WORKER])
         self._process = get_context("forkserver").Process(
             target=_as_python, args=(list(arguments), str(log), str(folder), dict(environment), ignored)
         )

@@ -11,8 +11,9 @@ import torch
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.run.ledger import read_events
+from pipeline.train import train
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.trainer import train
+from support.checkpoints import mark_as_before
 
 
 class Killed(BaseException):
@@ -79,11 +80,12 @@ def ruin_gradients(steps: set[int], patch: pytest.MonkeyPatch) -> None:
 
 
 def ruin(run: str, step: int) -> None:
-    """Makes a weight of a saved checkpoint NaN."""
+    """Makes a weight of a saved checkpoint NaN, with the mark of an earlier version, which saved such."""
     path = checkpoint_path(run, step)
     checkpoint = load_checkpoint(path)
     next(iter(checkpoint["state_dict"].values())).view(-1)[3] = math.nan
     save_checkpoint(checkpoint, path)
+    mark_as_before(path)
 
 
 def skips(run: str | None) -> list[int]:

@@ -24,10 +24,10 @@ from pipeline.run.checkpoint import (
     load_checkpoint,
 )
 from pipeline.run.ledger import Ledger, read_events
+from pipeline.train import train
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.parts import lane_plan
 from pipeline.training.restore import load_trained
-from pipeline.training.trainer import train
+from pipeline.training.tiling import lane_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit

@@ -15,8 +15,8 @@ from support.runs import assert_same, assert_same_end, records, train_killed
 
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.train import Conclusion, train
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.trainer import Outcome, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -105,7 +105,7 @@ def test_the_corpus_has_the_windows_that_the_cases_name(
     data = make_corpus()
     run = f"{data}/run"
     outcome = train(small_config(f"data={data}", f"run={run}", "max_epochs=1"))
-    assert outcome == Outcome(run=run, step=WINDOWS, first_step=0)
+    assert outcome == Conclusion(run=run, step=WINDOWS, first_step=0)
     assert records(run)[-1]["tokens_seen"] == 1091
     assert 1091 % 3 != 0  # the last window is partial, and not every lane has its last token
 
@@ -135,7 +135,7 @@ def test_a_finished_run_says_so_and_does_nothing(
     config = small_config(f"data={make_corpus()}", f"run={tmp_path / 'run'}", "max_steps=8")
     train(config)
     before = {path: path.stat().st_mtime_ns for path in sorted(Path(tmp_path, "run").rglob("*"))}
-    assert train(config) == Outcome(run=str(tmp_path / "run"), step=8, first_step=8)
+    assert train(config) == Conclusion(run=str(tmp_path / "run"), step=8, first_step=8)
     assert {path: path.stat().st_mtime_ns for path in sorted(Path(tmp_path, "run").rglob("*"))} == before
 
 
@@ -159,7 +159,7 @@ def test_kill_9_at_a_moment_that_nobody_chose(
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.training.trainer import train\n"
+        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.train import train\n"
         "train(judge(Config, sys.stdin.read()))\n"
     )
     config = config.model_copy(update={"run": torn})

@@ -12,13 +12,13 @@ from pipeline import storage
 from pipeline.config import CheckpointConfig, Config, load
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint, save_checkpoint
+from pipeline.run.job import Place
 from pipeline.run.ledger import Event, read_events
 from pipeline.run.records import MetricsFile
+from pipeline.train import train
 from pipeline.training import saving
 from pipeline.training.saving import BackgroundIO, Checkpointer, _tidy
 from pipeline.training.sync import Sync
-from pipeline.training.trainer import train
-from pipeline.training.worker import Alone
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -74,10 +74,10 @@ def test_a_checkpoint_is_waited_for_where_the_process_may_end(
 def test_the_last_checkpoint_is_waited_for_and_its_failure_is_the_runs(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(checkpoint: Any, path: str) -> int:
+    def fail(checkpoint: Any, path: str, **known: Any) -> int:
         if "step-30" in path:
             raise ConfigError("no room")
-        return save_checkpoint(checkpoint, path)
+        return save_checkpoint(checkpoint, path, **known)
 
     assert config.run is not None
     with monkeypatch.context() as patched:
@@ -94,10 +94,10 @@ def test_the_last_checkpoint_is_waited_for_and_its_failure_is_the_runs(
 def test_a_checkpoint_that_fails_is_told_of_and_costs_nothing_else(
     config: Config, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    def fail(checkpoint: Any, path: str) -> int:
+    def fail(checkpoint: Any, path: str, **known: Any) -> int:
         if "step-15" in path:
             raise ConfigError("no room")
-        return save_checkpoint(checkpoint, path)
+        return save_checkpoint(checkpoint, path, **known)
 
     monkeypatch.setattr(saving, "save_checkpoint", fail)
     assert config.run is not None
@@ -131,13 +131,13 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_knows_of_them(
         sound(self, descriptor)
         order.append(f"records by {threading.current_thread().name}")
 
-    def save(checkpoint: Any, path: str) -> int:
+    def save(checkpoint: Any, path: str, **more: Any) -> int:
         assert config.run is not None
         lines = Path(config.run, "metrics.jsonl").read_text().splitlines()
         (known,) = (each["num_records"] for each in checkpoint["callbacks"].values())
         order.append("checkpoint")
         assert known == checkpoint["global_step"] <= len(lines)
-        return save_checkpoint(checkpoint, path)
+        return save_checkpoint(checkpoint, path, **more)
 
     monkeypatch.setattr(MetricsFile, "_flush", flush)
     monkeypatch.setattr(saving, "save_checkpoint", save)
@@ -160,9 +160,11 @@ def test_nothing_is_saved_of_a_loss_out_of_order(config: Config, monkeypatch: py
 def test_a_checkpoint_of_a_step_that_was_never_reached_is_not_named(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be a foreign one, which was passed over."""
+    """It may be something else, which was passed over."""
     assert config.run is not None
-    save_checkpoint({"global_step": 1000}, checkpoint_path(config.run, 1000))
+    foreign = Path(checkpoint_path(config.run, 1000))
+    save_checkpoint({"global_step": 1000}, str(foreign))
+    foreign.write_bytes(b"something else")
     save_checkpoint(torch.load(_made(config), weights_only=True), checkpoint_path(config.run, 5))
     reasons(monkeypatch, stop=12)
     with pytest.raises(Exception, match="is saved at step 12; the same command goes on"):
@@ -181,7 +183,7 @@ def _made(config: Config) -> str:
 
 
 def test_one_write_at_a_time_and_each_outcome_is_told_once(tmp_path: Path) -> None:
-    io, order = BackgroundIO(), []
+    io, order = BackgroundIO(world_size=1), []
     io.before, io.after = lambda: order.append("before"), lambda: order.append("after")
     path = checkpoint_path(str(tmp_path), 1)
     assert io.outcome(wait=True) is None
@@ -198,7 +200,7 @@ def test_one_write_at_a_time_and_each_outcome_is_told_once(tmp_path: Path) -> No
 
 
 def test_a_write_that_is_under_way_is_not_waited_for(tmp_path: Path) -> None:
-    io, go_on = BackgroundIO(), threading.Event()
+    io, go_on = BackgroundIO(world_size=1), threading.Event()
     io.before = lambda: None if go_on.wait(60) else pytest.fail("the caller waited")
     io.save_checkpoint({"step": 1}, checkpoint_path(str(tmp_path), 1))
     assert io.outcome(wait=False) is None
@@ -208,7 +210,7 @@ def test_a_write_that_is_under_way_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_what_follows_a_write_is_not_done_where_it_failed(tmp_path: Path) -> None:
-    io = BackgroundIO()
+    io = BackgroundIO(world_size=1)
     io.after = lambda: pytest.fail("it is not written")
     (tmp_path / "checkpoints").write_text("a file")
     io.save_checkpoint({"step": 1}, checkpoint_path(str(tmp_path), 1))
@@ -222,7 +224,7 @@ def test_what_follows_a_write_is_not_done_where_it_failed(tmp_path: Path) -> Non
 def test_a_checkpoint_at_hand_is_handed_out_once(tmp_path: Path) -> None:
     path = checkpoint_path(str(tmp_path), 1)
     save_checkpoint({"step": 1}, path)
-    io = BackgroundIO()
+    io = BackgroundIO(world_size=1)
     io.at_hand[path] = {"step": "at hand"}
     assert [io.load_checkpoint(path), io.load_checkpoint(path)] == [{"step": "at hand"}, {"step": 1}]
     io.teardown()
@@ -281,4 +283,4 @@ def test_what_cannot_be_removed_is_told_and_costs_nothing(
 
 
 def test_nobody_asks_a_single_process_to_stop() -> None:
-    assert (Alone().stop_request(), Alone().preempted()) == (None, False)
+    assert (Place().stop_cause(), Place().preempted()) == (None, False)

@@ -15,9 +15,9 @@ from pipeline.corpus.stream import read_window
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.training import parts, trainer
+from pipeline.train import train
+from pipeline.training import parts, worker
 from pipeline.training.parts import build_model, open_split
-from pipeline.training.trainer import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -99,7 +99,7 @@ def test_bf16_on_a_cpu_without_it_is_slow_and_not_refused(
 ) -> None:
     """oneDNN's LSTM raises there; torch's own does not. The next run of the process has oneDNN again."""
     common = [f"data={make_corpus()}", "max_steps=3"]
-    for module in (parts, trainer):
+    for module in (parts, worker):
         monkeypatch.setattr(module, "bf16_is_native", lambda: False)
     train(small_config(*common, "precision=bf16", f"run={tmp_path / 'bf16'}"))
     assert "precision=bf16 is some ten times slower than precision=fp32 on this CPU" in caplog.text

@@ -191,13 +191,13 @@ def test_a_start_that_fails_does_not_wait_for_a_process_of_wandbs_that_never_end
     def fail(*, prompt: bool) -> bool:
         raise wandb.Error("the service process is busy")
 
-    ends = threading.Event()
-    monkeypatch.setattr(wandb, "login", fail)
-    monkeypatch.setattr(wandb, "teardown", ends.wait)
-    monkeypatch.setattr(monitor, "SERVER_SECONDS", 0.1)
-    told: list[str] = []
-    tracker(run, told)
-    ends.set()
+    ends, told = threading.Event(), list[str]()
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "login", fail)
+        patch.setattr(wandb, "teardown", ends.wait)
+        patch.setattr(monitor, "SERVER_SECONDS", 0.1)
+        tracker(run, told)
+        ends.set()
     assert told == ["records are kept offline: the service process is busy"]
     assert [each["mode"] for each in asked] == ["offline"]
 
@@ -327,12 +327,14 @@ def test_what_a_copy_has_of_its_original_is_sent_as_its_own(tmp_path: Path) -> N
 def test_the_command_says_once_what_waits_however_it_ends(
     ends: type[BaseException] | None, run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def trained(config: Config, rank: object) -> SimpleNamespace:
+    def launched(plan: object) -> None:
         if ends is not None:
             raise ends
-        return SimpleNamespace(run=config.run, step=2, first_step=1)
 
-    monkeypatch.setattr(train_job, "run", trained)
+    planned = SimpleNamespace(writes=True, job=SimpleNamespace(run=run))
+    monkeypatch.setattr(train_job, "plan_run", lambda config, environment: planned)
+    monkeypatch.setattr(train_job, "launch", launched)
+    monkeypatch.setattr(train_job, "conclude", lambda plan, result: SimpleNamespace(line="trained"))
     tracking_id(run)
     part = part_of(Path(run), "offline-run-20260103_000000-aaaaaaaa")
     for kind in ("wandb", "none"):

@@ -3,21 +3,22 @@
 import logging
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import storage
 from pipeline.errors import PipelineError
-from pipeline.run.ledger import read_events
-from pipeline.run.records import METRICS_NAME, Record, read_records, step_of
+from pipeline.run.job import Job
+from pipeline.run.ledger import Event, events_tail
+from pipeline.run.records import Record, records_tail, step_of
 
 log = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 1.0  # between looks at what workers elsewhere have written
 FOLLOW_STORE_SECONDS = 10.0  # where each look is a transfer
-FOLLOW_REST = 10.0  # times as long as a look takes: that of a run of weeks reads megabytes
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw a bar on
 
 
@@ -78,16 +79,20 @@ class Follower:
     Args:
         run: the run folder.
         display: where to show it.
+
+    Attributes:
+        working: whether a group of workers has begun and is not known to be lost.
     """
 
     def __init__(self, run: str, display: Display) -> None:
-        self.run = run
         self.display = display
+        self.working = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._seconds = FOLLOW_SECONDS if storage.is_local(run) else FOLLOW_STORE_SECONDS
-        self._num_records = len(self._records())
-        self._num_events = len(read_events(run))
+        self._events, self._records = events_tail(run), records_tail(run)
+        self._time = max((event["time"] for event in self._events.new()), default=0.0)  # of the last event
+        self._step = max((step_of(record) for record in self._records.new()), default=0)  # of the last record
 
     def start(self) -> None:
         """From now on."""
@@ -100,40 +105,51 @@ class Follower:
         self.display.stop()
 
     def _follow(self) -> None:
-        seconds = self._seconds
-        while not self._ended.wait(seconds):
-            began = time.perf_counter()
-            self._look()
-            seconds = max(self._seconds, FOLLOW_REST * (time.perf_counter() - began))
-        self._look()
+        while not self._ended.wait(self._seconds):
+            self.look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Shows what is new."""
         try:
-            events, records = read_events(self.run), self._records()
+            events, records = self._events.new(), self._records.new()
         except PipelineError:
-            return  # whoever writes there tells of it
-        for event in events[self._num_events :]:
-            self._tell(event, records)
-        self._num_events = max(self._num_events, len(events))  # a ledger that is gone may come back
-        for record in records[self._num_records :]:
-            self.display.show(step_of(record), record)
-        self._num_records = len(records)
+            return  # whoever writes there says so
+        for event in events:
+            if not self._events.restarted or event["time"] > self._time:  # a ledger that was removed is written anew
+                self._show(event)
+            self._time = max(self._time, event["time"])
+        for record in records:
+            if (step := step_of(record)) > self._step:
+                self._step = step
+                self.display.show(step, record)
 
-    def _records(self) -> list[Record]:
-        return read_records(storage.join(self.run, METRICS_NAME))
-
-    def _tell(self, event: dict[str, Any], records: list[Record]) -> None:
+    def _show(self, event: Event) -> None:
         match event["event"]:
             case "group":
+                self.working, self._step = True, event["step"]
                 self.display.start(event["step"])
                 workers = "1 worker" if event["world_size"] == 1 else f"{event['world_size']} workers"
                 log.info("%s, from step %d", workers, event["step"])
-                self._num_records = sum(step_of(record) <= event["step"] for record in records)
             case "fault":
+                self.working = self.working and not event["fatal"]
                 who = f"rank {event['rank']}: " if event["kind"] == "worker" and event["rank"] is not None else ""
                 log.warning("%s: %s%s", event["kind"], who, event["cause"])
             case "skip":
                 log.warning("step %d is passed over", event["step"])
+
+
+@contextmanager
+def following(job: Job) -> Iterator[Follower]:
+    """A run folder is shown on the terminal until the context ends."""
+    logging_config = job.config.logging
+    display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=logging_config.progress)
+    follower = Follower(job.run, display)
+    follower.start()
+    try:
+        yield follower
+    finally:
+        follower.stop()
 
 
 def _shown(value: float | None) -> str:

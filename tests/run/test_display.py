@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.run.display import Display, Follower
 from pipeline.run.ledger import Ledger
 from pipeline.run.records import Record
-from pipeline.training import display
-from pipeline.training.display import Display, Follower
 
 
 class Shown(Display):
@@ -44,9 +43,9 @@ def test_each_record_is_shown_once_and_what_is_none_is_passed_over(tmp_path: Pat
     add(tmp_path, record(1), "garbage")
     follower = Follower(str(tmp_path), shown)
     add(tmp_path, record(2), "\\0\\0", '{"step": "3"}', '{"step": 4, "train/perplexity": 2.0}')
-    follower._look()
+    follower.look()
     add(tmp_path, record(5))
-    follower._look()
+    follower.look()
     assert shown.steps == [2, 4, 5]
 
 
@@ -57,31 +56,31 @@ def test_what_is_made_again_is_shown_again(tmp_path: Path, shown: Shown) -> None
     add(tmp_path, record(1), record(2))
     fields = {"reached_step": 3, "world_size": 2, "checkpoint": None}
     Ledger(str(tmp_path), attempt=1).write("group", step=1, **fields)
-    follower._look()
+    follower.look()
     assert shown.steps == [2]
 
 
 def test_faults_are_told_once_even_if_the_ledger_is_gone_for_a_while(tmp_path: Path, shown: Shown, caplog: Any) -> None:
     follower, events = Follower(str(tmp_path), shown), tmp_path / "events.jsonl"
     Ledger(str(tmp_path), attempt=1).write("fault", kind="disk", cause="full", rank=0, fatal=False)
-    follower._look()
+    follower.look()
     events.rename(tmp_path / "aside")
-    follower._look()
+    follower.look()
     (tmp_path / "aside").rename(events)
-    follower._look()
+    follower.look()
     assert caplog.messages == ["disk: full"]
 
 
 def test_a_store_that_does_not_answer_is_asked_again(
     tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    def fail(run: str) -> None:
+    def fail() -> None:
         raise ConfigError("nobody answers")
 
     follower = Follower(str(tmp_path), shown)
     with monkeypatch.context() as broken:
-        broken.setattr(display, "read_events", fail)
-        follower._look()
+        broken.setattr(follower._events, "new", fail)
+        follower.look()
     add(tmp_path, record(1))
     with caplog.at_level(logging.INFO):
         follower.start()

@@ -1,7 +1,7 @@
 """What a function gave where it ran elsewhere: its result, or the user's error as a value."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.errors import PipelineError
 
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def outcome_of(function: Callable[[Item], Result], item: Item) -> Result | PipelineError:
+def returned(function: Callable[[Item], Result], item: Item) -> Result | PipelineError:
     """Runs in a worker. A user's error comes back as a value: raised, Ray would wrap it and print its stack."""
     try:
         return function(item)
@@ -17,11 +17,11 @@ def outcome_of(function: Callable[[Item], Result], item: Item) -> Result | Pipel
         return error.with_traceback(None)
 
 
-def unwrapped(outcome: Any) -> Any:  # noqa: ANN401
+def unwrapped(found: Result | PipelineError) -> Result:
     """The result; raises the error if it is one."""
-    if isinstance(outcome, PipelineError):
-        raise outcome
-    return outcome
+    if isinstance(found, PipelineError):
+        raise found
+    return found
 
 
 def one_line(error: object) -> str:

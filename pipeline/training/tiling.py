@@ -1,0 +1,55 @@
+"""What follows from the configuration and the manifest alone: how the text is tiled, how long a run is, what it is.
+
+Imports no torch, so that a command is quick.
+"""
+
+import json
+
+from pipeline.config import Config, ModelConfig, flat
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.manifest import Manifest
+
+CUTOFFS = (2000, 10000)  # where nobody gives any
+
+
+def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
+    """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full."""
+    softmax = model.softmax
+    if softmax.cutoffs is not None:
+        return model
+    cutoffs = tuple(cutoff for cutoff in CUTOFFS if softmax.kind == "full" or cutoff < vocab_size)
+    softmax = softmax.model_copy(update={"cutoffs": cutoffs} if cutoffs else {"cutoffs": (), "kind": "full"})
+    return model.model_copy(update={"softmax": softmax})
+
+
+def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dict[str, str]:
+    """What must be equal when a run is resumed, by dotted key: what it computes, not where, how long or how watched."""
+    values = flat(config)
+    names = [name for name in values if name.startswith(("model.", "optim."))]
+    names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
+    if config.optim.schedule.kind == "plateau":
+        names.append("checkpoint.validate_every_steps")
+    identity = {name: json.dumps(values[name]) for name in names}
+    identity |= {"corpus": manifest.fingerprint, "vocabulary": manifest.vocabulary_fingerprint}
+    if config.optim.schedule.kind == "cosine":
+        identity["total steps (optim.schedule.kind=cosine)"] = str(total_steps)
+    return identity
+
+
+def lane_plan(config: Config, manifest: Manifest) -> LanePlan:
+    """The tiling of the training split.
+
+    Raises:
+        ConfigError: there are more lanes than targets.
+    """
+    return LanePlan(
+        num_targets=manifest.splits["train"].num_tokens,
+        num_lanes=config.stream.num_lanes,
+        bptt=config.stream.bptt,
+    )
+
+
+def total_steps(config: Config, plan: LanePlan) -> int:
+    """Optimizer steps of the whole run, whichever limit comes first."""
+    by_epochs = config.max_epochs * plan.num_windows if config.max_epochs is not None else None
+    return min(limit for limit in (by_epochs, config.max_steps) if limit is not None)

@@ -1,0 +1,60 @@
+"""Which rank Ray Train's words are taken to blame, without a Ray."""
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from torch.distributed import DistError
+
+from pipeline.cluster.ray_train import failure_of
+from pipeline.run.job import WorkerFailure
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of Ray Train's, about names of its own
+
+NEIGHBOUR = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:31746")
+
+
+class CarryingError(Exception):
+    """As Ray Train hands on what it found: an error in an error, whose text is the stack."""
+
+    def __init__(self, error: Exception, text: str) -> None:
+        super().__init__(text)
+        self.error = error
+
+
+def raised(error: Exception) -> CarryingError:
+    return CarryingError(error, f"Traceback ...\n{type(error).__name__}: {error}")
+
+
+def test_a_rank_that_is_gone_is_named_and_not_those_whose_exchange_failed() -> None:
+    failure = failure_of(
+        {0: raised(NEIGHBOUR), 1: CarryingError(ActorDiedError(), "found by asking"), 2: raised(NEIGHBOUR)}
+    )
+    assert (failure.rank, failure.kind, failure.stack) == (1, "worker", None)
+    assert failure.cause.startswith("ActorDiedError: ")
+
+
+def test_a_rank_that_raised_something_of_its_own_is_named_with_its_stack() -> None:
+    failure = failure_of({0: raised(DistError("lost")), 1: raised(NEIGHBOUR), 2: raised(ZeroDivisionError("by zero"))})
+    assert failure == WorkerFailure(
+        rank=2, cause="ZeroDivisionError: by zero", stack="Traceback ...\nZeroDivisionError: by zero"
+    )
+
+
+def test_the_first_of_several_that_are_alike_is_named() -> None:
+    assert failure_of({2: raised(NEIGHBOUR), 1: raised(NEIGHBOUR)}).rank == 1
+    unavailable = ActorUnavailableError("not now", None)
+    assert failure_of({1: CarryingError(unavailable, "found by asking"), 0: raised(ValueError("x"))}).rank == 1
+
+
+def test_a_machine_that_was_taken_away_is_a_preemption() -> None:
+    error = ActorDiedError()
+    error._preempted = True  # what Ray's own flag for it reads
+    failure = failure_of({0: raised(NEIGHBOUR), 1: CarryingError(error, "found by asking")})
+    assert failure == WorkerFailure(rank=1, cause="the machine of rank 1 was taken away", kind="preemption")
+
+
+def test_a_rank_that_does_not_answer_hangs() -> None:
+    class HealthCheckTimeoutError(Exception):
+        """Ray Train's own word."""
+
+    failure = failure_of({0: raised(NEIGHBOUR), 1: HealthCheckTimeoutError("after 30 s")})
+    assert failure == WorkerFailure(rank=1, cause="rank 1 does not answer", kind="hang")
