@@ -14,6 +14,7 @@ from typing import Any
 
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
 CONFIGURATION: dict[str, object] = {
+    "extensions": [],
     "init_from": None,
     "corpus.null_rows": "refuse",
 }

@@ -1,7 +1,9 @@
 """The configuration: what is refused, in which words, and that text reaches its field as it was typed."""
 
 import json
+import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -501,3 +503,44 @@ def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):
 def test_bytes_that_are_no_utf8_are_told_in_one_line():
     with pytest.raises(ConfigError, match=r"^argument 'data=caf\\udce9' is no valid UTF-8; name such a file by"):
         load(Config, ["data=caf\udce9"])
+
+
+# --- extensions
+
+
+def test_extensions_are_imported_before_the_rest_is_judged(tmp_path, monkeypatch):
+    (tmp_path / "one_extension.py").write_text("")
+    (tmp_path / "other_extension.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load(Config, []).extensions == ()
+    assert load(Config, ["extensions=one_extension"]).extensions == ("one_extension",)
+    with refused("stream.bptt=0: it must be greater than or equal to 1"):
+        load(Config, ["stream.bptt=0", "extensions=[one_extension,other_extension]"])
+    assert {"one_extension", "other_extension"} <= {*sys.modules}
+
+
+def test_a_process_that_gets_the_tree_imports_the_extensions(tmp_path, monkeypatch):
+    (tmp_path / "sent_extension.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(Config, ["extensions=sent_extension", "optim.lr=0.1"])
+    sent = pickle.dumps(config)
+    del sys.modules["sent_extension"]
+    assert pickle.loads(sent) == config
+    assert "sent_extension" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "ModuleNotFoundError: No module named 'bad_extension'"),
+        ("a = = 1", "SyntaxError: invalid syntax"),
+        ("raise OSError('two\\nlines')", "OSError: two lines"),
+    ],
+)
+def test_an_extension_that_cannot_be_imported_is_told_in_one_line(text, reason, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "bad_extension.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = re.escape(f"extensions=bad_extension: it cannot be imported ({reason}")
+    with pytest.raises(ConfigError, match=f"^{message}.*\\); name a Python module that is installed, or put"):
+        load(Config, ["extensions=bad_extension"])
