@@ -140,8 +140,6 @@ def print_summary(
         f" and {around_seconds:.1f} s to start and stop the workers",
         f"data: {data}",
     ]
-    if manifest.versions:
-        lines.insert(1, "made of: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -83,7 +83,7 @@ class VocabularyConfig(Section):
 class CorpusConfig(Section):
     """What text to read and what a word is."""
 
-    source: Literal["files", "datasets", "python_docs"]
+    source: Literal["files", "datasets"]
     train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
     valid: Paths | None
     test: Paths | None
@@ -103,10 +103,6 @@ class CorpusConfig(Section):
     def _source_fits(self) -> Self:
         if self.source == "datasets" and self.dataset is None:
             raise ValueError("corpus.dataset=null names no data set; give corpus.dataset=NAME")
-        if self.source == "python_docs" and (self.train or self.valid or self.test):
-            raise ValueError(
-                "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test"
-            )
         for split in ("valid", "test"):
             if getattr(self, split) is not None and getattr(self, f"{split}_fraction") > 0:
                 fraction = getattr(self, f"{split}_fraction")

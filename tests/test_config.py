@@ -60,7 +60,7 @@ def refused(message):
         ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
         ("model=", "model= is not one of lstm"),
         ("cluster=null", "cluster=null is not one of local, none, ray"),
-        ("corpus=file", "corpus=file is not one of datasets, files, python_docs; did you mean files?"),
+        ("corpus=file", "corpus=file is not one of datasets, files; did you mean files?"),
     ],
 )
 def test_unknown_keys_and_choices_are_refused_with_the_nearest(override, message):
@@ -182,10 +182,6 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
         (["corpus.source=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
         (["corpus=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
         (
-            ["corpus=python_docs", "corpus.test=x"],
-            "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test",
-        ),
-        (
             ["corpus.valid=x", "corpus.valid_fraction=0.25"],
             "corpus.valid is given and corpus.valid_fraction=0.25 would cut it from train; use corpus.valid_fraction=0",
         ),
@@ -263,7 +259,7 @@ def test_a_vocabulary_that_is_given_is_whole_unless_it_is_typed_otherwise():
     assert vocabulary(path, min_count) == (None, 2, "v")
     assert vocabulary("experiment=lm1b_lstm2048") == (793471, 3, None)
     assert vocabulary("experiment=lm1b_lstm2048", path) == (None, 1, "v")
-    assert vocabulary("corpus=python_docs", path) == (None, 1, "v")
+    assert vocabulary("experiment=demo", path) == (None, 1, "v")
     assert vocabulary(path, "corpus.vocabulary.path=null") == (50000, 1, None)
 
 

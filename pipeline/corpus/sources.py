@@ -120,7 +120,7 @@ def cut_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     with readable(source.path):
         whole = _cut_dataset(source, corpus) if source.format == "dataset" else _cut_file(source, corpus)
         shares = _shares(corpus)
-        if source.split != "train" or len(shares) == 1 or corpus.source == "python_docs":  # which is dealt by module
+        if source.split != "train" or len(shares) == 1:
             return whole
         if whole and whole[0].format == "text" and corpus.documents == "files":
             position = _position_of_file(whole)
