@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
         ready_seconds = time.monotonic()
-        manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar)
+        manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
         seconds = time.monotonic() - ready_seconds
     print_summary(
         manifest,

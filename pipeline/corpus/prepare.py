@@ -34,7 +34,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import __version__, storage
-from pipeline.config import CorpusConfig, VocabularyConfig
+from pipeline.config import CorpusConfig, VocabularyConfig, import_extensions
+from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.manifest import (
     VOCABULARY_NAME,
     Manifest,
@@ -55,8 +56,10 @@ from pipeline.corpus.place import (
     shard_files,
     shard_name,
 )
+from pipeline.corpus.readers import READERS
+from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
-from pipeline.corpus.sources import Tally, cut_units, list_bystanders, list_sources, read_blocks, unit_digest
+from pipeline.corpus.sources import cut_units, list_bystanders, list_sources, unit_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
@@ -182,7 +185,14 @@ class Receipt:
     num_null_rows: int
 
 
-def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: Progress | None = None) -> Manifest:
+def prepare(
+    corpus: CorpusConfig,
+    data: str,
+    *,
+    run_tasks: RunTasks,
+    progress: Progress | None = None,
+    extensions: Sequence[str] = (),
+) -> Manifest:
     """Prepares the corpus folder `data`, doing only what is not there yet.
 
     Args:
@@ -190,6 +200,7 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
         data: the corpus folder, local or in an object store; made if need be.
         run_tasks: runs a function over items, in any order and on any number of workers.
         progress: is told of phases and tasks.
+        extensions: modules that the processes of tasks import first, since they add text formats.
 
     Returns:
         the manifest, as it was written or, if nothing had changed, as it was found.
@@ -201,7 +212,7 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
     """
     sources = check_inputs(corpus, data)
     with held(data):
-        return _prepare(sources, corpus, data, run=_Runner(run_tasks, progress or NoProgress()))
+        return _prepare(sources, corpus, data, run=_Runner(run_tasks, progress or NoProgress(), tuple(extensions)))
 
 
 def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
@@ -254,6 +265,7 @@ class _Runner:
 
     run_tasks: RunTasks
     progress: Progress
+    extensions: tuple[str, ...]
 
     def __call__(
         self,
@@ -269,10 +281,17 @@ class _Runner:
             return []
         self.progress.phase(name, num_tasks=len(items), num_bytes=sum(map(num_bytes, items)))
         results: dict[int, Result] = {}
-        for index, result in self.run_tasks(function, items):
+        task = partial(run_extended, function=function, extensions=self.extensions) if self.extensions else function
+        for index, result in self.run_tasks(task, items):
             results[index] = result
             self.progress.advance(num_bytes=num_bytes(items[index]), num_words=num_words(result))
         return [results[index] for index in range(len(items))]
+
+
+def run_extended(item: Item, *, function: Callable[[Item], Result], extensions: tuple[str, ...]) -> Result:
+    """Runs a function in a process that may not have imported the extensions."""
+    import_extensions(extensions)
+    return function(item)
 
 
 @contextmanager
@@ -368,8 +387,11 @@ def _later_rules(unit: WorkUnit, corpus: CorpusConfig, *, suffix: str) -> dict[s
         rules["packing"] = unit.packing
     if unit.has_mark:
         rules["has_mark"] = True
-    if unit.format != "text" and corpus.null_rows != "refuse":
+    reader = READERS[unit.format]
+    if reader.documents is not None and corpus.null_rows != "refuse":
         rules["null_rows"] = corpus.null_rows
+    if reader.version > 1:
+        rules["version"] = reader.version
     return rules
 
 
@@ -435,7 +457,7 @@ def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) 
 
 def _refuse_changed(unit: WorkUnit, corpus: CorpusConfig, *, key: str) -> None:
     """Compares a file's unit with its key again; reading a data set once more would cost as much as preparing it."""
-    if unit.format != "dataset" and digest_unit(unit, corpus=corpus).key != key:
+    if READERS[unit.format].is_file and digest_unit(unit, corpus=corpus).key != key:
         raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
 
 
