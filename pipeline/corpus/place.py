@@ -37,6 +37,18 @@ def receipt_name(shard: str) -> str:
     return f"{WORK}/{shard.removesuffix('.arrow')}.json"
 
 
+def kept_paths(data: str, folder: str, key: str) -> tuple[str, str]:
+    """Where the work folder keeps an artifact of a key, and its receipt.
+
+    Args:
+        data: the corpus folder.
+        folder: of the work folder: what kind of artifact.
+        key: of what it is made of.
+    """
+    stem = storage.join(data, WORK, folder, key)
+    return f"{stem}.arrow", f"{stem}.json"
+
+
 def check_place(data: str, corpus: CorpusConfig) -> None:
     """Looks whether a corpus can be prepared in a folder and nothing be lost by it.
 

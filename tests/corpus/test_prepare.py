@@ -18,10 +18,13 @@ from test_sources import corpus_config
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
-from pipeline.corpus import prepare as module
+from pipeline.corpus import counting, encoding, keys, merging
+from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.corpus.prepare import digest_unit, most_frequent, prepare
-from pipeline.corpus.sources import cut_units
+from pipeline.corpus.merging import most_frequent
+from pipeline.corpus.phases import NoProgress
+from pipeline.corpus.prepare import prepare
+from pipeline.corpus.sources import cut_units, list_sources
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.units import Source
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
@@ -40,7 +43,7 @@ class Calls:
         if self.seed is not None:
             random.Random(self.seed).shuffle(order)
         for index in order:
-            name = function.func.__name__
+            name = function.function.func.__name__
             if self.die_before == (name, self.names.count(name)):
                 raise KeyboardInterrupt
             self.names.append(name)
@@ -106,8 +109,8 @@ def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
 
 
 def test_order_of_tasks_and_place_leave_no_trace(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RANGE_ROWS", 100)
-    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(merging, "RANGE_ROWS", 100)
+    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
     corpus = config(texts, vocabulary={"size": 50, "min_count": 2, "path": None})
     runs = [tmp_path / "somewhere" / "a", tmp_path / "b", tmp_path / "c"]
     for seed, data in enumerate(runs):
@@ -148,10 +151,13 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     data = str(tmp_path / "data")
     prepare(config(texts), data, run_tasks=run_here)
     num_read = []
-    reader = module.read_blocks
-    monkeypatch.setattr(
-        module, "read_blocks", lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw)
-    )
+    reader = keys.read_blocks
+    for module in (keys, counting, encoding):
+        monkeypatch.setattr(
+            module,
+            "read_blocks",
+            lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw),
+        )
 
     def redone():
         found = [unit for unit, is_digest in num_read if not is_digest]
@@ -403,7 +409,7 @@ def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
 
 
 def test_what_is_kept_is_told(texts, tmp_path):
-    class Notes(module.NoProgress):
+    class Notes(NoProgress):
         def __init__(self):
             self.notes = []
 
@@ -452,7 +458,7 @@ def test_a_file_that_is_renamed_gives_the_bytes_of_its_new_name(tmp_path):
 def test_a_shard_that_is_spoilt_meanwhile_makes_no_corpus(texts, tmp_path, spoil):
     def spoil_then_encode(function, items):
         yield from run_here(function, items)
-        if function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_unit":
             spoil(tmp_path / "data" / "train" / "00001.arrow")
 
     with pytest.raises(CorpusError, match=r"train/00001\.arrow has (None|\d+) bytes, needed \d+: who changed it\?"):
@@ -513,8 +519,8 @@ def test_keys_of_before_stay(tmp_path, name, rule):
     )
     rules = {"whole": {}, "shares": {"valid_fraction": 0.25, "documents": "lines"}}[rule]
     corpus = corpus_config(train=str(path), **rules)
-    (source,) = module.list_sources(corpus)
-    keys = [module.digest_unit(unit, corpus=corpus).key[:16] for unit in module.cut_units(source, corpus)]
+    (source,) = list_sources(corpus)
+    keys = [digest_unit(unit, corpus=corpus).key[:16] for unit in cut_units(source, corpus)]
     assert keys == KEYS_OF_BEFORE[name, rule]
 
 
@@ -530,9 +536,9 @@ def test_keys_of_before_stay(tmp_path, name, rule):
 def test_keys_of_before_go_where_the_words_are_others_now(tmp_path, name, content, before):
     (tmp_path / name).write_bytes(content)
     corpus = corpus_config(train=str(tmp_path / name))
-    (source,) = module.list_sources(corpus)
-    (unit,) = module.cut_units(source, corpus)
-    assert module.digest_unit(unit, corpus=corpus).key[:16] != before
+    (source,) = list_sources(corpus)
+    (unit,) = cut_units(source, corpus)
+    assert digest_unit(unit, corpus=corpus).key[:16] != before
 
 
 def test_what_is_odd_in_a_text_is_counted(tmp_path):
@@ -579,7 +585,7 @@ def test_null_rows_belong_to_the_key_of_rows_alone(texts, tmp_path):
 
 
 def test_files_beside_the_data_are_named_once_they_are_read(tmp_path):
-    class Notes(module.NoProgress):
+    class Notes(NoProgress):
         def __init__(self):
             self.found = []
 
@@ -637,7 +643,7 @@ def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
 
 def test_input_that_changes_meanwhile_is_refused(texts, tmp_path):
     def change_before_encoding(function, items):
-        if function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_unit":
             (texts / "0.txt").write_bytes((texts / "0.txt").read_bytes().replace(b"w1", b"w9"))
         return run_here(function, items)
 
@@ -652,7 +658,7 @@ def test_a_packed_file_that_grows_meanwhile_is_refused(tmp_path):
     path.write_bytes(gzip.compress(b"one two\n"))
 
     def grow_before_counting(function, items):
-        if function.func.__name__ == "count_unit":
+        if function.function.func.__name__ == "count_unit":
             path.write_bytes(path.read_bytes() + gzip.compress(b"three\n"))
         return run_here(function, items)
 
@@ -748,23 +754,23 @@ def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, mon
     (texts / "literal.txt").write_text("<unk> w1 <eos> <unk>\n" * 3)
     found = []
     for number, rows in enumerate([10, 40, 1 << 19]):
-        monkeypatch.setattr(module, "RANGE_ROWS", rows)
-        monkeypatch.setattr(module, "SAMPLE_ROWS", 4)
+        monkeypatch.setattr(merging, "RANGE_ROWS", rows)
+        monkeypatch.setattr(counting, "SAMPLE_ROWS", 4)
         prepare(corpus, str(tmp_path / str(number)), run_tasks=run_here)
         found.append((tmp_path / str(number) / "vocabulary.arrow").read_bytes())
     assert len(set(found)) == 1
 
 
 def test_ranges_are_about_as_large_whatever_the_units_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RANGE_ROWS", 256)
-    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(merging, "RANGE_ROWS", 256)
+    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
     names = [f"{first}{number}" for first in "bac" for number in range(1000)]
     (tmp_path / "a.txt").write_text("".join(f"{name}\n" for name in names))
     sizes = []
 
     def run_tasks(function, items):
         for index, result in run_here(function, items):
-            if function.func.__name__ == "merge_range":
+            if function.function.func.__name__ == "merge_range":
                 sizes.append(pa.ipc.open_file(result).read_all().num_rows)
             yield index, result
 

@@ -12,7 +12,8 @@ from test_sources import corpus_config, text_of
 from pipeline.cluster.tasks import run_here
 from pipeline.config import Config, load
 from pipeline.corpus import readers
-from pipeline.corpus.prepare import digest_unit, prepare
+from pipeline.corpus.keys import digest_unit
+from pipeline.corpus.prepare import prepare
 from pipeline.corpus.readers import READERS
 from pipeline.corpus.sources import cut_units, list_sources
 

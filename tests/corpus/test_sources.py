@@ -378,7 +378,7 @@ def test_a_packed_file_is_dealt_out_by_its_bytes_as_they_lie(tmp_path):
 
 
 def test_a_byte_order_mark_changes_the_key_only_where_it_changes_the_words(tmp_path):
-    from pipeline.corpus.prepare import digest_unit
+    from pipeline.corpus.keys import digest_unit
 
     path = tmp_path / "a.txt"
     lines = b"".join(b"line %d\n" % number for number in range(400))
