@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import read_blocks
+from pipeline.corpus.folder import kept_paths
 from pipeline.corpus.keys import Digested, refuse_changed
 from pipeline.corpus.phases import Phases
-from pipeline.corpus.place import kept_paths
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit

@@ -12,10 +12,10 @@ from functools import lru_cache, partial
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import read_blocks
+from pipeline.corpus.folder import kept_paths, receipt_name, shard_name
 from pipeline.corpus.keys import Digested, hashed, refuse_changed
 from pipeline.corpus.merging import VOCABULARY, MadeVocabulary
 from pipeline.corpus.phases import Phases
-from pipeline.corpus.place import kept_paths, receipt_name, shard_name
 from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.text import split_words

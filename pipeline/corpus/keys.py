@@ -46,7 +46,7 @@ def digest_unit(unit: WorkUnit, *, corpus: CorpusConfig) -> Digested:
 
 
 def _later_rules(unit: WorkUnit, corpus: CorpusConfig, *, suffix: str) -> dict[str, object]:
-    """What decides a unit's words and did not always: only where it does, so that keys of before stay."""
+    """Rules that came after the first version, each only where it is in force: so earlier keys stay the same."""
     rules: dict[str, object] = {}
     if unit.packing is not None and unit.packing != SUFFIXES.get(suffix):
         rules["packing"] = unit.packing
@@ -69,7 +69,7 @@ def refuse_changed(unit: WorkUnit, corpus: CorpusConfig, *, key: str) -> None:
         key: the unit's, from before it was read.
 
     Raises:
-        CorpusError: the file changed meanwhile.
+        CorpusError: the file changed.
     """
     if READERS[unit.format].is_file and digest_unit(unit, corpus=corpus).key != key:
         raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")

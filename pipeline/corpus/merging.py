@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config import VocabularyConfig
 from pipeline.corpus.counting import COUNTS, Counted, read_counts, write_counts
+from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import FORMAT, hashed
 from pipeline.corpus.phases import Phases
-from pipeline.corpus.place import WORK, kept_paths
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.vocabulary import (
     COUNTS_SCHEMA,

@@ -28,7 +28,13 @@ class Progress(Protocol):
     """What a preparation reports to while it runs."""
 
     def phase(self, name: str, *, num_tasks: int, num_bytes: int) -> None:
-        """A phase begins, with so many tasks that read so many bytes of input (0: not known)."""
+        """A phase begins.
+
+        Args:
+            name: of the phase.
+            num_tasks: tasks in it.
+            num_bytes: of input that they read; 0 if not known.
+        """
 
     def advance(self, *, num_bytes: int, num_words: int) -> None:
         """A task of the phase is done."""

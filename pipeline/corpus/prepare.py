@@ -1,7 +1,7 @@
 """Prepares a corpus: sources → work units → counts → vocabulary → token shards → manifest.
 
 In: `CorpusConfig`, the corpus folder, and what runs tasks. Out: the corpus folder and its manifest.
-Refuses: what `sources` refuses; a split that was asked for and came out empty; input that changes meanwhile.
+Refuses: what `sources` refuses; a split that was asked for and came out empty; input that changes while it is read.
 
     list        what to read, cut into units                              sources.py
     digest      what each unit holds, as a key                            keys.py
@@ -25,6 +25,7 @@ from pipeline import __version__, storage
 from pipeline.config import CorpusConfig, VocabularyConfig
 from pipeline.corpus.counting import COUNTS, count_units
 from pipeline.corpus.encoding import PlannedShard, ShardReceipt, encode_shards, plan_shards, sound_shards
+from pipeline.corpus.folder import LOCK_NAME, WORK, check_folder, check_sources, held, kept_paths, shard_files
 from pipeline.corpus.keys import Digested, digest_unit
 from pipeline.corpus.manifest import (
     VOCABULARY_NAME,
@@ -37,7 +38,6 @@ from pipeline.corpus.manifest import (
 )
 from pipeline.corpus.merging import VOCABULARY, MadeVocabulary, merge_vocabulary
 from pipeline.corpus.phases import NoProgress, Phases, Progress, RunTasks
-from pipeline.corpus.place import LOCK_NAME, WORK, check_place, check_sources, held, kept_paths, shard_files
 from pipeline.corpus.sources import cut_units, list_bystanders, list_sources
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, given_vocabulary
@@ -60,14 +60,14 @@ def prepare(
         corpus: what to read and what a word is.
         data: the corpus folder, local or in an object store; made if need be.
         run_tasks: runs a function over items, in any order and on any number of workers.
-        progress: is told of phases and tasks.
+        progress: receives reports of phases and tasks.
         extensions: modules that the processes of tasks import first, since they add text formats.
 
     Returns:
         the manifest, as it was written or, if nothing had changed, as it was found.
 
     Raises:
-        CorpusError: the input is missing, empty or damaged, or changes meanwhile.
+        CorpusError: the input is missing, empty or damaged, or changes while it is read.
         ConfigError: the vocabulary's size leaves no room for a word; the folder is not one to prepare in, or another
             process does.
     """
@@ -77,17 +77,21 @@ def prepare(
 
 
 def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
-    """What can be refused before anything is started or written.
+    """Refuses what can be refused before anything is started or written.
+
+    Args:
+        corpus: what to read and what a word is.
+        data: the corpus folder.
 
     Returns:
-        what the configuration names.
+        the files, or splits of a data set, that the configuration names.
 
     Raises:
         CorpusError: the input is missing or empty.
         ConfigError: the folder is not one to prepare in.
     """
     check_given_vocabulary(corpus.vocabulary)
-    check_place(data, corpus)
+    check_folder(data, corpus)
     sources = list_sources(corpus)
     check_sources(data, corpus, sources)
     return sources
@@ -174,12 +178,16 @@ def _digest(units: Sequence[WorkUnit], corpus: CorpusConfig, *, run: Phases) -> 
 
 
 def _is_asked(split: str, corpus: CorpusConfig) -> bool:
-    fractions = {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
-    return getattr(corpus, split) is not None or fractions[split] > 0
+    return getattr(corpus, split) is not None or _fractions(corpus)[split] > 0
+
+
+def _fractions(corpus: CorpusConfig) -> dict[str, float]:
+    return {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
 
 
 def _empty_split(split: str, corpus: CorpusConfig) -> str:
-    fractions = {"train": 0.0, "valid": corpus.valid_fraction, "test": corpus.test_fraction}
+    """What to say of a split that was asked for and got no text."""
+    fractions = _fractions(corpus)
     if fractions[split] == 0 and not (split == "train" and sum(fractions.values()) > 0):
         rows = f" in corpus.text_column={corpus.text_column}" if corpus.null_rows == "skip" else ""
         return (

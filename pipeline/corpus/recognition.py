@@ -89,7 +89,7 @@ def recognise(path: str) -> Recognised:
 
 
 def format_by_name(path: str) -> str:
-    """The format that a file's name tells, packed or not.
+    """The format of a file by its name, packed or not; plain text if no format has its suffix.
 
     Raises:
         CorpusError: by its name, the file is packed and its format is not one to be packed.

@@ -1,6 +1,6 @@
 """Token shards: ids → Arrow files, and the files → one long sequence.
 
-In: arrays of ids, cut anyhow. Out: an Arrow IPC *file* with one non-null column `token`, uncompressed, so that memory
+In: arrays of ids, cut anywhere. Out: an Arrow IPC *file* with one non-null column `token`, uncompressed, so that memory
 mapping copies nothing; and a reader of all the shards of a split as one sequence of tokens.
 Refuses: a shard that is truncated, has another token count than its manifest says or belongs to another vocabulary. A
 flipped bit is found by `manifest.verify_corpus` only, since Arrow keeps no checksums.
@@ -110,6 +110,11 @@ def is_token_shard(path: str) -> bool:
 
 def check_counts(data: str, manifest: Manifest, vocabulary: Vocabulary) -> list[str]:
     """Counts every token, and compares with what the manifest and the vocabulary count.
+
+    Args:
+        data: the corpus folder.
+        manifest: its manifest.
+        vocabulary: its vocabulary.
 
     Returns:
         one line for each count that differs: of `<unk>` in a split, or of the words in train.

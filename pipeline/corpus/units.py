@@ -1,6 +1,6 @@
-"""What is read: a source, cut into work units; the bytes of a unit, and where a document's hash lies.
+"""What is read: sources and work units, the bytes of a unit, and the hash that decides a document's split.
 
-In: paths that are there. Out: bytes, 1 MiB at a time. Refuses: a file that changes while it is read; what is damaged,
+In: paths that exist. Out: bytes, 1 MiB at a time. Refuses: a file that changes while it is read; what is damaged,
 by name (`readable`).
 """
 
@@ -27,7 +27,7 @@ BYTE_ORDER_MARK = codecs.BOM_UTF8
 class Source:
     """A file, or a split of a data set, and the split of the prepared corpus that was asked of it.
 
-    The format is the one that the name tells; what the file is, is seen when it is cut into units.
+    The format is that of the file's name; its first bytes may show another when it is cut into units.
     """
 
     split: str
@@ -43,7 +43,8 @@ class WorkUnit:
         split: the split of the prepared corpus that the text goes to.
         format: how the text is stored: a key of `READERS`.
         path: the file; of a data set, the name of its split, or the file that a packaged builder reads.
-        start: first byte; of parquet, the first row group; of a data set, the shard: what the format's reader counts.
+        start: in what the format's reader counts: the first byte; of parquet, the first row group; of a data set, the
+            shard.
         stop: end of the range, exclusive.
         size_bytes: bytes that are read, 0 if not known.
         last: whether the file ends with this unit.
@@ -67,7 +68,7 @@ class WorkUnit:
 
     @property
     def name(self) -> str:
-        """The range for people, without the folder, so that it does not tell where the input lay."""
+        """The range for people, without the folder, so that it says nothing of where the input was."""
         share = f" share [{self.low:g}:{self.high:g}]" if self.is_share else ""
         return f"{printable(PurePosixPath(self.path).name)}[{self.start}:{self.stop}]{share}"
 
@@ -84,7 +85,7 @@ def printable(path: str) -> str:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turns what a reader says of a missing or damaged file into one line with its name."""
+    """Turns an error of reading a missing or damaged file into one line with its name."""
     try:
         yield
     except FileNotFoundError as error:
@@ -97,7 +98,16 @@ def readable(path: str) -> Iterator[None]:
 
 
 def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes [start, stop) of a file as they lie, 1 MiB at a time."""
+    """Bytes of a file as they are stored, 1 MiB at a time.
+
+    Args:
+        path: the file.
+        start: the first byte.
+        stop: the end of the range, exclusive.
+
+    Raises:
+        CorpusError: the file is shorter.
+    """
     with storage.open_read(path) as file:
         file.seek(start)
         while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):

@@ -5,29 +5,21 @@ import hashlib
 import json
 import random
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from test_sources import corpus_config
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
 from pipeline.corpus import counting, encoding, keys, merging
-from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.corpus.merging import most_frequent
 from pipeline.corpus.phases import NoProgress
 from pipeline.corpus.prepare import prepare
-from pipeline.corpus.sources import cut_units, list_sources
 from pipeline.corpus.tokens import TokenSequence
-from pipeline.corpus.units import Source
-from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
+from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 
 
@@ -396,18 +388,6 @@ def test_what_is_changed_gives_the_bytes_of_a_fresh_preparation(tmp_path, monkey
     assert digests("data") == digests("whole") != digests("fresh")
 
 
-def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
-    packed = gzip.compress(b'{"text": "one two"}\n', mtime=0)
-    for name in ("a.jsonl.gz", "a.bin"):
-        (tmp_path / name).write_bytes(packed)
-    corpus = corpus_config(train=str(tmp_path))
-    (unit,) = cut_units(Source("train", "jsonl", str(tmp_path / "a.jsonl.gz")), corpus)
-    changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}, {"has_mark": True}]
-    changes.append({"format": "text", "path": str(tmp_path / "a.bin")})
-    keys = [digest_unit(replace(unit, **each), corpus=corpus).key for each in ({}, *changes)]
-    assert len(set(keys)) == len(keys)
-
-
 def test_what_is_kept_is_told(texts, tmp_path):
     class Notes(NoProgress):
         def __init__(self):
@@ -493,52 +473,6 @@ def test_files_of_any_name_are_prepared(tmp_path):
         "line\nend.txt",
         "what?[1]*.txt",
     ]
-
-
-KEYS_OF_BEFORE = {  # as the first version made them: what is kept under them is taken as it is
-    ("a.txt", "whole"): ["8d4eb6ab4759c168"],
-    ("a.txt", "shares"): ["e384fc5b901a9654", "48f855e61fdf3a45"],
-    ("l.txt", "whole"): ["67e782a37153e630"],
-    ("b.jsonl", "whole"): ["2db67972d86e75bb"],
-    ("b.jsonl", "shares"): ["5d5d42ebbb366022", "3af61d9aecff9357"],
-    ("c.txt.gz", "whole"): ["333a6d1ad7773c64"],
-    ("c.txt.gz", "shares"): ["d4e75e52d0ac9e80", "8750665f9a062659"],
-}
-
-
-@pytest.mark.parametrize(("name", "rule"), KEYS_OF_BEFORE)
-def test_keys_of_before_stay(tmp_path, name, rule):
-    path = tmp_path / name
-    path.write_bytes(
-        {
-            "a.txt": "one two\nfünf\ntail".encode(),
-            "l.txt": b"caf\xe9\n",
-            "b.jsonl": b'{"text": "a b"}\n{"text": "c\\nd"}\n',
-            "c.txt.gz": bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"),
-        }[name]
-    )
-    rules = {"whole": {}, "shares": {"valid_fraction": 0.25, "documents": "lines"}}[rule]
-    corpus = corpus_config(train=str(path), **rules)
-    (source,) = list_sources(corpus)
-    keys = [digest_unit(unit, corpus=corpus).key[:16] for unit in cut_units(source, corpus)]
-    assert keys == KEYS_OF_BEFORE[name, rule]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "before"),
-    [
-        ("mark.txt", b"\xef\xbb\xbfa b\n", "161b1cb97109140c"),
-        ("packed.txt", bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"), "9b332da333d8f9c7"),
-        ("mark.gz", bytes.fromhex("1f8b08000000000002037bbf7b7fa2421217004e43d78607000000"), "6c5df6fd93974f59"),
-        ("rows.json", b'{"text": "a"}\n', "c33d94c289e63f31"),
-    ],
-)
-def test_keys_of_before_go_where_the_words_are_others_now(tmp_path, name, content, before):
-    (tmp_path / name).write_bytes(content)
-    corpus = corpus_config(train=str(tmp_path / name))
-    (source,) = list_sources(corpus)
-    (unit,) = cut_units(source, corpus)
-    assert digest_unit(unit, corpus=corpus).key[:16] != before
 
 
 def test_what_is_odd_in_a_text_is_counted(tmp_path):
@@ -717,35 +651,6 @@ def test_train_alone_is_a_corpus_and_fractions_make_splits(texts, tmp_path):
     dealt = prepare(config(texts, **shares), str(tmp_path / "b"), run_tasks=run_here)
     assert list(dealt.splits) == ["train", "valid", "test"]
     assert sum(split.num_tokens for split in dealt.splits.values()) == manifest.splits["train"].num_tokens
-
-
-def test_pruning_a_range_keeps_the_sums_and_the_special_words():
-    rows = [(f"w{number:03d}", 100 - number) for number in range(100)] + [("<eos>", 1), ("<unk>", 2)]
-    counts = pa.table([[word for word, _ in rows], [count for _, count in rows]], schema=COUNTS_SCHEMA)
-    pruned = most_frequent(counts, size=20)
-    assert pruned.num_rows == 22
-    for size in (3, 10, 20):
-        whole, part = (cut_vocabulary(each, size=size, min_count=1) for each in (counts, pruned))
-        assert whole.words == part.words and whole.counts.tolist() == part.counts.tolist()
-
-
-@given(
-    counter=st.dictionaries(st.sampled_from([*"abcdefghij", "é", "😀", "\uffff", "<eos>", "<unk>"]), st.integers(1, 4)),
-    size=st.none() | st.integers(1, 12),
-)
-def test_pruning_keeps_the_first_of_words_that_are_as_frequent(counter, size):
-    words = sorted(counter, key=str.encode)
-    counts = pa.table([words, [counter[word] for word in words]], schema=COUNTS_SCHEMA)
-    found = most_frequent(counts, size=size)
-    others = [word for word in words if word not in ("<eos>", "<unk>")]
-    kept = sorted(others, key=lambda word: -counter[word])[:size]
-    found_words = found["word"].to_pylist()
-    if size is None or len(words) <= size:
-        assert found.equals(counts)
-    else:
-        assert sorted(found_words) == sorted({*kept, "<unk>"} | ({"<eos>"} & counter.keys()))
-        assert [word for word in found_words if word in kept] == [word for word in others if word in kept]
-        assert pc.sum(found["count"]).as_py() == sum(counter.values())
 
 
 @pytest.mark.parametrize("size", [7, 30, 100, None])

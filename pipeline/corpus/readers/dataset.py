@@ -30,11 +30,12 @@ def reads_files(corpus: CorpusConfig) -> bool:
     return corpus.source == "files" or corpus.dataset in PACKAGED_BUILDERS
 
 
-def cut_at_shards(path: str, _size_bytes: int, corpus: CorpusConfig) -> list[Span]:
+def cut_at_shards(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]:
     """A part for each shard of the data set.
 
     Args:
         path: the name of a split, or the file that a packaged builder reads.
+        size_bytes: not needed.
         corpus: names the data set.
 
     Raises:
@@ -82,7 +83,16 @@ def open_dataset(path: str, corpus: CorpusConfig) -> "IterableDataset":
 
 
 def batches(dataset: "IterableDataset", name: str, *, num_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-    """The rows of a data set; what its builder says of damaged data is the user's to know."""
+    """The rows of a data set.
+
+    Args:
+        dataset: to be read.
+        name: of the data set, for an error.
+        num_rows: of a batch.
+
+    Raises:
+        CorpusError: the data are damaged, in the words of the data set's builder.
+    """
     with _one_line_errors(f"{name} cannot be read", mend="mend the data"):
         yield from dataset.with_format("arrow").iter(batch_size=num_rows)
 

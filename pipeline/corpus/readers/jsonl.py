@@ -41,7 +41,7 @@ def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
 
 
 def _texts_by_arrow(lines: bytes, *, column: str) -> pa.ChunkedArray | None:
-    """The text of each line that is not blank, null where it has none; None if Arrow cannot tell.
+    """The text of each line that is not blank, null where it has none; None if Arrow cannot read it.
 
     Arrow does not care where lines end. But where each begins and ends with a brace, none ends within an object, since
     no brace opens after one that closed; and with as many objects as lines there is one in each.

@@ -16,11 +16,12 @@ from pipeline.corpus.readers.reader import Documents, Reader, Span
 from pipeline.corpus.units import WorkUnit, chunks
 
 
-def cut_at_row_groups(path: str, _size_bytes: int, corpus: CorpusConfig) -> list[Span]:
+def cut_at_row_groups(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]:
     """Parts of whole row groups, each of `unit_bytes` or more of the column.
 
     Args:
         path: the file.
+        size_bytes: its size, which is not needed.
         corpus: has `text_column` and `unit_bytes`.
 
     Raises:
@@ -30,12 +31,12 @@ def cut_at_row_groups(path: str, _size_bytes: int, corpus: CorpusConfig) -> list
         check_column(parquet.schema_arrow, path, column=corpus.text_column)
         groups = column_spans(parquet.metadata, column=corpus.text_column)
     spans = []
-    start = size_bytes = 0
+    start = column_bytes = 0
     for stop, group in enumerate(groups, 1):
-        size_bytes += sum(num_bytes for _, num_bytes in group)
-        if size_bytes >= corpus.unit_bytes or stop == len(groups):
-            spans.append(Span(start, stop, size_bytes))
-            start, size_bytes = stop, 0
+        column_bytes += sum(num_bytes for _, num_bytes in group)
+        if column_bytes >= corpus.unit_bytes or stop == len(groups):
+            spans.append(Span(start, stop, column_bytes))
+            start, column_bytes = stop, 0
     return spans
 
 
@@ -54,7 +55,7 @@ def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
             row += batch.num_rows
 
 
-def column_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
+def stored_column(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """The bytes of the column in the unit's row groups, as they are stored."""
     with storage.open_read(unit.path) as file, pq.ParquetFile(file) as parquet:
         groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
@@ -84,6 +85,6 @@ PARQUET = Reader(
     magic=b"PAR1",
     is_packable=False,
     cut=cut_at_row_groups,
-    deciding_bytes=column_bytes,
+    deciding_bytes=stored_column,
     documents=documents,
 )

@@ -42,8 +42,14 @@ class Tally:
 # --- parts of a file
 
 
-def cut_whole(_path: str, size_bytes: int, _corpus: CorpusConfig) -> list[Span]:
-    """One part: for formats that can be read from their beginning only."""
+def cut_whole(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]:
+    """The whole file as one part, for formats that are read from their beginning only.
+
+    Args:
+        path: the file, which is not looked at.
+        size_bytes: its size.
+        corpus: not needed.
+    """
     return [Span(0, size_bytes, size_bytes)]
 
 
@@ -83,7 +89,7 @@ def _after_line_end(file: BinaryIO, position: int, *, size_bytes: int) -> int:
 # --- bytes that decide the text
 
 
-def stored_bytes(unit: WorkUnit, _corpus: CorpusConfig) -> Iterator[bytes]:
+def stored_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """The bytes of the unit as they are stored."""
     if unit.packing is not None and storage.size_bytes(unit.path) != unit.stop:  # it is unpacked to its end
         raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
@@ -103,7 +109,7 @@ def text_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
 
 
 def _accept(_path: str, _head: bytes) -> None:
-    """Any file of this name is one."""
+    """Accepts any file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The folder that a corpus is prepared in: what it must not be, and whose it is meanwhile.
+"""The folder that a corpus is prepared in: names in it, what it must not be, and the lock on it.
 
-In: the corpus folder, local or in an object store, and what is to be read. Out: nothing, or the folder held by this
+In: the corpus folder, local or in an object store, and what is to be read. Out: paths; the folder, locked by this
 process. Refuses, before anything is written: a file; a folder that holds input or that input takes in, since the next
 call would read what this one wrote; a folder with files of the user's own at names that a corpus takes; a folder in
 which another process prepares.
@@ -49,7 +49,7 @@ def kept_paths(data: str, folder: str, key: str) -> tuple[str, str]:
     return f"{stem}.arrow", f"{stem}.json"
 
 
-def check_place(data: str, corpus: CorpusConfig) -> None:
+def check_folder(data: str, corpus: CorpusConfig) -> None:
     """Looks whether a corpus can be prepared in a folder and nothing be lost by it.
 
     Args:
@@ -70,7 +70,12 @@ def check_place(data: str, corpus: CorpusConfig) -> None:
 
 
 def check_sources(data: str, corpus: CorpusConfig, sources: Sequence[Source]) -> None:
-    """The same for the files that `corpus` turned out to name, some of them perhaps through links.
+    """Looks whether the files to read lie apart from the corpus folder; some may be reached through links.
+
+    Args:
+        data: the corpus folder.
+        corpus: says whether the sources are files.
+        sources: what it names.
 
     Raises:
         ConfigError: one of them lies in the corpus folder.
