@@ -28,7 +28,7 @@ Ids = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
-class ShardReceipt:
+class WrittenShard:
     """What a written shard turned out to be."""
 
     num_tokens: int
@@ -44,7 +44,7 @@ def token_type(vocab_size: int) -> pa.DataType:
 
 def write_shard(
     path: str, ids: Iterable[Ids], *, vocabulary_fingerprint: str, vocab_size: int, source: str
-) -> ShardReceipt:
+) -> WrittenShard:
     """Publishes a token shard.
 
     Its bytes are a function of the sequence of tokens and of the keyword arguments, not of how `ids` is cut: every
@@ -69,7 +69,7 @@ def write_shard(
                 writer.write_batch(pa.record_batch([pa.array(tokens)], schema=schema))
                 num_tokens += len(tokens)
                 num_unk += int(np.count_nonzero(tokens == UNK))
-    return ShardReceipt(num_tokens, size_bytes=sink.tell(), sha256=sink.sha256(), num_unk=num_unk)
+    return WrittenShard(num_tokens, size_bytes=sink.tell(), sha256=sink.sha256(), num_unk=num_unk)
 
 
 def _schema(*, vocab_size: int, vocabulary_fingerprint: str, source: str) -> pa.Schema:
