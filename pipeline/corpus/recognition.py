@@ -10,12 +10,13 @@ called; the others by their name: text may well begin with a brace. What no read
 
 import re
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.corpus.packing import SUFFIXES, Packing, packing_of, unpacked
-from pipeline.corpus.readers import READERS
+from pipeline.corpus.readers import READERS, Reader
 from pipeline.corpus.units import BYTE_ORDER_MARK
 from pipeline.errors import CorpusError
 
@@ -78,7 +79,7 @@ def recognise(path: str) -> Recognised:
         )
     if packing is not None:
         head = _first_content(path, packing)
-    format_ = next((name for name, reader in READERS.items() if reader.magic and head.startswith(reader.magic)), None)
+    format_ = _last_row(lambda reader: reader.magic is not None and head.startswith(reader.magic))
     if format_ is None:
         _refuse(path, head, packed=packing is not None)
         format_ = format_by_name(path)
@@ -97,10 +98,15 @@ def format_by_name(path: str) -> str:
     name = PurePosixPath(path.lower())
     packed = name.suffix in SUFFIXES
     suffix = PurePosixPath(name.stem).suffix if packed else name.suffix
-    format_ = next((each for each, reader in READERS.items() if suffix in reader.suffixes), "text")
+    format_ = _last_row(lambda reader: suffix in reader.suffixes) or "text"
     if packed:
         _check_packable(path, format_)
     return format_
+
+
+def _last_row(is_meant: Callable[[Reader], bool]) -> str | None:
+    """The format that is meant; of several the one that was added last, so that one from outside can take over."""
+    return next((name for name in reversed(READERS) if is_meant(READERS[name])), None)
 
 
 def _check_packable(path: str, format_: str) -> None:

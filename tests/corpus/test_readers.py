@@ -11,10 +11,9 @@ from test_sources import corpus_config, text_of
 
 from pipeline.cluster.tasks import run_here
 from pipeline.config import Config, load
-from pipeline.corpus import readers
 from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.prepare import prepare
-from pipeline.corpus.readers import READERS
+from pipeline.corpus.readers import READERS, Reader
 from pipeline.corpus.sources import cut_units, list_sources
 
 ROT13 = """
@@ -111,6 +110,13 @@ def test_a_format_of_rows_from_outside_is_known_by_its_first_bytes(tmp_path):
     assert text_of(path, eos="document")["train"] == b"RECORDS of two lines\nlast\n"
 
 
+def test_a_format_from_outside_can_take_over_a_suffix(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('["one", "two"]\n')
+    monkeypatch.setitem(READERS, "arrays", Reader(suffixes=(".jsonl",)))
+    assert text_of(path)["train"] == path.read_bytes()
+
+
 def test_a_reader_of_another_version_prepares_anew(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text(LINES)
     corpus = corpus_config(train=str(tmp_path / "a.txt"))
@@ -118,7 +124,7 @@ def test_a_reader_of_another_version_prepares_anew(tmp_path, monkeypatch):
     (unit,) = cut_units(source, corpus)
     keys = []
     for version in (1, 2, 3):
-        monkeypatch.setitem(READERS, "text", readers.Reader(version=version))
+        monkeypatch.setitem(READERS, "text", Reader(version=version))
         keys.append(digest_unit(unit, corpus=corpus).key)
     assert len(set(keys)) == 3
     monkeypatch.undo()

@@ -10,6 +10,8 @@ from pipeline.corpus.readers.parquet import PARQUET
 from pipeline.corpus.readers.reader import Reader
 from pipeline.corpus.readers.text import TEXT
 
+__all__ = ["READERS", "Reader"]
+
 READERS: dict[str, Reader] = {
     "text": TEXT,  # also any file that no other row knows
     "jsonl": JSON_LINES,
