@@ -7,13 +7,14 @@ alone: no field has a default here.
 """
 
 import difflib
+import importlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -43,7 +44,26 @@ def _best_last_or_a_step(value: object) -> object:
     raise ValueError(f"checkpoint={value}: it must be best, last or a step{near}")
 
 
+def import_extensions(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Imports modules from outside the package, each of which adds rows to the tables of formats, cells and layers.
+
+    Raises:
+        ConfigError: one cannot be imported, whatever it raised.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"extensions={name}: it cannot be imported ({reason}); name a Python module that is installed,"
+                " or put its folder into PYTHONPATH"
+            ) from error
+    return names
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_length=1)]
+Extensions = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), AfterValidator(import_extensions)]
 
 
 class Section(BaseModel):
@@ -63,7 +83,7 @@ class VocabularyConfig(Section):
 class CorpusConfig(Section):
     """What text to read and what a word is."""
 
-    source: Literal["files", "datasets", "python_docs"]
+    source: Literal["files", "datasets"]
     train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
     valid: Paths | None
     test: Paths | None
@@ -83,10 +103,6 @@ class CorpusConfig(Section):
     def _source_fits(self) -> Self:
         if self.source == "datasets" and self.dataset is None:
             raise ValueError("corpus.dataset=null names no data set; give corpus.dataset=NAME")
-        if self.source == "python_docs" and (self.train or self.valid or self.test):
-            raise ValueError(
-                "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test"
-            )
         for split in ("valid", "test"):
             if getattr(self, split) is not None and getattr(self, f"{split}_fraction") > 0:
                 fraction = getattr(self, f"{split}_fraction")
@@ -265,8 +281,12 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """The whole tree; every verb reads its part."""
+    """The whole tree; every verb reads its part.
 
+    A process that has it has imported its extensions.
+    """
+
+    extensions: Extensions  # modules of your own with formats, cells or layers; first, since they decide what is valid
     data: str | None  # the prepared corpus, a folder
     run: str | None  # the run folder
     init_from: str | None  # a run folder, its best weights, or a checkpoint's file: what a new run begins with
@@ -289,6 +309,10 @@ class Config(Section):
         if self.max_epochs is None and self.max_steps is None:
             raise ValueError("max_epochs=null and max_steps=null would never end; give one of them")
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as JSON, so that the process that receives it imports the extensions too."""
+        return judge, (type(self), self.model_dump_json())
 
 
 class EvaluateConfig(Section):

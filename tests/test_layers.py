@@ -23,17 +23,10 @@ FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rgl
 HOMES = {  # a heavy dependency: where it may be imported
     "ray": "pipeline/cluster/",
     "wandb": "pipeline/training/monitor.py",
-    "datasets": "pipeline/corpus/rows.py",
+    "datasets": "pipeline/corpus/readers/dataset.py",
     "pyarrow": ("pipeline/corpus/", "pipeline/cluster/ray_train.py"),
     "lightning": ("pipeline/training/", "pipeline/cluster/", "pipeline/run/job.py"),
-    "torch": (
-        "pipeline/run/",
-        "pipeline/model/",
-        "pipeline/scoring/",
-        "pipeline/training/",
-        "pipeline/cluster/",
-        "jobs/",
-    ),
+    "torch": tuple(f"pipeline/{part}/" for part in ("run", "model", "scoring", "training", "cluster")),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
 }

@@ -82,6 +82,11 @@ class LanePlan:
 def rank_lanes(num_lanes: int, *, world_size: int, rank: int) -> range:
     """The lanes that a rank holds: [r·B//W, (r+1)·B//W), one at least.
 
+    Args:
+        num_lanes: rows of the global batch, B.
+        world_size: ranks, W; it need not divide the lanes.
+        rank: r, from 0.
+
     Raises:
         ConfigError: there are more ranks than lanes.
     """

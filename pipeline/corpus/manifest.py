@@ -96,9 +96,8 @@ class Manifest(_Frozen):
         splits: by name (`train`, `valid`, `test`).
         vocab_size: words of `vocabulary.arrow`, `<eos>` and `<unk>` included.
         vocabulary_fingerprint: that of `vocabulary.arrow`, of its words in order.
-        vocabulary_sha256: digest of that file, so of its counts too; None in a corpus of before it was kept.
+        vocabulary_sha256: digest of that file, so of its counts too; None in a corpus that an earlier version prepared.
         configuration: the section of the configuration that the corpus was prepared with.
-        versions: what the text was made from (package → version), empty if nothing but files.
         tool_version: version of wordlanes that prepared it.
     """
 
@@ -107,7 +106,6 @@ class Manifest(_Frozen):
     vocabulary_fingerprint: Digest
     vocabulary_sha256: Digest | None = None
     configuration: dict[str, JsonValue]
-    versions: dict[str, str]
     tool_version: str
 
     def only(self, split: str) -> "Manifest":
@@ -209,7 +207,13 @@ def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
 
 
 def verify_corpus(data: str, manifest: Manifest, *, digests: bool, num_threads: int) -> Vocabulary:
-    """Checks a corpus against its manifest: vocabulary and shards. Arguments as in `check_shards`.
+    """Checks a corpus against its manifest: vocabulary and shards.
+
+    Args:
+        data: the corpus folder.
+        manifest: its manifest.
+        digests: whether each shard is read and its sha256 compared; sizes are compared always.
+        num_threads: shards checked at once.
 
     Returns:
         the vocabulary, since it has been read.

@@ -51,7 +51,14 @@ class Window:
 
 
 def read_window(tokens: Tokens, plan: LanePlan, *, step: int, lanes: Sequence[int]) -> Window:
-    """The window that `lanes` read in `step`."""
+    """The window that some lanes read in one step.
+
+    Args:
+        tokens: the split.
+        plan: how it is dealt to lanes.
+        step: the optimizer step, from 0, over all epochs.
+        lanes: their numbers, in the order in which the window has them.
+    """
     window = plan.position(step)[1]
     lengths = plan.lengths(window)
     num_steps = int(lengths.max())
@@ -82,6 +89,14 @@ def read_window(tokens: Tokens, plan: LanePlan, *, step: int, lanes: Sequence[in
 
 
 def read_windows(tokens: Tokens, plan: LanePlan, *, start: int, stop: int, lanes: Sequence[int]) -> Iterator[Window]:
-    """The windows of steps [start, stop)."""
+    """The windows of steps [start, stop).
+
+    Args:
+        tokens: the split.
+        plan: how it is dealt to lanes.
+        start: the first step.
+        stop: the end of the steps, exclusive.
+        lanes: as in `read_window`.
+    """
     for step in range(start, stop):
         yield read_window(tokens, plan, step=step, lanes=lanes)

@@ -1,6 +1,6 @@
 """Token shards: ids → Arrow files, and the files → one long sequence.
 
-In: arrays of ids, cut anyhow. Out: an Arrow IPC *file* with one non-null column `token`, uncompressed, so that memory
+In: arrays of ids, cut anywhere. Out: an Arrow IPC *file* with one non-null column `token`, uncompressed, so that memory
 mapping copies nothing; and a reader of all the shards of a split as one sequence of tokens.
 Refuses: a shard that is truncated, has another token count than its manifest says or belongs to another vocabulary. A
 flipped bit is found by `manifest.verify_corpus` only, since Arrow keeps no checksums.
@@ -28,7 +28,7 @@ Ids = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
-class ShardReceipt:
+class WrittenShard:
     """What a written shard turned out to be."""
 
     num_tokens: int
@@ -44,7 +44,7 @@ def token_type(vocab_size: int) -> pa.DataType:
 
 def write_shard(
     path: str, ids: Iterable[Ids], *, vocabulary_fingerprint: str, vocab_size: int, source: str
-) -> ShardReceipt:
+) -> WrittenShard:
     """Publishes a token shard.
 
     Its bytes are a function of the sequence of tokens and of the keyword arguments, not of how `ids` is cut: every
@@ -69,7 +69,7 @@ def write_shard(
                 writer.write_batch(pa.record_batch([pa.array(tokens)], schema=schema))
                 num_tokens += len(tokens)
                 num_unk += int(np.count_nonzero(tokens == UNK))
-    return ShardReceipt(num_tokens, size_bytes=sink.tell(), sha256=sink.sha256(), num_unk=num_unk)
+    return WrittenShard(num_tokens, size_bytes=sink.tell(), sha256=sink.sha256(), num_unk=num_unk)
 
 
 def _schema(*, vocab_size: int, vocabulary_fingerprint: str, source: str) -> pa.Schema:
@@ -110,6 +110,11 @@ def is_token_shard(path: str) -> bool:
 
 def check_counts(data: str, manifest: Manifest, vocabulary: Vocabulary) -> list[str]:
     """Counts every token, and compares with what the manifest and the vocabulary count.
+
+    Args:
+        data: the corpus folder.
+        manifest: its manifest.
+        vocabulary: its vocabulary.
 
     Returns:
         one line for each count that differs: of `<unk>` in a split, or of the words in train.

@@ -1,6 +1,6 @@
-"""What is read: a source, cut into work units; the bytes of a unit, and where a document's hash lies.
+"""What is read: sources and work units, the bytes of a unit, and the hash that decides a document's split.
 
-In: paths that are there. Out: bytes, 1 MiB at a time. Refuses: a file that changes while it is read; what is damaged,
+In: paths that exist. Out: bytes, 1 MiB at a time. Refuses: a file that changes while it is read; what is damaged,
 by name (`readable`).
 """
 
@@ -12,15 +12,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
 from pipeline.errors import CorpusError
-
-Format = Literal["text", "jsonl", "parquet", "dataset"]
 
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -30,11 +27,11 @@ BYTE_ORDER_MARK = codecs.BOM_UTF8
 class Source:
     """A file, or a split of a data set, and the split of the prepared corpus that was asked of it.
 
-    The format is the one that the name tells; what the file is, is seen when it is cut into units.
+    The format is that of the file's name; its first bytes may show another when it is cut into units.
     """
 
     split: str
-    format: Format
+    format: str
     path: str
 
 
@@ -44,9 +41,10 @@ class WorkUnit:
 
     Attributes:
         split: the split of the prepared corpus that the text goes to.
-        format: how the text is stored.
+        format: how the text is stored: a key of `READERS`.
         path: the file; of a data set, the name of its split, or the file that a packaged builder reads.
-        start: first byte; of parquet, the first row group; of a data set, the shard.
+        start: in what the format's reader counts: the first byte; of parquet, the first row group; of a data set, the
+            shard.
         stop: end of the range, exclusive.
         size_bytes: bytes that are read, 0 if not known.
         last: whether the file ends with this unit.
@@ -57,7 +55,7 @@ class WorkUnit:
     """
 
     split: str
-    format: Format
+    format: str
     path: str
     start: int
     stop: int
@@ -70,7 +68,7 @@ class WorkUnit:
 
     @property
     def name(self) -> str:
-        """The range for people, without the folder, so that it does not tell where the input lay."""
+        """The range for people, without the folder, so that it says nothing of where the input was."""
         share = f" share [{self.low:g}:{self.high:g}]" if self.is_share else ""
         return f"{printable(PurePosixPath(self.path).name)}[{self.start}:{self.stop}]{share}"
 
@@ -87,7 +85,7 @@ def printable(path: str) -> str:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turns what a reader says of a missing or damaged file into one line with its name."""
+    """Turns an error of reading a missing or damaged file into one line with its name."""
     try:
         yield
     except FileNotFoundError as error:
@@ -100,7 +98,16 @@ def readable(path: str) -> Iterator[None]:
 
 
 def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes [start, stop) of a file as they lie, 1 MiB at a time."""
+    """Bytes of a file as they are stored, 1 MiB at a time.
+
+    Args:
+        path: the file.
+        start: the first byte.
+        stop: the end of the range, exclusive.
+
+    Raises:
+        CorpusError: the file is shorter.
+    """
     with storage.open_read(path) as file:
         file.seek(start)
         while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
@@ -111,7 +118,7 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
 
 
 def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
-    """The text of a unit of plain text or JSON lines, unpacked, without the byte order mark, cut anyhow."""
+    """The bytes of a unit, unpacked, without the byte order mark, cut anywhere."""
     content = chunks(unit.path, unit.start, unit.stop) if unit.packing is None else _unpacked_chunks(unit)
     if unit.has_mark:
         head = b""

@@ -5,26 +5,21 @@ import hashlib
 import json
 import random
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from test_sources import corpus_config
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
-from pipeline.corpus import prepare as module
+from pipeline.corpus import counting, encoding, keys, merging
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.corpus.prepare import digest_unit, most_frequent, prepare
-from pipeline.corpus.sources import cut_units
+from pipeline.corpus.phases import NoProgress
+from pipeline.corpus.prepare import prepare
 from pipeline.corpus.tokens import TokenSequence
-from pipeline.corpus.units import Source
-from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary, read_vocabulary
+from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 
 
@@ -40,7 +35,7 @@ class Calls:
         if self.seed is not None:
             random.Random(self.seed).shuffle(order)
         for index in order:
-            name = function.func.__name__
+            name = function.function.func.__name__
             if self.die_before == (name, self.names.count(name)):
                 raise KeyboardInterrupt
             self.names.append(name)
@@ -106,8 +101,8 @@ def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
 
 
 def test_order_of_tasks_and_place_leave_no_trace(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RANGE_ROWS", 100)
-    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(merging, "RANGE_ROWS", 100)
+    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
     corpus = config(texts, vocabulary={"size": 50, "min_count": 2, "path": None})
     runs = [tmp_path / "somewhere" / "a", tmp_path / "b", tmp_path / "c"]
     for seed, data in enumerate(runs):
@@ -148,10 +143,13 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     data = str(tmp_path / "data")
     prepare(config(texts), data, run_tasks=run_here)
     num_read = []
-    reader = module.read_blocks
-    monkeypatch.setattr(
-        module, "read_blocks", lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw)
-    )
+    reader = keys.read_blocks
+    for module in (keys, counting, encoding):
+        monkeypatch.setattr(
+            module,
+            "read_blocks",
+            lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw),
+        )
 
     def redone():
         found = [unit for unit, is_digest in num_read if not is_digest]
@@ -390,20 +388,8 @@ def test_what_is_changed_gives_the_bytes_of_a_fresh_preparation(tmp_path, monkey
     assert digests("data") == digests("whole") != digests("fresh")
 
 
-def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
-    packed = gzip.compress(b'{"text": "one two"}\n', mtime=0)
-    for name in ("a.jsonl.gz", "a.bin"):
-        (tmp_path / name).write_bytes(packed)
-    corpus = corpus_config(train=str(tmp_path))
-    (unit,) = cut_units(Source("train", "jsonl", str(tmp_path / "a.jsonl.gz")), corpus)
-    changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}, {"has_mark": True}]
-    changes.append({"format": "text", "path": str(tmp_path / "a.bin")})
-    keys = [digest_unit(replace(unit, **each), corpus=corpus).key for each in ({}, *changes)]
-    assert len(set(keys)) == len(keys)
-
-
 def test_what_is_kept_is_told(texts, tmp_path):
-    class Notes(module.NoProgress):
+    class Notes(NoProgress):
         def __init__(self):
             self.notes = []
 
@@ -452,7 +438,7 @@ def test_a_file_that_is_renamed_gives_the_bytes_of_its_new_name(tmp_path):
 def test_a_shard_that_is_spoilt_meanwhile_makes_no_corpus(texts, tmp_path, spoil):
     def spoil_then_encode(function, items):
         yield from run_here(function, items)
-        if function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_unit":
             spoil(tmp_path / "data" / "train" / "00001.arrow")
 
     with pytest.raises(CorpusError, match=r"train/00001\.arrow has (None|\d+) bytes, needed \d+: who changed it\?"):
@@ -487,52 +473,6 @@ def test_files_of_any_name_are_prepared(tmp_path):
         "line\nend.txt",
         "what?[1]*.txt",
     ]
-
-
-KEYS_OF_BEFORE = {  # as the first version made them: what is kept under them is taken as it is
-    ("a.txt", "whole"): ["8d4eb6ab4759c168"],
-    ("a.txt", "shares"): ["e384fc5b901a9654", "48f855e61fdf3a45"],
-    ("l.txt", "whole"): ["67e782a37153e630"],
-    ("b.jsonl", "whole"): ["2db67972d86e75bb"],
-    ("b.jsonl", "shares"): ["5d5d42ebbb366022", "3af61d9aecff9357"],
-    ("c.txt.gz", "whole"): ["333a6d1ad7773c64"],
-    ("c.txt.gz", "shares"): ["d4e75e52d0ac9e80", "8750665f9a062659"],
-}
-
-
-@pytest.mark.parametrize(("name", "rule"), KEYS_OF_BEFORE)
-def test_keys_of_before_stay(tmp_path, name, rule):
-    path = tmp_path / name
-    path.write_bytes(
-        {
-            "a.txt": "one two\nfünf\ntail".encode(),
-            "l.txt": b"caf\xe9\n",
-            "b.jsonl": b'{"text": "a b"}\n{"text": "c\\nd"}\n',
-            "c.txt.gz": bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"),
-        }[name]
-    )
-    rules = {"whole": {}, "shares": {"valid_fraction": 0.25, "documents": "lines"}}[rule]
-    corpus = corpus_config(train=str(path), **rules)
-    (source,) = module.list_sources(corpus)
-    keys = [module.digest_unit(unit, corpus=corpus).key[:16] for unit in module.cut_units(source, corpus)]
-    assert keys == KEYS_OF_BEFORE[name, rule]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "before"),
-    [
-        ("mark.txt", b"\xef\xbb\xbfa b\n", "161b1cb97109140c"),
-        ("packed.txt", bytes.fromhex("1f8b08000000000002034b5448e20200a1e98d2d04000000"), "9b332da333d8f9c7"),
-        ("mark.gz", bytes.fromhex("1f8b08000000000002037bbf7b7fa2421217004e43d78607000000"), "6c5df6fd93974f59"),
-        ("rows.json", b'{"text": "a"}\n', "c33d94c289e63f31"),
-    ],
-)
-def test_keys_of_before_go_where_the_words_are_others_now(tmp_path, name, content, before):
-    (tmp_path / name).write_bytes(content)
-    corpus = corpus_config(train=str(tmp_path / name))
-    (source,) = module.list_sources(corpus)
-    (unit,) = module.cut_units(source, corpus)
-    assert module.digest_unit(unit, corpus=corpus).key[:16] != before
 
 
 def test_what_is_odd_in_a_text_is_counted(tmp_path):
@@ -579,7 +519,7 @@ def test_null_rows_belong_to_the_key_of_rows_alone(texts, tmp_path):
 
 
 def test_files_beside_the_data_are_named_once_they_are_read(tmp_path):
-    class Notes(module.NoProgress):
+    class Notes(NoProgress):
         def __init__(self):
             self.found = []
 
@@ -637,7 +577,7 @@ def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
 
 def test_input_that_changes_meanwhile_is_refused(texts, tmp_path):
     def change_before_encoding(function, items):
-        if function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_unit":
             (texts / "0.txt").write_bytes((texts / "0.txt").read_bytes().replace(b"w1", b"w9"))
         return run_here(function, items)
 
@@ -652,7 +592,7 @@ def test_a_packed_file_that_grows_meanwhile_is_refused(tmp_path):
     path.write_bytes(gzip.compress(b"one two\n"))
 
     def grow_before_counting(function, items):
-        if function.func.__name__ == "count_unit":
+        if function.function.func.__name__ == "count_unit":
             path.write_bytes(path.read_bytes() + gzip.compress(b"three\n"))
         return run_here(function, items)
 
@@ -713,58 +653,29 @@ def test_train_alone_is_a_corpus_and_fractions_make_splits(texts, tmp_path):
     assert sum(split.num_tokens for split in dealt.splits.values()) == manifest.splits["train"].num_tokens
 
 
-def test_pruning_a_range_keeps_the_sums_and_the_special_words():
-    rows = [(f"w{number:03d}", 100 - number) for number in range(100)] + [("<eos>", 1), ("<unk>", 2)]
-    counts = pa.table([[word for word, _ in rows], [count for _, count in rows]], schema=COUNTS_SCHEMA)
-    pruned = most_frequent(counts, size=20)
-    assert pruned.num_rows == 22
-    for size in (3, 10, 20):
-        whole, part = (cut_vocabulary(each, size=size, min_count=1) for each in (counts, pruned))
-        assert whole.words == part.words and whole.counts.tolist() == part.counts.tolist()
-
-
-@given(
-    counter=st.dictionaries(st.sampled_from([*"abcdefghij", "é", "😀", "\uffff", "<eos>", "<unk>"]), st.integers(1, 4)),
-    size=st.none() | st.integers(1, 12),
-)
-def test_pruning_keeps_the_first_of_words_that_are_as_frequent(counter, size):
-    words = sorted(counter, key=str.encode)
-    counts = pa.table([words, [counter[word] for word in words]], schema=COUNTS_SCHEMA)
-    found = most_frequent(counts, size=size)
-    others = [word for word in words if word not in ("<eos>", "<unk>")]
-    kept = sorted(others, key=lambda word: -counter[word])[:size]
-    found_words = found["word"].to_pylist()
-    if size is None or len(words) <= size:
-        assert found.equals(counts)
-    else:
-        assert sorted(found_words) == sorted({*kept, "<unk>"} | ({"<eos>"} & counter.keys()))
-        assert [word for word in found_words if word in kept] == [word for word in others if word in kept]
-        assert pc.sum(found["count"]).as_py() == sum(counter.values())
-
-
 @pytest.mark.parametrize("size", [7, 30, 100, None])
 def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, monkeypatch, size):
     corpus = config(texts, vocabulary={"size": size, "min_count": 1, "path": None})
     (texts / "literal.txt").write_text("<unk> w1 <eos> <unk>\n" * 3)
     found = []
     for number, rows in enumerate([10, 40, 1 << 19]):
-        monkeypatch.setattr(module, "RANGE_ROWS", rows)
-        monkeypatch.setattr(module, "SAMPLE_ROWS", 4)
+        monkeypatch.setattr(merging, "RANGE_ROWS", rows)
+        monkeypatch.setattr(counting, "SAMPLE_ROWS", 4)
         prepare(corpus, str(tmp_path / str(number)), run_tasks=run_here)
         found.append((tmp_path / str(number) / "vocabulary.arrow").read_bytes())
     assert len(set(found)) == 1
 
 
 def test_ranges_are_about_as_large_whatever_the_units_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RANGE_ROWS", 256)
-    monkeypatch.setattr(module, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(merging, "RANGE_ROWS", 256)
+    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
     names = [f"{first}{number}" for first in "bac" for number in range(1000)]
     (tmp_path / "a.txt").write_text("".join(f"{name}\n" for name in names))
     sizes = []
 
     def run_tasks(function, items):
         for index, result in run_here(function, items):
-            if function.func.__name__ == "merge_range":
+            if function.function.func.__name__ == "merge_range":
                 sizes.append(pa.ipc.open_file(result).read_all().num_rows)
             yield index, result
 
@@ -783,29 +694,3 @@ def test_datasets_opens_the_shards_as_they_are(texts, tmp_path):
             "arrow", data_files=files, split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
         )
         assert sum(1 for _ in opened) == manifest.splits["train"].num_tokens
-
-
-def test_embedded_corpus_of_a_made_package(tmp_path, monkeypatch):
-    root = tmp_path / "made"
-    root.mkdir()
-    for number in range(60):
-        (root / f"m{number}.py").write_text(f'"""Module number {number} says that it is unlike the others."""')
-    package = module.python_docs.Package("made", "1.2", str(root))
-    monkeypatch.setattr(module.python_docs, "list_packages", lambda: [package])
-    corpus = corpus_config(source="python_docs", words="words", valid_fraction=0.2, test_fraction=0.2)
-    manifest = prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
-    assert manifest.versions == {"made": "1.2"}
-    assert sum(split.num_tokens for split in manifest.splits.values()) == 60 * 12
-    for name, split in manifest.splits.items():
-        rows = (tmp_path / "data" / ".work" / "docs" / f"{name}.jsonl").read_text().splitlines()
-        assert split.num_tokens == 12 * len(rows) > 0 and len(split.shards) == 1
-    calls = Calls()
-    assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
-    assert calls.count("encode_unit") == 0
-    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["versions"] == {"made": "1.2"}
-    whole = digests(tmp_path / "data")
-    (extracted,) = (tmp_path / "data" / ".work" / "docs" / "packages").glob("*.jsonl")
-    for content in spoilt(extracted.read_bytes()):
-        extracted.unlink() if content is None else extracted.write_bytes(content)
-        assert prepare(corpus, str(tmp_path / "data"), run_tasks=run_here) == manifest
-        assert digests(tmp_path / "data") == whole

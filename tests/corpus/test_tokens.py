@@ -16,8 +16,8 @@ from pipeline.corpus import tokens as module
 from pipeline.corpus.manifest import Manifest, Shard, Split
 from pipeline.corpus.tokens import (
     BATCH_TOKENS,
-    ShardReceipt,
     TokenSequence,
+    WrittenShard,
     check_counts,
     is_token_shard,
     token_type,
@@ -72,7 +72,6 @@ def counted(folder, shards, *, num_unk, counts):
         vocabulary_fingerprint=vocabulary.fingerprint,
         vocabulary_sha256=None,
         configuration={},
-        versions={},
         tool_version="0",
     )
     return check_counts(str(folder), manifest, vocabulary)
@@ -161,7 +160,7 @@ def test_record_batches_hold_a_mebi_of_tokens(tmp_path, num_tokens, expected):
 def test_the_receipt_tells_what_was_written(tmp_path):
     receipt = write(tmp_path / "new" / "a.arrow", [[1, 0, 5], [], [1, 1]])
     content = (tmp_path / "new" / "a.arrow").read_bytes()
-    assert receipt == ShardReceipt(5, len(content), hashlib.sha256(content).hexdigest(), 3)
+    assert receipt == WrittenShard(5, len(content), hashlib.sha256(content).hexdigest(), 3)
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["a.arrow"]
 
 

@@ -1,6 +1,6 @@
-"""The folder that a corpus is prepared in: what it must not be, and whose it is meanwhile.
+"""The folder that a corpus is prepared in: names in it, what it must not be, and the lock on it.
 
-In: the corpus folder, local or in an object store, and what is to be read. Out: nothing, or the folder held by this
+In: the corpus folder, local or in an object store, and what is to be read. Out: paths; the folder, locked by this
 process. Refuses, before anything is written: a file; a folder that holds input or that input takes in, since the next
 call would read what this one wrote; a folder with files of the user's own at names that a corpus takes; a folder in
 which another process prepares.
@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.manifest import MANIFEST_NAME, VOCABULARY_NAME, read_manifest
-from pipeline.corpus.rows import PACKAGED_BUILDERS
+from pipeline.corpus.readers.dataset import reads_files
 from pipeline.corpus.tokens import is_token_shard
 from pipeline.corpus.units import SPLITS, Source
 from pipeline.corpus.vocabulary import read_vocabulary
@@ -37,7 +37,19 @@ def receipt_name(shard: str) -> str:
     return f"{WORK}/{shard.removesuffix('.arrow')}.json"
 
 
-def check_place(data: str, corpus: CorpusConfig) -> None:
+def kept_paths(data: str, folder: str, key: str) -> tuple[str, str]:
+    """Where the work folder keeps an artifact of a key, and its receipt.
+
+    Args:
+        data: the corpus folder.
+        folder: of the work folder: what kind of artifact.
+        key: of what it is made of.
+    """
+    stem = storage.join(data, WORK, folder, key)
+    return f"{stem}.arrow", f"{stem}.json"
+
+
+def check_folder(data: str, corpus: CorpusConfig) -> None:
     """Looks whether a corpus can be prepared in a folder and nothing be lost by it.
 
     Args:
@@ -58,12 +70,17 @@ def check_place(data: str, corpus: CorpusConfig) -> None:
 
 
 def check_sources(data: str, corpus: CorpusConfig, sources: Sequence[Source]) -> None:
-    """The same for the files that `corpus` turned out to name, some of them perhaps through links.
+    """Looks whether the files to read lie apart from the corpus folder; some may be reached through links.
+
+    Args:
+        data: the corpus folder.
+        corpus: says whether the sources are files.
+        sources: what it names.
 
     Raises:
         ConfigError: one of them lies in the corpus folder.
     """
-    if _reads_files(corpus):
+    if reads_files(corpus):
         for split in SPLITS:
             _refuse_within(data, f"corpus.{split}", [each.path for each in sources if each.split == split])
 
@@ -89,15 +106,10 @@ def held(data: str) -> Iterator[None]:
 # --- input and output apart
 
 
-def _reads_files(corpus: CorpusConfig) -> bool:
-    """Whether its splits are paths, and not the names that a data set has for its splits."""
-    return corpus.source == "files" or corpus.dataset in PACKAGED_BUILDERS
-
-
 def _named_inputs(corpus: CorpusConfig) -> list[tuple[str, str]]:
     """Key and value of all that names a path to read."""
     named = [("corpus.vocabulary.path", corpus.vocabulary.path)] if corpus.vocabulary.path is not None else []
-    if _reads_files(corpus):
+    if reads_files(corpus):
         return named + [(f"corpus.{split}", each) for split in SPLITS for each in getattr(corpus, split) or ()]
     if corpus.dataset is not None and storage.exists(corpus.dataset):
         return [*named, ("corpus.dataset", corpus.dataset)]

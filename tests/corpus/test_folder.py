@@ -11,8 +11,8 @@ from test_sources import corpus_config
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
+from pipeline.corpus.folder import held
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.corpus.place import held
 from pipeline.corpus.prepare import prepare
 from pipeline.errors import ConfigError
 
