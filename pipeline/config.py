@@ -47,37 +47,57 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_le
 
 
 class Section(BaseModel):
-    """A part of the tree: strict, frozen, without room for unknown keys."""
+    """A part of the tree: strict, frozen, without room for unknown keys.
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    The string below a field says what the key is for: `--help` prints it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class VocabularyConfig(Section):
     """Which words get an id of their own."""
 
-    size: Annotated[int, Field(ge=3)] | None  # the most words, with <eos> and <unk>; null: every word
-    min_count: PositiveInt  # a word seen less often is <unk>
-    path: str | None  # a given vocabulary, taken whole: one word a line, or a vocabulary.arrow
+    size: Annotated[int, Field(ge=3)] | None
+    """The most words that get an id, <eos> and <unk> included; null: every word."""
+    min_count: PositiveInt
+    """A word seen less often in the training text becomes <unk>."""
+    path: str | None
+    """A vocabulary of your own, taken whole: a file with one word a line, or a vocabulary.arrow."""
 
 
 class CorpusConfig(Section):
     """What text to read and what a word is."""
 
     source: Literal["files", "datasets", "python_docs"]
-    train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
+    """Where the text comes from: files, a Hugging Face data set, or the documentation of this Python."""
+    train: Paths | None
+    """Training text: files, globs or folders; with `datasets` names of splits, or files of a packaged builder."""
     valid: Paths | None
+    """Validation text, given as `train` is; null: none, or cut from `train` by `valid_fraction`."""
     test: Paths | None
-    dataset: str | None  # datasets: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)
-    text_column: str  # jsonl, parquet and datasets; a dotted path leads into nested columns
-    null_rows: Literal["refuse", "skip"]  # what becomes of a row whose text is null or missing
-    documents: Literal["files", "lines"]  # what a document of plain text is; a row is always one
-    valid_fraction: Share  # share of train's documents, drawn by the document's hash
+    """Test text, given as `train` is; null: none, or cut from `train` by `test_fraction`."""
+    dataset: str | None
+    """With `datasets`: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)."""
+    text_column: str
+    """The column that holds the text, in JSON lines, parquet and data sets; `a.b` is column b within column a."""
+    null_rows: Literal["refuse", "skip"]
+    """What happens to a row whose text is null or missing: refuse the corpus, or skip the row and count it."""
+    documents: Literal["files", "lines"]
+    """What a document of plain text is: a whole file or one line; a row of a data set is always one."""
+    valid_fraction: Share
+    """Share of the training documents that becomes the validation split, chosen by each document's hash."""
     test_fraction: Share
+    """Share of the training documents that becomes the test split, chosen in the same way."""
     words: Literal["whitespace", "words"]
+    """How text is split: at white space, for text that is tokenised already, or into words and punctuation."""
     lowercase: bool
-    eos: Literal["line", "document"]  # what ends with <eos>
+    """Whether to convert the text to lower case first."""
+    eos: Literal["line", "document"]
+    """What ends with an end-of-sequence token, <eos>: each line or each document."""
     vocabulary: VocabularyConfig
-    unit_bytes: Annotated[int, Field(ge=1024)]  # a task reads about this much of a file
+    unit_bytes: Annotated[int, Field(ge=1024)]
+    """About how many bytes of a file one task reads."""
 
     @model_validator(mode="after")
     def _source_fits(self) -> Self:
