@@ -1,4 +1,7 @@
-"""`python -m jobs VERB [key=value ...]`: finds the verb, and ends a user's mistake in one line and exit code 2."""
+"""The command line, `wordlanes VERB [key=value ...]` or `python -m jobs VERB ...`.
+
+In: what was typed. Out: the verb's own output, and an exit code. A user's mistake ends in one line and exit code 2.
+"""
 
 import importlib
 import os
@@ -9,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from jobs import console
@@ -35,6 +39,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
+SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 USER_MISTAKE = 2
 UNREAD = 1
@@ -59,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments
     try:
         if verb not in VERBS:
-            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `python -m jobs` lists them")
+            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `{MODULE}` lists them")
         if "--help" in rest or "-h" in rest:
             print(_help(verb))
             return 0
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"stopped: {stopped}", file=sys.stderr)
         return 128 + signal.Signals[stopped.cause].value
     except PipelineError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_as_typed(' '.join(str(error).split()))}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -91,14 +96,25 @@ def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{does}" for verb, (does, *_) in VERBS.items())
-    more = "python -m jobs VERB --help shows groups, keys and values"
-    return f"usage: python -m jobs VERB [key=value ...]\n\n{verbs}\n\n{more}"
+    command = _command()
+    more = f"{command} VERB --help explains every key"
+    return f"usage: {command} VERB [key=value ...]\n\n{verbs}\n\n{more}"
+
+
+def _command() -> str:
+    """The name by which the user called this program."""
+    return SCRIPT if Path(sys.argv[0]).name == SCRIPT else MODULE
+
+
+def _as_typed(message: str) -> str:
+    """A message in which quoted commands have the name by which the user called this one."""
+    return message.replace(f"`{MODULE}", f"`{_command()}")
 
 
 def _help(verb: str) -> str:
     """The groups with their choices and every key with its value, as composed without overrides."""
     does, schema, name, flags = VERBS[verb]
-    lines = [f"python -m jobs {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
+    lines = [f"{_command()} {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
     if schema is Config:
         lines += ["", "groups:"]
         lines += [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
@@ -175,6 +191,11 @@ def _answer(arguments: Sequence[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Sets this process up, runs what was typed and returns the exit code: the console script `wordlanes`."""
     _set_up(sys.argv[1:])
-    sys.exit(_answer(sys.argv[1:]))
+    return _answer(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -17,7 +17,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.errors import ConfigError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+
+def _find_conf() -> Path:
+    """The folder of configuration files: part of the package where that is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "conf"
+    return packaged if packaged.is_dir() else package.parent / "conf"
+
+
+CONF = _find_conf()
 
 # a key that is typed → other keys, which get these values then unless they are typed too, whatever conf/ says
 IMPLIED: dict[str, dict[str, object]] = {
