@@ -7,13 +7,17 @@ import importlib
 import os
 import secrets
 import select
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+
+from pydantic.fields import FieldInfo
 
 from jobs import console
 from pipeline.config import (
@@ -22,10 +26,11 @@ from pipeline.config import (
     Section,
     StatusConfig,
     VerifyConfig,
+    choices,
     groups,
-    leaves,
     load,
     nearest,
+    sections,
     shown,
 )
 from pipeline.errors import ConfigError, PipelineError, Stopped
@@ -112,16 +117,34 @@ def _as_typed(message: str) -> str:
 
 
 def _help(verb: str) -> str:
-    """The groups with their choices and every key with its value, as composed without overrides."""
-    does, schema, name, flags = VERBS[verb]
+    """The groups with their choices, and by section every key with its value and what it is for."""
+    does, schema, file, flags = VERBS[verb]
     lines = [f"{_command()} {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
     if schema is Config:
-        lines += ["", "groups:"]
-        lines += [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
-    values = shown(load(schema, [], name=name))
-    lines += ["", "keys and their values:"]
-    lines += [f"  {key}={values[key]}" for key in leaves(schema)]
+        lines += ["", "Groups of keys that are set together by a file of conf/, as group=choice:"]
+        lines += [f"  {group}={'|'.join(files)}" for group, files in groups().items()]
+    values = shown(load(schema, [], name=file))
+    column = max(len(f"{key}={value}") for key, value in values.items()) + 2
+    for prefix, section in sections(schema):
+        lines += ["", f"{prefix.removesuffix('.')}: {str(section.__doc__).splitlines()[0]}" if prefix else "keys:"]
+        lines += [
+            _beside(f"{prefix}{name}={values[prefix + name]}", _explained(field), column=column)
+            for name, field in section.model_fields.items()
+            if prefix + name in values
+        ]
     return "\n".join(lines)
+
+
+def _beside(setting: str, text: str, *, column: int) -> str:
+    """A setting and, in a column of its own, what it is for; text that a terminal has no room for goes on below it."""
+    width = shutil.get_terminal_size(fallback=(1000, 0)).columns
+    return textwrap.fill(f"{setting:<{column}}{text}", width, initial_indent="  ", subsequent_indent=" " * (column + 2))
+
+
+def _explained(field: FieldInfo) -> str:
+    """What a key is for, and the words that it takes if these are all."""
+    words = "|".join(choices(field.annotation))
+    return f"{field.description or ''}{f' ({words})' if words else ''}"
 
 
 def _set_up(arguments: Sequence[str]) -> None:
