@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_the_verbs_run_away_from_the_checkout(run: Run, installed: Path, tmp_pat
     verb("train", "data=data", "run=run", *SMALL, "cluster.num_workers=2")
     assert json.loads(verb("evaluate", "run=run", "accelerator=cpu", "--json"))["targets"] == 480
     assert json.loads(verb("status", "run=run", "--json"))["step"] == 6
+
+
+@pytest.mark.slow
+def test_the_example_runs_away_from_the_checkout(run: Run, tmp_path: Path) -> None:
+    example = shutil.copy(ROOT / "examples" / "python_interface.py", tmp_path)
+    done = run(str(example))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^trained to step \d+ \(from step 0\)$", done.stdout, flags=re.M)
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_the_whole_path_as_it_is_typed(tmp_path):
     ]
 
     evaluated = typed("evaluate", f"run={run}", "accelerator=cpu", "--json")
-    assert (evaluated.returncode, evaluated.stderr.strip()) == (0, "")
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
     result = json.loads(evaluated.stdout)
     assert evaluated.stdout.count("\n") == 1
     assert (result["split"], result["targets"], result["oov_rate"]) == ("test", 228, 2 / 228)
