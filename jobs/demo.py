@@ -14,8 +14,8 @@ from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Evaluation
+from pipeline.run.records import METRICS_NAME, read_records
 from pipeline.scoring.perplexity import shown_number
-from pipeline.training.records import METRICS_NAME, read_records
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,8 +16,8 @@ from rich.table import Table
 from pipeline import storage
 from pipeline.config import StatusConfig, load
 from pipeline.errors import ConfigError
-from pipeline.training.checkpoint import committed_steps, looks_whole
-from pipeline.training.ledger import EVENTS_NAME, Account, Event, Failure, account, read_events
+from pipeline.run.checkpoint import committed_steps, looks_whole
+from pipeline.run.ledger import EVENTS_NAME, Account, Event, Failure, account, read_events
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from pipeline.cluster.group import Launch, Loss
 from pipeline.cluster.launchers import Rank, told_rank
 from pipeline.cluster.workers import expect_workers, run_workers
 from pipeline.config import Config, load
-from pipeline.training.dashboard import what_waits
+from pipeline.run.job import Ending, Job, exchange_seconds
+from pipeline.run.ledger import Ledger, read_events
+from pipeline.run.tracking import what_waits
 from pipeline.training.display import Display, Follower
-from pipeline.training.job import Ending, Job, exchange_seconds
-from pipeline.training.ledger import Ledger, read_events
 
 if TYPE_CHECKING:
     from pipeline.training.trainer import Outcome

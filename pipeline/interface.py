@@ -61,7 +61,7 @@ def check_preparation(config: Config) -> str:
         CorpusError: the text is missing or empty.
     """
     from pipeline.corpus.prepare import check_inputs
-    from pipeline.training.records import METRICS_NAME
+    from pipeline.run.records import METRICS_NAME
 
     if config.data is None:
         raise ConfigError("data=null is not given; use data=FOLDER")

@@ -19,7 +19,7 @@ import torch
 from pipeline import upgrades
 from pipeline.config import Config, flat, load
 from pipeline.corpus.manifest import read_manifest
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.restore import read_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ LAYERS = [
     ["interface", *pipeline.__all__],
     ["evaluation"],
     ["training", "cluster"],
-    ["scoring"],
+    ["scoring", "run"],
     ["corpus", "model"],
     ["config", "errors", "storage", "upgrades"],
 ]
@@ -29,7 +29,14 @@ HOMES = {  # a heavy dependency: where it may be imported
     "datasets": "pipeline/corpus/rows.py",
     "pyarrow": "pipeline/corpus/",
     "lightning": ("pipeline/training/", "pipeline/cluster/"),
-    "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "pipeline/cluster/", "jobs/"),
+    "torch": (
+        "pipeline/run/",
+        "pipeline/model/",
+        "pipeline/scoring/",
+        "pipeline/training/",
+        "pipeline/cluster/",
+        "jobs/",
+    ),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
 }
@@ -75,7 +82,7 @@ def test_imports_point_down_and_heavy_ones_have_one_home(path):
 @pytest.mark.parametrize(
     ("file", "allowed"),
     [
-        ("cluster", {"config", "errors", "storage"}),
+        ("cluster", {"config", "errors", "storage", "run"}),
         ("config", {"errors"}),
         ("storage", {"errors"}),
         ("errors", set()),

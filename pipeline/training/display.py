@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import storage
 from pipeline.errors import PipelineError
-from pipeline.training.ledger import read_events
-from pipeline.training.records import METRICS_NAME, Record, read_records, step_of
+from pipeline.run.ledger import read_events
+from pipeline.run.records import METRICS_NAME, Record, read_records, step_of
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrent import State
-from pipeline.training.checkpoint import OWN_KEY, all_finite
+from pipeline.run.checkpoint import OWN_KEY, all_finite
+from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
-from pipeline.training.peers import Peers
 
 
 class Measured(NamedTuple):
@@ -47,7 +47,7 @@ class LanguageModelModule(lightning.LightningModule):
         validate_every: steps between validations; the one at the run's end may stand between two of them.
         carry: each lane carries its state on at an epoch's start, instead of zero.
         identity: what a checkpoint is stamped with: plain values, by name.
-        peers: the ranks of the run.
+        ranks: the ranks of the run.
         lanes: those of this rank.
         first_batch: this rank's share of the batch of step 0.
         skipped: steps whose windows are passed over: no update, and no lane's state moves.
@@ -71,7 +71,7 @@ class LanguageModelModule(lightning.LightningModule):
         validate_every: int,
         carry: bool,
         identity: dict[str, str],
-        peers: Peers,
+        ranks: Collectives,
         lanes: range,
         first_batch: Callable[[], Batch],
         skipped: Collection[int] = (),
@@ -84,7 +84,7 @@ class LanguageModelModule(lightning.LightningModule):
         self.validate_every = validate_every
         self.carry = carry
         self.identity = identity
-        self.peers = peers
+        self.ranks = ranks
         self.lanes = lanes
         self.first_batch = first_batch
         self.skipped = set(skipped)
@@ -117,7 +117,7 @@ class LanguageModelModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Puts what a checkpoint brought where the steps are computed."""
-        if self.peers.world_size > 2:
+        if self.ranks.world_size > 2:
             self.rehearse(self.first_batch())
         if self.state is not None:
             self.state = State(self.state.hidden_KLP.to(self.device), self.state.cell_KLH.to(self.device))
@@ -203,8 +203,8 @@ class LanguageModelModule(lightning.LightningModule):
         measured = torch.stack(local).double().tolist() if local else []
         self.unsettled_nats.clear()
         self.unsettled_norms.clear()
-        sums = self.peers.sums([*measured, *also])
-        nats, norms = sums[:num_steps], [each / self.peers.world_size for each in sums[num_steps : 2 * num_steps]]
+        sums = self.ranks.sums([*measured, *also])
+        nats, norms = sums[:num_steps], [each / self.ranks.world_size for each in sums[num_steps : 2 * num_steps]]
         steps = range(self.global_step - num_steps + 1, self.global_step + 1)
         return [Measured(*each) for each in zip(steps, nats, norms, strict=True)], sums[2 * num_steps :]
 
@@ -224,7 +224,7 @@ class LanguageModelModule(lightning.LightningModule):
             "optimizer's state": [each for each in optimizer if isinstance(each, Tensor)],
             "carried state": [*self.state],
         }
-        found = self.peers.sums([float(not all_finite(tensors)) for tensors in parts.values()])
+        found = self.ranks.sums([float(not all_finite(tensors)) for tensors in parts.values()])
         return [name for name, count in zip(parts, found, strict=True) if count]
 
     def configure_gradient_clipping(
@@ -251,8 +251,8 @@ class LanguageModelModule(lightning.LightningModule):
         checkpoint[OWN_KEY] = {
             "identity": self.identity,
             "tokens_seen": self.plan.tokens_seen(self.global_step),
-            "hidden_KLP": self.peers.lanes_of_all(self.state.hidden_KLP),
-            "cell_KLH": self.peers.lanes_of_all(self.state.cell_KLH),
+            "hidden_KLP": self.ranks.lanes_of_all(self.state.hidden_KLP),
+            "cell_KLH": self.ranks.lanes_of_all(self.state.cell_KLH),
             "validations": dict(self.validations),
             "interval_nats": self.interval_nats,
             "interval_targets": self.interval_targets,

@@ -19,14 +19,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.run.ledger import Ledger
+from pipeline.run.records import MetricsFile, Record
+from pipeline.run.tracking import sync_line, tracking_id
 from pipeline.scoring.perplexity import Score, finite
-from pipeline.training.dashboard import sync_line, tracking_id
+from pipeline.training.collectives import Collectives
 from pipeline.training.display import Display
-from pipeline.training.ledger import Ledger
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.peers import Peers
-from pipeline.training.pulse import Pulse, Schedule
-from pipeline.training.records import MetricsFile, Record
+from pipeline.training.sync import Cadence, Sync
 
 log = logging.getLogger(__name__)
 
@@ -221,9 +221,9 @@ class Monitor(Callback):
     """Validates where it is due, and records: every N steps, and each validation. The first rank does both.
 
     Args:
-        schedule: when something is due.
-        peers: the ranks.
-        pulse: what the ranks agreed on in this step.
+        cadence: when something is due.
+        ranks: the ranks.
+        sync: what the ranks agreed on in this step.
         validate: scores the validation split; None if there is none.
         reporter: of the first rank; None on the others.
     """
@@ -231,15 +231,15 @@ class Monitor(Callback):
     def __init__(
         self,
         *,
-        schedule: Schedule,
-        peers: Peers,
-        pulse: Pulse,
+        cadence: Cadence,
+        ranks: Collectives,
+        sync: Sync,
         validate: Callable[[], Score] | None,
         reporter: Reporter | None,
     ) -> None:
-        self.schedule = schedule
-        self.peers = peers
-        self.pulse = pulse
+        self.cadence = cadence
+        self.ranks = ranks
+        self.sync = sync
         self.validate = validate
         self.reporter = reporter
         self.watch = Stopwatch()
@@ -252,15 +252,15 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the step if it is due."""
-        if self.pulse.bad is not None:
+        if self.sync.bad is not None:
             return
         module = cast(LanguageModelModule, pl_module)
         step = trainer.global_step
         self.watch.add_tokens(batch.num_targets)
         record: Record = {}
-        if self.schedule.logs(step):
+        if self.cadence.logs(step):
             record |= self._train_record(module)
-        if self.validate is not None and self.schedule.validates(step):
+        if self.validate is not None and self.cadence.validates(step):
             record |= self._validation_record(step, module, self.validate)
         if self.reporter is None:
             return
@@ -286,9 +286,9 @@ class Monitor(Callback):
     def _validation_record(self, step: int, module: LanguageModelModule, validate: Callable[[], Score]) -> Record:
         """One rank scores, since all must go on with the same number, and it is told to the others."""
         self.watch.pause()
-        with self.pulse.unwatched():
+        with self.sync.unwatched():
             began = time.perf_counter()
-            score = self.peers.from_first(validate() if self.peers.first else None)
+            score = self.ranks.from_first(validate() if self.ranks.first else None)
             seconds = time.perf_counter() - began
         assert score is not None
         module.validations[step] = score.nats_per_token

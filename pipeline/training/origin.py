@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     FOLDER,
     WEIGHTS_PREFIX,
     Checkpoint,

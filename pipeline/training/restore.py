@@ -14,8 +14,8 @@ from pipeline import storage
 from pipeline.config import Config, judge
 from pipeline.errors import ConfigError
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import check_weights, checkpoint_path, own_part
-from pipeline.training.folder import CONFIG_NAME
+from pipeline.run.checkpoint import check_weights, checkpoint_path, own_part
+from pipeline.run.folder import CONFIG_NAME
 from pipeline.training.origin import choose_checkpoint, weights_of
 from pipeline.training.parts import build_model
 from pipeline.upgrades import upgraded_configuration

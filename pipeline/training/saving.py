@@ -18,7 +18,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from pipeline.config import CheckpointConfig
 from pipeline.errors import CheckpointError, PipelineError
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     Checkpoint,
     checkpoint_path,
     committed_steps,
@@ -26,13 +26,13 @@ from pipeline.training.checkpoint import (
     remove_checkpoint,
     save_checkpoint,
 )
-from pipeline.training.folder import RunFolder
-from pipeline.training.ledger import Ledger
+from pipeline.run.folder import RunFolder
+from pipeline.run.ledger import Ledger
+from pipeline.run.records import MetricsFile
+from pipeline.run.retention import steps_to_keep
+from pipeline.training.collectives import Collectives
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.peers import Peers
-from pipeline.training.pulse import Pulse, Schedule
-from pipeline.training.records import MetricsFile
-from pipeline.training.retention import steps_to_keep
+from pipeline.training.sync import Cadence, Sync
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +128,9 @@ class Checkpointer(Callback):
     Args:
         run: the run folder.
         config: the section.
-        schedule: when something is due.
-        peers: the ranks; the first one writes.
-        pulse: what the ranks agreed on in this step.
+        cadence: when something is due.
+        ranks: the ranks; the first one writes.
+        sync: what the ranks agreed on in this step.
         io: the trainer's.
         folder, metrics, ledger: of the first rank; None on the others.
     """
@@ -140,9 +140,9 @@ class Checkpointer(Callback):
         run: str,
         *,
         config: CheckpointConfig,
-        schedule: Schedule,
-        peers: Peers,
-        pulse: Pulse,
+        cadence: Cadence,
+        ranks: Collectives,
+        sync: Sync,
         io: BackgroundIO,
         folder: RunFolder | None,
         metrics: MetricsFile | None,
@@ -150,9 +150,9 @@ class Checkpointer(Callback):
     ) -> None:
         self.run = run
         self.config = config
-        self.schedule = schedule
-        self.peers = peers
-        self.pulse = pulse
+        self.cadence = cadence
+        self.ranks = ranks
+        self.sync = sync
         self.io = io
         self.folder = folder
         self.metrics = metrics
@@ -173,7 +173,7 @@ class Checkpointer(Callback):
         if reason is None:
             self._tell(wait=False)
             return
-        with self.pulse.unwatched():  # a store may be slow
+        with self.sync.unwatched():  # a store may be slow
             error = self._save(trainer, module, reason)
         if error is not None and reason == "end":
             raise CheckpointError(f"the last checkpoint is not written: {error}")
@@ -182,7 +182,7 @@ class Checkpointer(Callback):
         """Begins to write; where the process may end soon, waits for the outcome and gives the error on all ranks."""
         began = time.perf_counter()
         self._tell(wait=True)
-        run = self.peers.agree(lambda: self.run if self.folder is None else self.folder.place())
+        run = self.ranks.agree(lambda: self.run if self.folder is None else self.folder.place())
         path = checkpoint_path(run, trainer.global_step)
         if self.metrics is not None:
             expected = self._newest if self.folder is None or self.folder.lost is None else None
@@ -192,9 +192,9 @@ class Checkpointer(Callback):
             )
         trainer.save_checkpoint(path)
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
-        self.pulse.saved()
+        self.sync.saved()
         if reason in ("stop", "notice", "end"):
-            return self.peers.from_first(self._tell(wait=True))
+            return self.ranks.from_first(self._tell(wait=True))
         return None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,17 +202,17 @@ class Checkpointer(Callback):
         self._tell(wait=True)
 
     def _reason(self, step: int, module: LanguageModelModule) -> str | None:
-        if self.pulse.bad is not None:
+        if self.sync.bad is not None:
             return None
         if step == module.total_steps:
             return "end"
-        if self.pulse.stop is not None:
+        if self.sync.stop is not None:
             return "stop"
-        if self.pulse.save is not None:
-            return self.pulse.save
+        if self.sync.save is not None:
+            return self.sync.save
         if step in module.validations:
             return "validation"
-        return "steps" if self.schedule.saves(step) else None
+        return "steps" if self.cadence.saves(step) else None
 
     def _tell(self, *, wait: bool) -> str | None:
         """Tells how the write under way ended, if it has; returns its error."""

@@ -18,7 +18,7 @@ from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
 from pipeline.model.language_model import LanguageModel
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     check_identity,
     check_weights,
     checkpoint_path,
@@ -26,9 +26,9 @@ from pipeline.training.checkpoint import (
     newest_sound,
     own_part,
 )
-from pipeline.training.folder import LOCK_NAME, check_run_folder, held, write_config
-from pipeline.training.job import ATTEMPT_NAME, Ending, Job
-from pipeline.training.ledger import Event, Ledger, gather, next_attempt, read_events, saved_steps
+from pipeline.run.folder import LOCK_NAME, check_run_folder, held, write_config
+from pipeline.run.job import ATTEMPT_NAME, Ending, Job
+from pipeline.run.ledger import Event, Ledger, gather, next_attempt, read_events, saved_steps
 from pipeline.training.origin import load_origin, origin_path, origin_run
 from pipeline.training.parts import (
     bf16_is_native,

@@ -18,7 +18,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, which mypy does not find
 from torch.distributed import DistError
 
-from pipeline.training.peers import Peers
+from pipeline.training.collectives import Collectives
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ class Watchdog:
     """A thread of each rank; on all but the first a second one, since what that one asks may never be answered.
 
     Args:
-        peers: the ranks.
+        ranks: the ranks.
         hang_seconds: without a step, or without word of a rank, before it is taken to hang.
         host: address of the first rank, for the others.
         tell: (rank that hangs or None, what is known) of a hang; called on one rank.
     """
 
     def __init__(
-        self, *, peers: Peers, hang_seconds: float, host: str, tell: Callable[[int | None, str], None]
+        self, *, ranks: Collectives, hang_seconds: float, host: str, tell: Callable[[int | None, str], None]
     ) -> None:
-        self.peers = peers
+        self.ranks = ranks
         self.hang_seconds = hang_seconds
         self.tell = tell
         self._period = min(1.0, hang_seconds / 5)
@@ -53,23 +53,23 @@ class Watchdog:
 
     def _open_store(self, host: str) -> TCPStore | None:
         """The board on which the ranks write; the first one keeps it."""
-        if self.peers.world_size == 1:
+        if self.ranks.world_size == 1:
             return None
         patience = timedelta(seconds=self.hang_seconds)
         store = None
-        if self.peers.first:
+        if self.ranks.first:
             store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
-        port = self.peers.from_first(store.port if store is not None else 0)
+        port = self.ranks.from_first(store.port if store is not None else 0)
         return store or TCPStore(host, port, is_master=False, timeout=patience)
 
     def start(self, step: int) -> None:
         """Begins to watch."""
         self.mark(step, ORDER[0])
         self._publish()
-        self.peers.from_first(None)  # every rank's first word is there before any looks for it
+        self.ranks.from_first(None)  # every rank's first word is there before any looks for it
         self._turned = time.monotonic()
         self._threads.append(threading.Thread(target=self._watch, name="watchdog", daemon=True))
-        if not self.peers.first:
+        if not self.ranks.first:
             self._threads.append(threading.Thread(target=self._watch_board, name="watchdog of the board", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -125,13 +125,13 @@ class Watchdog:
 
     def _watched(self) -> range:
         """The first rank looks at all others; they look at the first."""
-        return range(1, self.peers.world_size) if self.peers.first else range(1)
+        return range(1, self.ranks.world_size) if self.ranks.first else range(1)
 
     def _publish(self) -> None:
         if self._store is not None:
             step, phase, since = self._mark
             word = [step, ORDER.index(phase), time.monotonic(), time.monotonic() - since]
-            self._store.set(str(self.peers.rank), json.dumps(word))
+            self._store.set(str(self.ranks.rank), json.dumps(word))
 
     def _word_of(self, rank: int) -> str:
         assert self._store is not None
@@ -142,7 +142,7 @@ class Watchdog:
         step, phase, _ = self._mark
         if self._store is None:
             return 0, f"rank 0 stood still for {self.hang_seconds:g} s, {phase}, after step {step}"
-        words = [json.loads(self._word_of(rank)) for rank in range(self.peers.world_size)]
+        words = [json.loads(self._word_of(rank)) for rank in range(self.ranks.world_size)]
         places = [(int(word[0]), int(word[1])) for word in words]
         least = min(places)
         if places.count(least) > 1:
@@ -155,8 +155,8 @@ class Watchdog:
         """Ends this process; whoever waits for a rank that hangs cannot be woken otherwise."""
         if not self._verdict.acquire(blocking=False):
             return
-        teller = 1 if rank == 0 and self.peers.world_size > 1 else 0
-        if self.peers.rank == teller:
+        teller = 1 if rank == 0 and self.ranks.world_size > 1 else 0
+        if self.ranks.rank == teller:
             log.error("%s: the group ends, and goes on from its last checkpoint when it is started again", cause)
             self.tell(rank, cause)
         else:

@@ -25,19 +25,21 @@ from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
-from pipeline.scoring.perplexity import score_tokens
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     checkpoint_path,
     committed_steps,
     newest_sound,
     remove_checkpoint,
     remove_uncommitted,
 )
+from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
+from pipeline.run.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
+from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
+from pipeline.run.records import METRICS_NAME, MetricsFile
+from pipeline.scoring.perplexity import score_tokens
+from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.display import Display
-from pipeline.training.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
-from pipeline.training.job import ATTEMPT_NAME, Ending, Job, exchange_seconds
-from pipeline.training.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
 from pipeline.training.origin import load_origin, origin_path
@@ -49,10 +51,8 @@ from pipeline.training.parts import (
     run_identity,
     settle_numerics,
 )
-from pipeline.training.peers import Peers
-from pipeline.training.pulse import LOST, SIGNALS, Host, Pulse, Schedule, Suspicion
-from pipeline.training.records import METRICS_NAME, MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer
+from pipeline.training.sync import LOST, SIGNALS, Cadence, Host, Suspicion, Sync
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -118,26 +118,26 @@ def work(place: Place, job: Job) -> Ending:
     scout = _trainer(place, job, [], [])
     if place.distributed:
         scout.strategy.setup_environment()  # the ranks must talk before any of them trains
-    peers = Peers(rank=scout.global_rank, world_size=scout.world_size)
+    ranks = Collectives(rank=scout.global_rank, world_size=scout.world_size)
     environment = getattr(scout.strategy, "cluster_environment", None)
     main_address = environment.main_address if environment is not None else "127.0.0.1"
-    job = replace(job, attempt=peers.from_first(job.attempt))  # one that began later found this attempt in the ledger
-    manifest = peers.agree(lambda: _common_ground(job))
+    job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
+    manifest = ranks.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
         run = job.config.run
         assert run is not None
-        peers.agree(lambda: until_the_end.enter_context(_written_to(job)) if peers.first else None)
+        ranks.agree(lambda: until_the_end.enter_context(_written_to(job)) if ranks.first else None)
         spare = f"{run}-rescued-{job.attempt}"
-        folder = peers.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if peers.first else None)
+        folder = ranks.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if ranks.first else None)
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
         while True:
-            with peers.agree(lambda: _ledger(job, folder)) as ledger:
+            with ranks.agree(lambda: _ledger(job, folder)) as ledger:
                 ending = _go_on(
                     place,
                     job,
                     manifest,
-                    peers,
+                    ranks,
                     folder=folder,
                     ledger=ledger,
                     main_address=main_address,
@@ -148,7 +148,7 @@ def work(place: Place, job: Job) -> Ending:
                 return ending
             if ending.stop is not None:  # the next group finds the same, and passes it over
                 return replace(ending, bad=None)
-            suspicion = peers.from_first(_suspicion(job, ending.bad, skipped=skipped) if peers.first else None)
+            suspicion = ranks.from_first(_suspicion(job, ending.bad, skipped=skipped) if ranks.first else None)
             if suspicion is None:
                 return ending
 
@@ -179,10 +179,10 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the pulse has one of its own
+    # Lightning's handler of SIGTERM broadcasts from within whatever is going on; the sync has one of its own
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if place.distributed:
-        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the pulse
+        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the sync
         # asks once a second, and takes the signal itself
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -228,7 +228,7 @@ def _go_on(
     place: Place,
     job: Job,
     manifest: Manifest,
-    peers: Peers,
+    ranks: Collectives,
     *,
     folder: RunFolder | None,
     ledger: Ledger | None,
@@ -239,7 +239,7 @@ def _go_on(
     """Trains from the newest whole checkpoint until the end, a wish to stop, or a step out of order.
 
     Args:
-        place, job, manifest, peers: of this worker.
+        place, job, manifest, ranks: of this worker.
         folder, ledger: of the first rank; None on the others.
         main_address: of the first rank's machine.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
@@ -249,12 +249,12 @@ def _go_on(
     assert config.data is not None and config.run is not None
     plan = lane_plan(config, manifest)
     run = config.run
-    events = peers.agree(lambda: read_events(run) if peers.first else [])
-    first_step = peers.from_first(peers.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
-    skipped |= peers.from_first(_skipped(events, from_step=first_step))
+    events = ranks.agree(lambda: read_events(run) if ranks.first else [])
+    first_step = ranks.from_first(ranks.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
+    skipped |= ranks.from_first(_skipped(events, from_step=first_step))
     identity = run_identity(config, manifest, total_steps=limit)
-    model = _model(config, manifest, peers, identity=identity, first_step=first_step)
-    lanes = rank_lanes(plan.num_lanes, world_size=peers.world_size, rank=peers.rank)
+    model = _model(config, manifest, ranks, identity=identity, first_step=first_step)
+    lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
     batches = partial(
         _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
     )
@@ -266,18 +266,18 @@ def _go_on(
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
         carry=config.stream.state == "carry",
         identity=identity,
-        peers=peers,
+        ranks=ranks,
         lanes=lanes,
         first_batch=lambda: next(batches(0, 1)),
         skipped=skipped,
     )
-    schedule = Schedule(
+    cadence = Cadence(
         log_every=config.logging.every_steps,
         save_every=config.checkpoint.every_steps,
         validate_every=module.validate_every,
         total_steps=limit,
     )
-    reporter = peers.agree(
+    reporter = ranks.agree(
         lambda: (
             None
             if ledger is None or folder is None
@@ -288,19 +288,19 @@ def _go_on(
     if ledger is not None and folder is not None and reporter is not None:
         folder.move = partial(_move, job, reporter, ledger)
         reached_step = min(limit, max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step))
-        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=peers.world_size)
+        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=ranks.world_size)
     watchdog = None
     if config.guard.hang_seconds is not None:
         watchdog = Watchdog(
-            peers=peers,
+            ranks=ranks,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
             tell=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
                 "fault", kind="hang", cause=cause, rank=rank, fatal=True
             ),
         )
-    pulse = Pulse(
-        schedule=schedule,
+    sync = Sync(
+        cadence=cadence,
         guard=config.guard,
         host=place if folder is None else Keeper(place, folder),
         save_seconds=None if config.checkpoint.every_minutes is None else config.checkpoint.every_minutes * 60,
@@ -311,64 +311,64 @@ def _go_on(
     )
     valid = open_split(config.data, manifest, "valid") if "valid" in manifest.splits else None
     monitor = Monitor(
-        schedule=schedule,
-        peers=peers,
-        pulse=pulse,
+        cadence=cadence,
+        ranks=ranks,
+        sync=sync,
         validate=None if valid is None else lambda: score_tokens(model, valid),
         reporter=reporter,
     )
     checkpointer = Checkpointer(
         config.run,
         config=config.checkpoint,
-        schedule=schedule,
-        peers=peers,
-        pulse=pulse,
+        cadence=cadence,
+        ranks=ranks,
+        sync=sync,
         io=io,
         folder=folder,
         metrics=None if reporter is None else reporter.metrics,
         ledger=ledger,
     )
-    trainer = _trainer(place, job, [io], [pulse, monitor, checkpointer])
+    trainer = _trainer(place, job, [io], [sync, monitor, checkpointer])
     loader = StepLoader(
         lambda start: batches(start, limit), current_step=lambda: trainer.global_step, total_steps=limit
     )
     try:
         resumed = checkpoint_path(config.run, first_step) if first_step else None
-        pulse.listen()
+        sync.listen()
         with warnings.catch_warnings():  # Lightning warns wherever srun is installed, though it is told where it stands
             warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
             trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
     except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
         raise KeyboardInterrupt from error
     finally:
-        pulse.release()
+        sync.release()
         if reporter is not None:
             reporter.close()
     skipped |= module.skipped
-    finished = trainer.global_step >= limit and pulse.bad is None
-    lost = peers.from_first(None if folder is None else folder.verdict())
-    ending = Ending(step=trainer.global_step, stop=None if finished else pulse.stop, bad=pulse.bad, lost=lost)
+    finished = trainer.global_step >= limit and sync.bad is None
+    lost = ranks.from_first(None if folder is None else folder.verdict())
+    ending = Ending(step=trainer.global_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost)
     if ledger is not None:
         _tell_of_end(ledger, ending, limit)
     return ending
 
 
 def _model(
-    config: Config, manifest: Manifest, peers: Peers, *, identity: dict[str, str], first_step: int
+    config: Config, manifest: Manifest, ranks: Collectives, *, identity: dict[str, str], first_step: int
 ) -> LanguageModel:
     """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
     model = build_model(config.model, vocab_size=manifest.vocab_size)
     model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
     if config.init_from is not None and first_step == 0:
-        _take_weights(model, config.init_from, peers, identity=identity)
+        _take_weights(model, config.init_from, ranks, identity=identity)
     return model
 
 
-def _take_weights(model: LanguageModel, init_from: str, peers: Peers, *, identity: dict[str, str]) -> None:
+def _take_weights(model: LanguageModel, init_from: str, ranks: Collectives, *, identity: dict[str, str]) -> None:
     """Gives the model of every rank the weights that the run begins with."""
-    path = peers.from_first(peers.agree(lambda: origin_path(init_from) if peers.first else init_from))
-    peers.agree(lambda: load_origin(model, path, identity=identity))
-    if peers.first:
+    path = ranks.from_first(ranks.agree(lambda: origin_path(init_from) if ranks.first else init_from))
+    ranks.agree(lambda: load_origin(model, path, identity=identity))
+    if ranks.first:
         log.info("beginning with the weights of %s", path)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from processes import command_line, descendants, gone
+from support.processes import command_line, descendants, gone
 
 from jobs.train import run as train
 from pipeline.cluster.ray_session import bare_heads
 from pipeline.config import Config
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.training.ledger import account, read_events
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
+from pipeline.run.ledger import account, read_events
 
 pytestmark = [
     pytest.mark.slow,
@@ -135,7 +135,7 @@ class Command:
         environment = {"DISTURBED": str(world.asked), "PYTHONPATH": str(ROOT)}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("disturbed.py")), "train", *arguments],
+                [sys.executable, str(ROOT / "tests" / "support" / "disturbed.py"), "train", *arguments],
                 env={**os.environ, **QUICK, **environment},
                 stdout=output,
                 stderr=output,

@@ -15,8 +15,8 @@ import pytest
 from jobs.__main__ import VERBS, main
 from pipeline.config import Config, groups, leaves, load, shown
 from pipeline.corpus.manifest import read_manifest
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.scoring.perplexity import PROTOCOL
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.training.restore import read_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit

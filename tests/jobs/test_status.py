@@ -12,8 +12,8 @@ import pytest
 
 from jobs.__main__ import main
 from pipeline import storage
-from pipeline.training.checkpoint import checkpoint_path
-from pipeline.training.ledger import EVENTS_NAME
+from pipeline.run.checkpoint import checkpoint_path
+from pipeline.run.ledger import EVENTS_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGAN = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC

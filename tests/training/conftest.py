@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faulty_runs import Draw, World
+from support.faulty_runs import Draw, World
 
 
 @pytest.fixture(scope="session")

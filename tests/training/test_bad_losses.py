@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty_runs import (
+from support.faulty_runs import (
     BPTT,
     NUM_LANES,
     SAVE_EVERY,
@@ -24,14 +24,14 @@ from faulty_runs import (
     saved,
     status,
 )
-from test_resume import records
+from support.runs import records
 
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import read_manifest
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
+from pipeline.run.ledger import Ledger
 from pipeline.scoring.perplexity import score_tokens
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.data import read_batches
-from pipeline.training.ledger import Ledger
 from pipeline.training.optimization import build_optimizer, learning_rate
 from pipeline.training.parts import build_model, open_split
 

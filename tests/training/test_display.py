@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.run.ledger import Ledger
+from pipeline.run.records import Record
 from pipeline.training import display
 from pipeline.training.display import Display, Follower
-from pipeline.training.ledger import Ledger
-from pipeline.training.records import Record
 
 
 class Shown(Display):

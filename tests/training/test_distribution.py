@@ -13,9 +13,9 @@ from pipeline.config import Config
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
+from pipeline.run.ledger import read_events
 from pipeline.training import trainer
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.training.ledger import read_events
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit

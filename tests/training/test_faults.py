@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
+from support.faulty_runs import (
     SIGNALS,
     TOTAL,
     Command,
@@ -35,10 +35,10 @@ from faulty_runs import (
     stands_still,
     status,
 )
-from test_resume import records
+from support.runs import records
 
-from pipeline.training.checkpoint import committed_steps
-from pipeline.training.ledger import read_events
+from pipeline.run.checkpoint import committed_steps
+from pipeline.run.ledger import read_events
 from pipeline.training.watchdog import HUNG
 
 pytestmark = [

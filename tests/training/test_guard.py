@@ -11,20 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same_end, records, train_killed
+from support.runs import assert_same_end, records, ruin, ruin_gradients, skips, train_killed
 
 from jobs.__main__ import main
 from pipeline.config import Config
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import CheckpointError, LossError, Stopped
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     check_finite,
     checkpoint_path,
     committed_steps,
     load_checkpoint,
-    save_checkpoint,
 )
-from pipeline.training.ledger import Ledger, read_events
+from pipeline.run.ledger import Ledger, read_events
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.parts import lane_plan
 from pipeline.training.restore import load_trained
@@ -62,17 +61,6 @@ def after_updates(harms: dict[int, Harm], patch: pytest.MonkeyPatch) -> None:
             harms.get(step, lambda module: None)(self)
 
     patch.setattr(LanguageModelModule, "optimizer_step", optimizer_step)
-
-
-def ruin_gradients(steps: set[int], patch: pytest.MonkeyPatch) -> None:
-    """Makes the gradient of some steps NaN, though their loss is as it was."""
-    sound = LanguageModelModule.training_step
-
-    def training_step(self: LanguageModelModule, *arguments: Any) -> torch.Tensor:
-        loss = sound(self, *arguments)
-        return loss + (loss * 0).sqrt() if self.global_step + 1 in steps else loss
-
-    patch.setattr(LanguageModelModule, "training_step", training_step)
 
 
 @torch.no_grad()
@@ -121,10 +109,6 @@ def told_beforehand(config: Config, *steps: int) -> str:
         Ledger(config.run, attempt=1).write("skip", **place, num_tokens=plan.targets_in(window), tokens=[])
     train(config)
     return config.run
-
-
-def skips(run: str | None) -> list[int]:
-    return [event["step"] for event in read_events(str(run)) if event["event"] == "skip"]
 
 
 def faults(run: str | None) -> list[str]:
@@ -296,14 +280,6 @@ def test_windows_are_passed_over_though_the_ledger_cannot_be_written(
 
 
 # --- runs of before, which saved what was ruined
-
-
-def ruin(run: str, step: int) -> None:
-    """Makes a weight of a saved checkpoint NaN."""
-    path = checkpoint_path(run, step)
-    checkpoint = load_checkpoint(path)
-    next(iter(checkpoint["state_dict"].values())).view(-1)[3] = math.nan
-    save_checkpoint(checkpoint, path)
 
 
 def test_a_ruined_checkpoint_is_not_gone_on_from(config: Train, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
+from support.faulty_runs import (
     JOBS,
     PATIENCE_SECONDS,
     TOTAL,

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_guard import ruin, ruin_gradients, skips
-from test_resume import Killed, assert_same_end, records, train_killed
+from support.runs import Killed, assert_same_end, records, ruin, ruin_gradients, skips, train_killed
 
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint, own_part
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint, own_part
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 from pipeline.training.trainer import train

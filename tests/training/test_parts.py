@@ -9,7 +9,7 @@ import yaml
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint, own_part
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, own_part
 from pipeline.training.parts import build_model, fitted_model, run_identity
 from pipeline.training.restore import load_trained
 from pipeline.training.trainer import train

@@ -1,6 +1,5 @@
 """Law 3: N + M steps = N steps, stop, resume, M steps; bit for bit, whatever stands at the joint."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import assert_same, assert_same_end, records, train_killed
 
 from pipeline.config import Config
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.trainer import Outcome, train
 
@@ -25,58 +25,6 @@ pytestmark = [
 
 SmallConfig = Callable[..., Config]
 WINDOWS = 52  # of the made corpus: 1000 words and 91 line ends on 3 lanes of bptt 7
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without warning; nothing catches it."""
-
-
-def train_killed(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains until `step` updates are made, checkpoints of that step included, then ends without any clean-up."""
-
-    def die(self: LanguageModelModule, *arguments: Any) -> None:
-        if self.global_step == step:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LanguageModelModule, "on_train_batch_end", die)
-        with pytest.raises(Killed):
-            train(config)
-
-
-def records(run: str) -> list[dict[str, Any]]:
-    """The run's metrics without what the clock decides."""
-    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
-
-
-def assert_same_end(run: str, other: str, step: int) -> None:
-    """The two runs' last checkpoints hold the same bits, and their metrics the same numbers."""
-    left, right = (load_checkpoint(checkpoint_path(each, step)) for each in (run, other))
-    assert_same(left["state_dict"], right["state_dict"])
-    assert_same(left["optimizer_states"], right["optimizer_states"])
-    assert_same(left["wordlanes"], right["wordlanes"])
-    assert records(run) == records(other)
-
-
-def assert_same(left: object, right: object) -> None:
-    """Equal in every value and every bit."""
-    if isinstance(left, torch.Tensor):
-        assert isinstance(right, torch.Tensor)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert isinstance(right, dict)
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert isinstance(right, list | tuple)
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    else:
-        assert left == right
 
 
 CASES = {

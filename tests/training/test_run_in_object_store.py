@@ -19,9 +19,9 @@ from jobs.status import status
 from pipeline import storage
 from pipeline.config import Config, StatusConfig
 from pipeline.errors import ConfigError
-from pipeline.training import pulse
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.training.ledger import read_events
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.run.ledger import read_events
+from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 from pipeline.training.trainer import train
@@ -102,7 +102,7 @@ def test_between_checkpoints_no_step_waits_for_the_store(
     monkeypatch.setattr(storage, "is_local", lambda path: local(path) if not path.startswith("s3://") else False)
     monkeypatch.setattr(storage, "resolve", resolve)
     monkeypatch.setattr(LanguageModelModule, "training_step", step)
-    monkeypatch.setattr(pulse, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(sync, "PROGRESS_SECONDS", 0.0)
     train(small_config(f"data={make_corpus()}", "checkpoint.every_steps=10", "max_steps=40", f"run={run}"))
     assert len(steps) == 40
     assert asked <= {"ledger", "checkpoint_0"}

@@ -11,12 +11,12 @@ import torch
 from pipeline import storage
 from pipeline.config import CheckpointConfig, Config, load
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint, save_checkpoint
+from pipeline.run.ledger import Event, read_events
+from pipeline.run.records import MetricsFile
 from pipeline.training import saving
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint, save_checkpoint
-from pipeline.training.ledger import Event, read_events
-from pipeline.training.pulse import Pulse
-from pipeline.training.records import MetricsFile
 from pipeline.training.saving import BackgroundIO, Checkpointer, _tidy
+from pipeline.training.sync import Sync
 from pipeline.training.trainer import train
 from pipeline.training.worker import Alone
 
@@ -40,12 +40,12 @@ def config(make_corpus: MakeCorpus, small_config: SmallConfig, tmp_path: Path) -
 def reasons(monkeypatch: pytest.MonkeyPatch, **asked: int) -> None:
     """Has the ranks agree on a notice, a time to save or a stop in these steps."""
 
-    def settle(self: Pulse, module: Any, step: int, sound: Any = Pulse._settle) -> None:
+    def settle(self: Sync, module: Any, step: int, sound: Any = Sync._settle) -> None:
         sound(self, module, step)
         self.save = next((name for name in ("time", "notice") if asked.get(name) == step), None)
         self.stop = "SIGTERM" if asked.get("stop") == step else self.stop
 
-    monkeypatch.setattr(Pulse, "_settle", settle)
+    monkeypatch.setattr(Sync, "_settle", settle)
 
 
 @pytest.mark.parametrize(("reason", "waited"), [("stop", True), ("notice", True), ("time", False)])
@@ -146,11 +146,11 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_knows_of_them(
 
 
 def test_nothing_is_saved_of_a_loss_out_of_order(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def settle(self: Pulse, module: Any, step: int, sound: Any = Pulse._settle) -> None:
+    def settle(self: Sync, module: Any, step: int, sound: Any = Sync._settle) -> None:
         sound(self, module, step)
         self.bad = (step, "loss is bad") if step == 15 else None
 
-    monkeypatch.setattr(Pulse, "_settle", settle)
+    monkeypatch.setattr(Sync, "_settle", settle)
     assert config.run is not None
     with pytest.raises(Exception, match="loss is bad; step 10 is saved"):
         train(config)

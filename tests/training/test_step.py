@@ -14,8 +14,8 @@ from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.stream import read_window
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training import parts, trainer
-from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.parts import build_model, open_split
 from pipeline.training.trainer import train
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import wandb
-from wandb_server import serving
+from support.wandb_server import serving
 
 from jobs import train as train_job
 from pipeline.config import Config, TrackingConfig, load
+from pipeline.run.tracking import sync_line, tracking_id, what_waits
 from pipeline.training import monitor
-from pipeline.training.dashboard import sync_line, tracking_id, what_waits
 from pipeline.training.monitor import WandbTracker
 
 KEY = "0123456789" * 4

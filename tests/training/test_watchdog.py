@@ -84,11 +84,11 @@ class Ranks:
             dog._publish()
 
     def _dog(self, rank: int, world_size: int) -> Watchdog:
-        peers = SimpleNamespace(
+        ranks = SimpleNamespace(
             rank=rank, world_size=world_size, first=rank == 0, from_first=lambda value: value or (Board.made and 4711)
         )
         return Watchdog(
-            peers=peers,  # type: ignore[arg-type]
+            ranks=ranks,  # type: ignore[arg-type]
             hang_seconds=HANG_SECONDS,
             host="head",
             tell=lambda hanging, cause: self.told.append((rank, hanging, cause)),
@@ -326,8 +326,8 @@ def test_the_first_rank_keeps_the_board_and_nobody_waits_for_it_longer_than_for_
 @pytest.mark.parametrize(("hang_seconds", "period_seconds"), [(600.0, 1.0), (5.0, 1.0), (1.0, 0.2)])
 def test_it_looks_often_enough(hang_seconds: float, period_seconds: float, make_ranks: MakeRanks) -> None:
     make_ranks(1)
-    peers: Any = SimpleNamespace(rank=0, world_size=1, first=True)
-    dog = Watchdog(peers=peers, hang_seconds=hang_seconds, host="head", tell=lambda rank, cause: None)
+    ranks: Any = SimpleNamespace(rank=0, world_size=1, first=True)
+    dog = Watchdog(ranks=ranks, hang_seconds=hang_seconds, host="head", tell=lambda rank, cause: None)
     assert dog._period == period_seconds
 
 
@@ -337,7 +337,7 @@ def test_it_watches_from_its_start_to_its_stop(rank: int, names: list[str], make
     dog = ranks.dogs[rank]
     Board.words.clear()
     there: list[set[str]] = []
-    dog.peers.from_first = lambda value: there.append(set(Board.words))  # type: ignore[assignment,func-returns-value]
+    dog.ranks.from_first = lambda value: there.append(set(Board.words))  # type: ignore[assignment,func-returns-value]
     dog._period = PATIENCE_SECONDS  # no turn, unless it is stopped
     ranks.clock.sleep(1e9)
     dog.start(7)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faulty_runs import (
+from support.faulty_runs import (
     JOBS,
     PATIENCE_SECONDS,
     ROOT,
@@ -24,9 +24,9 @@ from faulty_runs import (
     send,
     status,
 )
-from forks import Fork
+from support.forks import Fork
 
-from pipeline.training.ledger import read_events
+from pipeline.run.ledger import read_events
 
 pytestmark = [
     pytest.mark.slow,
@@ -122,7 +122,7 @@ def events_since(world: World, since: int) -> list[str]:
 
 def test_a_wish_to_stop_is_heard_where_lightning_would_take_it(world: World, draw: Draw) -> None:
     """It has a handler of its own for SIGTERM while it sets up, which broadcasts."""
-    once = "    if once(f'{os.getppid()}{module.peers.rank}'): os.kill(os.getpid(), signal.SIGTERM)\n"
+    once = "    if once(f'{os.getppid()}{module.ranks.rank}'): os.kill(os.getpid(), signal.SIGTERM)\n"
     hook = draw.one(["configure_optimizers", "on_fit_start", "on_train_start", "on_train_end"])
     more = f"def hook(module, sound=LanguageModelModule.{hook}):\n{once}    return sound(module)\n"
     command = world.train(workers=2, program=world.script(more=f"{more}LanguageModelModule.{hook} = hook\n"))

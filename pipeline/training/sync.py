@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.config import GuardConfig
-from pipeline.training.ledger import Ledger
+from pipeline.run.ledger import Ledger
 from pipeline.training.losswatch import LossWatch
 from pipeline.training.module import LanguageModelModule, Measured
 from pipeline.training.watchdog import Watchdog
@@ -36,7 +36,7 @@ CAUSES = (*SIGNALS, RESIZE, LOST)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Cadence:
     """In which steps something is due.
 
     Attributes:
@@ -127,11 +127,11 @@ class Signals:
         self.cause, self._since = name, time.monotonic()
 
 
-class Pulse(Callback):
+class Sync(Callback):
     """Stands first among the callbacks; the others read what it found.
 
     Args:
-        schedule: where the ranks must agree in any case.
+        cadence: where the ranks must agree in any case.
         guard: the section.
         host: the cluster.
         save_seconds: between checkpoints; None: by steps alone.
@@ -149,7 +149,7 @@ class Pulse(Callback):
     def __init__(
         self,
         *,
-        schedule: Schedule,
+        cadence: Cadence,
         guard: GuardConfig,
         host: Host,
         save_seconds: float | None,
@@ -158,7 +158,7 @@ class Pulse(Callback):
         ledger: Ledger | None,
         watchdog: Watchdog | None,
     ) -> None:
-        self.schedule = schedule
+        self.cadence = cadence
         self.guard = guard
         self.host = host
         self.save_seconds = save_seconds
@@ -223,7 +223,7 @@ class Pulse(Callback):
             if step == self.reached_step:
                 self._tell_again(module, step)
         self.save = None
-        if step >= self._next_step or self.schedule.anything(step) or self._suspects(step):
+        if step >= self._next_step or self.cadence.anything(step) or self._suspects(step):
             self._settle(module, step)
             if self.bad is not None or self.stop is not None:
                 trainer.should_stop = True
@@ -233,7 +233,7 @@ class Pulse(Callback):
         module = cast(LanguageModelModule, pl_module)
         self._tell_again(module, trainer.global_step)
         self.release()
-        module.peers.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
+        module.ranks.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
 
     def release(self) -> None:
         """Gives the signals back and ends the watch; a second call does nothing."""
@@ -253,7 +253,7 @@ class Pulse(Callback):
 
     def _settle(self, module: LanguageModelModule, step: int) -> None:
         """One collective: the losses since the last one, and what each rank has to say."""
-        first = module.peers.first
+        first = module.ranks.first
         now = time.perf_counter()
         cause = self._signals.cause or self._asked_to_stop(now)
         wishes = [float(cause == name) for name in CAUSES]
@@ -322,7 +322,7 @@ class Pulse(Callback):
 
     def _to_be_saved(self, step: int) -> bool:
         """Whether a checkpoint is written at the step, for whatever reason."""
-        due = self.schedule.saves(step) or self.schedule.validates(step)
+        due = self.cadence.saves(step) or self.cadence.validates(step)
         return due or self.save is not None or self.stop is not None
 
     def _judge_whole(self, module: LanguageModelModule, step: int) -> None:

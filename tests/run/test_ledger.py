@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.training import ledger
-from pipeline.training.ledger import (
+from pipeline.run import ledger
+from pipeline.run.ledger import (
     EVENTS_NAME,
     FIELDS,
     SILENT_SECONDS,
@@ -474,7 +474,7 @@ def test_the_docstring_names_every_event_and_field():
 
 
 def test_it_loads_nothing_heavy():
-    code = "import sys, pipeline.training.ledger; print(*{'torch', 'lightning', 'ray', 'numpy'} & set(sys.modules))"
+    code = "import sys, pipeline.run.ledger; print(*{'torch', 'lightning', 'ray', 'numpy'} & set(sys.modules))"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

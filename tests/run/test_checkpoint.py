@@ -19,7 +19,7 @@ import torch
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training.checkpoint import (
+from pipeline.run.checkpoint import (
     best_step,
     check_identity,
     checkpoint_path,

@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from forks import Fork, minding
-from processes import children, command_line, descendants, gone, stat
-from test_resume import assert_same, records
 
 from jobs.__main__ import main
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import read_manifest
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.training.ledger import read_events
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.run.ledger import read_events
+from support.forks import Fork, minding
+from support.processes import children, command_line, descendants, gone, stat
+from support.runs import assert_same, records
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = os.environ.get("WORDLANES_FAULT_SEED", "1")
@@ -246,7 +246,7 @@ def once(name="it"):
     return True
 
 def training_step(module, batch, batch_idx, sound=LanguageModelModule.training_step):
-    step, rank = module.global_step + 1, module.peers.rank
+    step, rank = module.global_step + 1, module.ranks.rank
     {harm}
     hook = module.model.register_forward_hook(lambda model, given, made: (made[0] * ({factor}), made[1]))
     try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.training.records import METRICS_NAME, MetricsFile, Record, read_records
+from pipeline.run.records import METRICS_NAME, MetricsFile, Record, read_records
 
 
 def record(step: int) -> Record:

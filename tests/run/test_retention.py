@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.training.retention import steps_to_keep
+from pipeline.run.retention import steps_to_keep
 
 
 class Case(TypedDict):

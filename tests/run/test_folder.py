@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same, records
+from support.runs import assert_same, records
 
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.training import pulse
-from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.training.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
-from pipeline.training.ledger import Ledger, account, read_events
+from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
+from pipeline.run.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
+from pipeline.run.ledger import Ledger, account, read_events
+from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.saving import Checkpointer
 from pipeline.training.trainer import train
@@ -153,7 +153,7 @@ def test_a_loop_of_links_and_a_name_that_is_too_long_are_refused_in_a_line(
 RIGHTS = """
 import os, sys
 from pipeline.errors import ConfigError
-from pipeline.training.folder import check_run_folder, held
+from pipeline.run.folder import check_run_folder, held
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for run in sys.argv[1:]:
     try:
@@ -230,7 +230,7 @@ def test_one_that_waits_gets_it_when_the_other_lets_go(tmp_path: Path, monkeypat
         naps.append(seconds)
         first.__exit__(None, None, None)
 
-    monkeypatch.setattr("pipeline.training.folder.time.sleep", let_go)
+    monkeypatch.setattr("pipeline.run.folder.time.sleep", let_go)
     with held(str(tmp_path), name=LOCK_NAME, patience_seconds=1e6, taken="is taken"):
         assert len(naps) == 1
 
@@ -398,7 +398,7 @@ def train_harmed(config: Config, step: int, harm: Callable[[Path], None], patch:
             harm(Path(str(config.run)))
 
     with patch.context() as patched:
-        patched.setattr(pulse, "SETTLE_SECONDS", 0.0)
+        patched.setattr(sync, "SETTLE_SECONDS", 0.0)
         patched.setattr(LanguageModelModule, "optimizer_step", once)
         train(config)
 

@@ -22,10 +22,10 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError
-from pipeline.training import checkpoint
-from pipeline.training.job import ATTEMPT_NAME
-from pipeline.training.ledger import EVENTS_NAME
-from pipeline.training.records import METRICS_NAME
+from pipeline.run import checkpoint
+from pipeline.run.job import ATTEMPT_NAME
+from pipeline.run.ledger import EVENTS_NAME
+from pipeline.run.records import METRICS_NAME
 
 log = logging.getLogger(__name__)
 

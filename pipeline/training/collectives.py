@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(days=2)  # a rank may wait for another's validation; a hang is the watchdog's
 
 
-class Peers:
+class Collectives:
     """The ranks of this run.
 
     Args:

@@ -26,7 +26,7 @@ def disturbed(folder, place, job):
     undisturbed = getattr(LanguageModelModule, "undisturbed", LanguageModelModule.on_train_batch_start)
 
     def on_train_batch_start(self, batch, batch_idx):
-        rank = self.peers.rank
+        rank = self.ranks.rank
         if said(folder, str(rank)) != str(os.getpid()):
             Path(folder, f"{rank}.new").write_text(str(os.getpid()))
             Path(folder, f"{rank}.new").rename(Path(folder, str(rank)))

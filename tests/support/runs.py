@@ -1,0 +1,90 @@
+"""What tests of whole runs share: runs that are killed or harmed, and what two runs that ended alike have in common."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Config
+from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from pipeline.run.ledger import read_events
+from pipeline.training.module import LanguageModelModule
+from pipeline.training.trainer import train
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without warning; nothing catches it."""
+
+
+def train_killed(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until `step` updates are made, checkpoints of that step included, then ends without any clean-up."""
+
+    def die(self: LanguageModelModule, *arguments: Any) -> None:
+        if self.global_step == step:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModelModule, "on_train_batch_end", die)
+        with pytest.raises(Killed):
+            train(config)
+
+
+def records(run: str) -> list[dict[str, Any]]:
+    """The run's metrics without what the clock decides."""
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def assert_same_end(run: str, other: str, step: int) -> None:
+    """The two runs' last checkpoints hold the same bits, and their metrics the same numbers."""
+    left, right = (load_checkpoint(checkpoint_path(each, step)) for each in (run, other))
+    assert_same(left["state_dict"], right["state_dict"])
+    assert_same(left["optimizer_states"], right["optimizer_states"])
+    assert_same(left["wordlanes"], right["wordlanes"])
+    assert records(run) == records(other)
+
+
+def assert_same(left: object, right: object) -> None:
+    """Equal in every value and every bit."""
+    if isinstance(left, torch.Tensor):
+        assert isinstance(right, torch.Tensor)
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert isinstance(right, dict)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert isinstance(right, list | tuple)
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    else:
+        assert left == right
+
+
+def ruin_gradients(steps: set[int], patch: pytest.MonkeyPatch) -> None:
+    """Makes the gradient of some steps NaN, though their loss is as it was."""
+    sound = LanguageModelModule.training_step
+
+    def training_step(self: LanguageModelModule, *arguments: Any) -> torch.Tensor:
+        loss = sound(self, *arguments)
+        return loss + (loss * 0).sqrt() if self.global_step + 1 in steps else loss
+
+    patch.setattr(LanguageModelModule, "training_step", training_step)
+
+
+def ruin(run: str, step: int) -> None:
+    """Makes a weight of a saved checkpoint NaN."""
+    path = checkpoint_path(run, step)
+    checkpoint = load_checkpoint(path)
+    next(iter(checkpoint["state_dict"].values())).view(-1)[3] = math.nan
+    save_checkpoint(checkpoint, path)
+
+
+def skips(run: str | None) -> list[int]:
+    return [event["step"] for event in read_events(str(run)) if event["event"] == "skip"]
