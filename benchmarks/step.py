@@ -26,7 +26,7 @@ from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, read_manifest, write_manifest
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import count_words, cut_vocabulary, write_vocabulary
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.parts import choose_device, open_split
 
 VOCAB, WIDTH, LANES, BPTT, CUTOFFS = 10_000, 200, 20, 35, (2000,)

@@ -1,15 +1,23 @@
-"""`python -m jobs VERB [key=value ...]`: finds the verb, and ends a user's mistake in one line and exit code 2."""
+"""The command line, `wordlanes VERB [key=value ...]` or `python -m jobs VERB ...`.
+
+In: what was typed. Out: the verb's own output, and an exit code. A user's mistake ends in one line and exit code 2.
+"""
 
 import importlib
 import os
 import secrets
 import select
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+
+from pydantic.fields import FieldInfo
 
 from pipeline import console
 from pipeline.config import (
@@ -18,10 +26,11 @@ from pipeline.config import (
     Section,
     StatusConfig,
     VerifyConfig,
+    choices,
     groups,
-    leaves,
     load,
     nearest,
+    sections,
     shown,
 )
 from pipeline.errors import ConfigError, PipelineError, Stopped
@@ -35,6 +44,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
+SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 USER_MISTAKE = 2
 UNREAD = 1
@@ -59,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments
     try:
         if verb not in VERBS:
-            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `python -m jobs` lists them")
+            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `{MODULE}` lists them")
         if "--help" in rest or "-h" in rest:
             print(_help(verb))
             return 0
@@ -72,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"stopped: {stopped}", file=sys.stderr)
         return 128 + signal.Signals[stopped.cause].value
     except PipelineError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_as_typed(' '.join(str(error).split()))}", file=sys.stderr)
         return USER_MISTAKE
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -91,21 +101,50 @@ def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{does}" for verb, (does, *_) in VERBS.items())
-    more = "python -m jobs VERB --help shows groups, keys and values"
-    return f"usage: python -m jobs VERB [key=value ...]\n\n{verbs}\n\n{more}"
+    command = _command()
+    more = f"{command} VERB --help explains every key"
+    return f"usage: {command} VERB [key=value ...]\n\n{verbs}\n\n{more}"
+
+
+def _command() -> str:
+    """The name by which the user called this program."""
+    return SCRIPT if Path(sys.argv[0]).name == SCRIPT else MODULE
+
+
+def _as_typed(message: str) -> str:
+    """A message in which quoted commands have the name by which the user called this one."""
+    return message.replace(f"`{MODULE}", f"`{_command()}")
 
 
 def _help(verb: str) -> str:
-    """The groups with their choices and every key with its value, as composed without overrides."""
-    does, schema, name, flags = VERBS[verb]
-    lines = [f"python -m jobs {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
+    """The groups with their choices, and by section every key with its value and what it is for."""
+    does, schema, file, flags = VERBS[verb]
+    lines = [f"{_command()} {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
     if schema is Config:
-        lines += ["", "groups:"]
-        lines += [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
-    values = shown(load(schema, [], name=name))
-    lines += ["", "keys and their values:"]
-    lines += [f"  {key}={values[key]}" for key in leaves(schema)]
+        lines += ["", "Groups of keys that are set together by a file of conf/, as group=choice:"]
+        lines += [f"  {group}={'|'.join(files)}" for group, files in groups().items()]
+    values = shown(load(schema, [], name=file))
+    column = max(len(f"{key}={value}") for key, value in values.items()) + 2
+    for prefix, section in sections(schema):
+        lines += ["", f"{prefix.removesuffix('.')}: {str(section.__doc__).splitlines()[0]}" if prefix else "keys:"]
+        lines += [
+            _beside(f"{prefix}{name}={values[prefix + name]}", _explained(field), column=column)
+            for name, field in section.model_fields.items()
+            if prefix + name in values
+        ]
     return "\n".join(lines)
+
+
+def _beside(setting: str, text: str, *, column: int) -> str:
+    """A setting and, in a column of its own, what it is for; text that a terminal has no room for goes on below it."""
+    width = shutil.get_terminal_size(fallback=(1000, 0)).columns
+    return textwrap.fill(f"{setting:<{column}}{text}", width, initial_indent="  ", subsequent_indent=" " * (column + 2))
+
+
+def _explained(field: FieldInfo) -> str:
+    """What a key is for, and the words that it takes if these are all."""
+    words = "|".join(choices(field.annotation))
+    return f"{field.description or ''}{f' ({words})' if words else ''}"
 
 
 def _set_up(arguments: Sequence[str]) -> None:
@@ -175,6 +214,11 @@ def _answer(arguments: Sequence[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Sets this process up, runs what was typed and returns the exit code: the console script `wordlanes`."""
     _set_up(sys.argv[1:])
-    sys.exit(_answer(sys.argv[1:]))
+    return _answer(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

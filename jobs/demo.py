@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import prepare, train
-from jobs.evaluate import Evaluation, evaluate
+from jobs.evaluate import evaluate_shown
 from jobs.python_docs import list_packages, write_splits
 from pipeline import storage
 from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
+from pipeline.evaluation import Evaluation
 from pipeline.run.records import METRICS_NAME, read_records
 from pipeline.scoring.perplexity import shown_number
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     request = EvaluateConfig(
         run=config.run, data=config.data, split="test", checkpoint="best", accelerator=config.accelerator
     )
-    Console().print(_table(config, read_manifest(config.data), evaluate(request)))
+    Console().print(_table(config, read_manifest(config.data), evaluate_shown(request)))
 
 
 def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:

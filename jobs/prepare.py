@@ -11,13 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline import storage
 from pipeline.cluster.tasks import task_runner
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Split
-from pipeline.corpus.prepare import check_inputs, prepare
-from pipeline.errors import ConfigError
-from pipeline.run.records import METRICS_NAME
+from pipeline.corpus.prepare import prepare
+from pipeline.interface import check_preparation
 
 
 class Bar:
@@ -91,20 +89,16 @@ def main(arguments: Sequence[str]) -> None:
         PipelineError: the configuration or the text cannot be.
     """
     config = load(Config, arguments)
-    if config.data is None:
-        raise ConfigError("data=null is not given; use data=FOLDER")
-    if storage.exists(storage.join(config.data, METRICS_NAME)):
-        raise ConfigError(f"data={config.data} is a run folder, as it holds {METRICS_NAME}; use another data=FOLDER")
-    check_inputs(config.corpus, config.data)
+    data = check_preparation(config)
     console = Console()
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
         ready_seconds = time.monotonic()
-        manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
+        manifest = prepare(config.corpus, data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
         seconds = time.monotonic() - ready_seconds
     print_summary(
         manifest,
-        data=config.data,
+        data=data,
         read_bytes=bar.read_bytes,
         seconds=seconds,
         around_seconds=time.monotonic() - begun_seconds - seconds,

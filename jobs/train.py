@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline import storage
 from pipeline.config import Config, load
 from pipeline.run.tracking import what_waits
-from pipeline.train import conclude, launch, plan_run
+from pipeline.runner import conclude, launch, plan_run
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ alone: no field has a default here.
 import difflib
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
@@ -18,7 +18,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pipeline.errors import ConfigError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+
+def _find_conf() -> Path:
+    """The folder of configuration files: part of the package where that is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "conf"
+    return packaged if packaged.is_dir() else package.parent / "conf"
+
+
+CONF = _find_conf()
 
 # a key that is typed → other keys, which get these values then unless they are typed too, whatever conf/ says
 IMPLIED: dict[str, dict[str, object]] = {
@@ -67,37 +75,57 @@ Extensions = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), AfterVa
 
 
 class Section(BaseModel):
-    """A part of the tree: strict, frozen, without room for unknown keys."""
+    """A part of the tree: strict, frozen, without room for unknown keys.
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    The string below a field says what the key is for: `--help` prints it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class VocabularyConfig(Section):
     """Which words get an id of their own."""
 
-    size: Annotated[int, Field(ge=3)] | None  # the most words, with <eos> and <unk>; null: every word
-    min_count: PositiveInt  # a word seen less often is <unk>
-    path: str | None  # a given vocabulary, taken whole: one word a line, or a vocabulary.arrow
+    size: Annotated[int, Field(ge=3)] | None
+    """The most words that get an id, <eos> and <unk> included; null: every word."""
+    min_count: PositiveInt
+    """A word seen less often in the training text becomes <unk>."""
+    path: str | None
+    """A vocabulary of your own, taken whole: a file with one word a line, or a vocabulary.arrow."""
 
 
 class CorpusConfig(Section):
     """What text to read and what a word is."""
 
     source: Literal["files", "datasets"]
-    train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
+    """Where the text comes from: files, or a Hugging Face data set."""
+    train: Paths | None
+    """Training text: files, globs or folders; with `datasets` names of splits, or files of a packaged builder."""
     valid: Paths | None
+    """Validation text, given as `train` is; null: none, or cut from `train` by `valid_fraction`."""
     test: Paths | None
-    dataset: str | None  # datasets: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)
-    text_column: str  # jsonl, parquet and datasets; a dotted path leads into nested columns
-    null_rows: Literal["refuse", "skip"]  # what becomes of a row whose text is null or missing
-    documents: Literal["files", "lines"]  # what a document of plain text is; a row is always one
-    valid_fraction: Share  # share of train's documents, drawn by the document's hash
+    """Test text, given as `train` is; null: none, or cut from `train` by `test_fraction`."""
+    dataset: str | None
+    """With `datasets`: a name, a folder, or a packaged builder (json, csv, parquet, text, arrow)."""
+    text_column: str
+    """The column that holds the text, in JSON lines, parquet and data sets; `a.b` is column b within column a."""
+    null_rows: Literal["refuse", "skip"]
+    """What happens to a row whose text is null or missing: refuse the corpus, or skip the row and count it."""
+    documents: Literal["files", "lines"]
+    """What a document of plain text is: a whole file or one line; a row of a data set is always one."""
+    valid_fraction: Share
+    """Share of the training documents that becomes the validation split, chosen by each document's hash."""
     test_fraction: Share
+    """Share of the training documents that becomes the test split, chosen in the same way."""
     words: Literal["whitespace", "words"]
+    """How text is split: at white space, for text that is tokenised already, or into words and punctuation."""
     lowercase: bool
-    eos: Literal["line", "document"]  # what ends with <eos>
+    """Whether to convert the text to lower case first."""
+    eos: Literal["line", "document"]
+    """What ends with an end-of-sequence token, <eos>: each line or each document."""
     vocabulary: VocabularyConfig
-    unit_bytes: Annotated[int, Field(ge=1024)]  # a task reads about this much of a file
+    unit_bytes: Annotated[int, Field(ge=1024)]
+    """About how many bytes of a file one task reads."""
 
     @model_validator(mode="after")
     def _source_fits(self) -> Self:
@@ -119,11 +147,16 @@ class CorpusConfig(Section):
 class StreamConfig(Section):
     """How the token sequence becomes batches."""
 
-    num_lanes: PositiveInt  # rows of the global batch, whatever the number of devices
-    bptt: PositiveInt  # tokens of each lane in a step
+    num_lanes: PositiveInt
+    """Rows of the global batch: each is a stretch of the corpus of its own, whatever the number of devices."""
+    bptt: PositiveInt
+    """Tokens of each lane in one step: how far gradients flow back in time."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    state: Literal["reset", "carry"]  # at an epoch's start: zero, or each lane's own end
-    verify: Literal["digest", "size"]  # what of each shard is checked before the first step
+    """Seed of the initial weights and of the dropout masks."""
+    state: Literal["reset", "carry"]
+    """The recurrent state at the start of an epoch: zero, or carried on from each lane's own end."""
+    verify: Literal["digest", "size"]
+    """What is checked of each token shard before the first step: its digest, or its size, which is faster."""
 
 
 class SoftmaxConfig(Section):
@@ -182,26 +215,35 @@ class ModelConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The learning rate as a function of step, epoch and the validations so far."""
+    """The learning rate during training."""
 
     kind: Literal["constant", "step", "plateau", "cosine"]
-    warmup_steps: Count  # linear from 0 to lr, before the rest
-    hold_epochs: Count  # step: epochs at the full rate
-    divide_by: Annotated[
-        float, Field(gt=1, allow_inf_nan=False)
-    ]  # step: at each later epoch; plateau: when patience is used up
-    patience: PositiveInt  # plateau: validations without a better one
-    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # plateau and cosine end there
+    """How the learning rate changes after the warm-up."""
+    warmup_steps: Count
+    """Steps in which the rate rises linearly from 0 to `optim.lr`."""
+    hold_epochs: Count
+    """With `step`: epochs at the full rate before it falls."""
+    divide_by: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    """What the rate is divided by: with `step` at each later epoch, with `plateau` when patience is used up."""
+    patience: PositiveInt
+    """With `plateau`: validations in a row without a better one, after which the rate is divided."""
+    min_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """With `plateau` and `cosine`: the rate at which the fall ends."""
 
 
 class OptimConfig(Section):
-    """How the weights move."""
+    """The optimizer."""
 
     name: Literal["sgd", "adagrad", "adam", "adamw"]
+    """The optimizer."""
     lr: Positive
-    momentum: Share  # sgd
+    """The highest learning rate; it applies to the mean nats per target."""
+    momentum: Share
+    """With `sgd`: the momentum."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    clip_norm: Positive | None  # of the global gradient
+    """Weight decay, as the optimizer defines it."""
+    clip_norm: Positive | None
+    """The largest norm of the global gradient: a longer one is scaled down; null: no clipping."""
     schedule: ScheduleConfig
 
     @model_validator(mode="after")
@@ -214,54 +256,80 @@ class OptimConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to validate and to save, and what to keep."""
+    """When to validate and to save, and which checkpoints to keep."""
 
     every_steps: PositiveInt
-    every_minutes: Positive | None  # besides; null: by steps alone
+    """Steps between checkpoints."""
+    every_minutes: Positive | None
+    """Minutes between checkpoints, in addition to those by steps; null: by steps alone."""
     keep_last: PositiveInt
-    keep_best: Count  # by validation nats
-    keep_every_steps: PositiveInt | None  # each checkpoint whose step is a multiple of it; null: none for that reason
-    validate_every_steps: PositiveInt | None  # null: at the end of each epoch
+    """How many of the newest checkpoints are kept."""
+    keep_best: Count
+    """How many of the best checkpoints, by validation nats, are kept as well."""
+    keep_every_steps: PositiveInt | None
+    """Checkpoints whose step is a multiple of this are never removed; null: there is no such rule."""
+    validate_every_steps: PositiveInt | None
+    """Steps between validations; null: at the end of each epoch."""
 
 
 class GuardConfig(Section):
-    """What is watched while a run goes on: losses, gradient norms, and at each checkpoint all that it would hold."""
+    """What is watched during training: losses, gradient norms, checkpoints, and workers that hang."""
 
-    on_bad_loss: Literal["stop", "skip", "ignore"]  # skip: go back to before the update to blame, pass its window over
-    spike_deviations: Positive | None  # a loss this far above the mean of those before it is bad; null: only not finite
-    spike_window_steps: Annotated[int, Field(ge=2)]  # how many are before it
-    skip_steps: PositiveInt  # windows passed over: the bad one, and those before it
-    max_skips: PositiveInt  # how often a run passes windows over before it stops after all
-    hang_seconds: Positive | None  # a rank without a step for so long hangs; null: nobody watches
+    on_bad_loss: Literal["stop", "skip", "ignore"]
+    """A loss that is not finite or a spike: stop, skip its window from an earlier checkpoint, or ignore it."""
+    spike_deviations: Positive | None
+    """Standard deviations above the mean of earlier losses that make a spike; null: spikes are not judged."""
+    spike_window_steps: Annotated[int, Field(ge=2)]
+    """How many earlier losses a loss is compared with."""
+    skip_steps: PositiveInt
+    """With `skip`: windows to skip, the bad one and those just before it."""
+    max_skips: PositiveInt
+    """With `skip`: how often a run may skip before it stops."""
+    hang_seconds: Positive | None
+    """Seconds without a step after which a worker is taken to hang; null: no watch is kept."""
 
 
 class LoggingConfig(Section):
-    """What the run folder and the terminal are told, and how often."""
+    """How often training is recorded, and what the terminal shows."""
 
     every_steps: PositiveInt
+    """Steps between records in metrics.jsonl."""
     progress: bool
+    """Whether the terminal shows progress between validations."""
 
 
 class TrackingConfig(Section):
-    """The dashboard; what is null is wandb's own to find, from its variables (WANDB_*) and settings files."""
+    """The dashboard that a run reports to."""
 
     kind: Literal["wandb", "none"]
-    project: str | None  # null: as wandb finds it, else wordlanes
-    mode: Literal["online", "offline"] | None  # null: as wandb finds it, else online if a key is configured
+    """The dashboard: Weights & Biases, or none."""
+    project: str | None
+    """Its project; null: from WANDB_PROJECT or wandb's settings, else wordlanes."""
+    mode: Literal["online", "offline"] | None
+    """Whether to send records; null: from WANDB_MODE or wandb's settings, else online if a key is configured."""
 
 
 class ClusterConfig(Section):
-    """Which machines."""
+    """Where work is done, and by how many processes."""
 
     kind: Literal["none", "local", "ray"]
-    num_cpus: PositiveInt | None  # prepare: tasks at a time; null: one for each core
-    num_workers: PositiveInt | None  # train: processes, one for each device; null: 1, or what a launcher started
-    min_workers: PositiveInt | None  # train: Ray goes on with as few as these; null: with all or none
-    cpus_per_worker: PositiveInt | None  # train: threads of each; null: the machine's cores, shared out
-    address: str | None  # kind=ray: of the running cluster; null: the one that this machine belongs to
-    max_failures: Count  # train: worker groups lost before the run is given up; machines taken with notice do not count
-    resize_seconds: Positive  # train: how often Ray looks for machines to grow onto
-    grace_seconds: Positive  # train: from a wish to stop until a worker is killed
+    """How work is started: processes of this machine or a launcher, Ray on this machine, or a running Ray cluster."""
+    num_cpus: PositiveInt | None
+    """To prepare with Ray: tasks at a time; null: one for each core."""
+    num_workers: PositiveInt | None
+    """Training processes, one for each device; null: 1, or as many as a launcher started."""
+    min_workers: PositiveInt | None
+    """With Ray, training goes on with as few workers as this, and grows again; null: with all or none."""
+    cpus_per_worker: PositiveInt | None
+    """Threads of each training process; null: the machine's cores, shared out evenly."""
+    address: str | None
+    """With `ray`: HOST:PORT of the running cluster; null: the one to which this machine belongs."""
+    max_failures: Count
+    """How often lost workers are replaced before the run is given up; machines taken with notice do not count."""
+    resize_seconds: Positive
+    """With Ray: seconds between looks for machines onto which training can grow."""
+    grace_seconds: Positive
+    """Seconds that workers have to save and end after a request to stop, before they are killed."""
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
@@ -286,14 +354,22 @@ class Config(Section):
     A process that has it has imported its extensions.
     """
 
-    extensions: Extensions  # modules of your own with formats, cells or layers; first, since they decide what is valid
-    data: str | None  # the prepared corpus, a folder
-    run: str | None  # the run folder
-    init_from: str | None  # a run folder, its best weights, or a checkpoint's file: what a new run begins with
+    extensions: Extensions
+    """Python modules of your own that add text formats, recurrent cells or output layers."""
+    data: str | None
+    """The folder of the prepared corpus."""
+    run: str | None
+    """The folder of the training run: its checkpoints, metrics and configuration."""
+    init_from: str | None
+    """Weights for a new run to begin with: the folder of another run (its best ones) or a checkpoint's file."""
     max_epochs: PositiveInt | None
+    """Passes over the training text, at most; null: only max_steps counts."""
     max_steps: PositiveInt | None
+    """Optimizer steps, at most; null: only max_epochs counts."""
     precision: Literal["fp32", "bf16"]
+    """Arithmetic of the model; with bf16, softmax and loss stay in fp32."""
     accelerator: Literal["auto", "cpu", "cuda"]
+    """The device to train on; auto: CUDA where there is a GPU."""
     corpus: CorpusConfig
     stream: StreamConfig
     model: ModelConfig
@@ -319,22 +395,29 @@ class EvaluateConfig(Section):
     """What `evaluate` reads."""
 
     run: str | None
-    data: str | None  # null: the corpus of the run
+    """The folder of the training run."""
+    data: str | None
+    """Another prepared corpus with the same vocabulary; null: the corpus of the run."""
     split: str
+    """The split to score: train, valid or test."""
     checkpoint: Annotated[Literal["best", "last"] | int, BeforeValidator(_best_last_or_a_step)]
+    """Which checkpoint: best (by validation nats), last, or the step of one that is kept."""
     accelerator: Literal["auto", "cpu", "cuda"]
+    """The device to score on; auto: CUDA where there is a GPU."""
 
 
 class VerifyConfig(Section):
     """What `verify` reads."""
 
     data: str | None
+    """The folder of the prepared corpus."""
 
 
 class StatusConfig(Section):
     """What `status` reads."""
 
     run: str | None
+    """The folder of the training run."""
 
 
 Tree = TypeVar("Tree", bound=Section)
@@ -419,6 +502,21 @@ def leaves(schema: type[Section], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def sections(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """A schema and the sections below it, each with what the dotted keys of its fields begin with."""
+    yield prefix, schema
+    for name, field in schema.model_fields.items():
+        for part in _parts(field.annotation):
+            if isinstance(part, type) and issubclass(part, Section):
+                yield from sections(part, f"{prefix}{name}.")
+
+
+def choices(annotation: object) -> list[str]:
+    """The words that a field takes; empty where it takes other values as well."""
+    parts = _parts(annotation)
+    return [] if int in parts else [part for part in parts if isinstance(part, str)]
+
+
 def flat(tree: Section) -> dict[str, object]:
     """Every dotted key of a tree with its value, as JSON holds it."""
 
@@ -454,12 +552,12 @@ def _checked(schema: type[Section], override: str) -> tuple[str, str]:
     if any("\ud800" <= character <= "\udfff" for character in override):  # how Python holds bytes of another encoding
         raise ConfigError(f"argument {override!r} is no valid UTF-8; name such a file by its folder or a glob")
     known = leaves(schema)
-    choices = groups() if schema is Config else {}
-    if key in choices:
-        if value not in choices[key]:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(choices[key])}{nearest(value, choices[key])}")
+    files = groups() if schema is Config else {}
+    if key in files:
+        if value not in files[key]:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(files[key])}{nearest(value, files[key])}")
     elif key not in known:
-        raise ConfigError(f"unknown key {key}{nearest(key.lstrip('+~'), [*known, *choices])}")
+        raise ConfigError(f"unknown key {key}{nearest(key.lstrip('+~'), [*known, *files])}")
     elif not value:
         raise ConfigError(f"{key}= has no value; give one, or null")
     return key, value
@@ -503,5 +601,5 @@ def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
     needed = message.replace("Input should be", "it must be")
     if NoneType in _parts(known.get(key)) and not isinstance(error["loc"][-1], int):  # an item of a list is never null
         needed += ", or null"
-    near = nearest(str(error["input"]), [a for a in _parts(known.get(key)) if isinstance(a, str)])
+    near = nearest(str(error["input"]), choices(known.get(key)))
     return f"{key}={json.dumps(error['input'])}: {needed}{near}"

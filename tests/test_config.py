@@ -15,6 +15,7 @@ from pipeline.config import (
     CONF,
     Config,
     EvaluateConfig,
+    StatusConfig,
     VerifyConfig,
     flat,
     groups,
@@ -22,6 +23,7 @@ from pipeline.config import (
     leaves,
     load,
     nearest,
+    sections,
     shown,
 )
 from pipeline.errors import ConfigError
@@ -406,6 +408,24 @@ def test_every_experiment_composes(experiment):
 @pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups().items() for each in found])
 def test_every_choice_of_every_group_composes(group, choice):
     load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
+
+
+@pytest.mark.parametrize("schema", [Config, EvaluateConfig, VerifyConfig, StatusConfig])
+def test_every_key_is_described_in_a_line(schema):
+    described = {}
+    for prefix, section in sections(schema):
+        assert re.match(r"[A-Z].{1,110}\.(\n|$)", str(section.__doc__))
+        described |= {prefix + name: field.description for name, field in section.model_fields.items()}
+    pending = {key for key in leaves(Config) if key.startswith("model.")}
+    for key in leaves(schema).keys() - pending:
+        assert re.fullmatch(r"[A-Z].{1,110}\.", str(described[key])), f"{key}: {described[key]}"
+
+
+def test_sections_are_found_with_their_prefix():
+    found = dict(sections(Config))
+    assert found[""] is Config
+    assert found["corpus.vocabulary."].__name__ == "VocabularyConfig"
+    assert {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields} >= leaves(Config).keys()
 
 
 def test_groups_are_the_folders_of_conf():

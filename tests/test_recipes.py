@@ -21,7 +21,7 @@ from pipeline.config import Config, groups, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary, write_vocabulary
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.optimization import learning_rate
 from pipeline.training.parts import build_model, fitted_model
 

@@ -19,7 +19,7 @@ from support.processes import gone
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.run.ledger import account, read_events
-from pipeline.train import train
+from pipeline.runner import train
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.__main__ import VERBS, main
-from pipeline.config import Config, groups, leaves, load
+from pipeline.config import Config, groups, leaves, load, shown
 from pipeline.corpus.manifest import read_manifest
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.scoring.perplexity import PROTOCOL
@@ -124,7 +124,7 @@ def test_the_whole_path_as_it_is_typed(tmp_path):
     ]
 
     evaluated = typed("evaluate", f"run={run}", "accelerator=cpu", "--json")
-    assert (evaluated.returncode, evaluated.stderr.strip()) == (0, "")
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
     result = json.loads(evaluated.stdout)
     assert evaluated.stdout.count("\n") == 1
     assert (result["split"], result["targets"], result["oov_rate"]) == ("test", 228, 2 / 228)
@@ -215,8 +215,8 @@ def test_evaluate_prints_json_of_what_is_no_number(made, tmp_path, capsys):
 def test_evaluate_prints_a_table(made, capsys):
     assert main(["evaluate", f"run={made.run}"]) == 0
     table = capsys.readouterr().out
-    for shown in ("perplexity", "nats per token", "228", "0.88%", "unigram perplexity", f"step {STEPS}", "zero state"):
-        assert shown in table
+    for text in ("perplexity", "nats per token", "228", "0.88%", "unigram perplexity", f"step {STEPS}", "zero state"):
+        assert text in table
 
 
 def test_evaluate_takes_another_corpus_of_the_same_vocabulary(made, tmp_path, capsys):
@@ -389,9 +389,11 @@ def test_help_shows_the_keys_with_their_values(verb, flag, capsys):
     lines = capsys.readouterr().out.splitlines()
     schema = VERBS[verb][1]
     assert lines[0].startswith(f"python -m jobs {verb} [key=value ...]")
-    shown = {line.strip().partition("=")[0] for line in lines[lines.index("keys and their values:") + 1 :]}
-    assert shown == set(leaves(schema))
-    assert ("  data=null" if "data" in shown else "  run=null") in lines
+    explained = [line.split(maxsplit=1) for line in lines[lines.index("keys:") + 1 :] if line.startswith("  ")]
+    values = shown(load(schema, [], name=VERBS[verb][2]))
+    assert sorted(setting for setting, *_ in explained) == sorted(f"{key}={value}" for key, value in values.items())
+    missing = {setting for setting, *text in explained if not text}
+    assert not {each for each in missing if not each.startswith("model.")}  # these are still to be explained
     is_whole_tree = "optim" in {key.partition(".")[0] for key in leaves(schema)}
     listed = [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
     assert [line for line in listed if line in lines] == (listed if is_whole_tree else [])
@@ -404,4 +406,21 @@ def test_help_names_the_flags_of_a_verb(capsys):
 
 def test_help_wins_over_what_else_was_typed(capsys):
     assert main(["train", "optm.lr=1", "--help"]) == 0
-    assert "  optim.lr=20.0" in capsys.readouterr().out.splitlines()
+    assert "\n  optim.lr=20.0  " in capsys.readouterr().out
+
+
+def test_help_names_the_words_that_a_key_takes(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    lines = {line.split("=")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines["accelerator"].endswith(" (auto|cpu|cuda)")
+    assert lines["checkpoint"].endswith("kept.")  # a step is no word
+    assert lines["split"].endswith("test.")
+
+
+def test_help_fits_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["evaluate", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    (place,) = [number for number, line in enumerate(lines) if line.startswith("  data=null")]
+    assert lines[place + 1].startswith(" " * lines[place].index("Another") + "vocabulary")

@@ -328,8 +328,8 @@ def test_help_shows_its_key(capsys):
         "python -m jobs status [key=value ...] [--json]",
         "  how a run stands and where its time went",
         "",
-        "keys and their values:",
-        "  run=null",
+        "keys:",
+        "  run=null  The folder of the training run.",
     ]
 
 

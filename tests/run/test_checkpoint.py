@@ -37,7 +37,7 @@ from pipeline.run.checkpoint import (
     save_checkpoint,
     uncommitted_steps,
 )
-from pipeline.train import Conclusion, train
+from pipeline.runner import Conclusion, train
 from pipeline.training.restore import load_trained
 
 pytestmark = [

@@ -22,7 +22,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.run.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
 from pipeline.run.ledger import Ledger, account, read_events
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.saving import Checkpointer

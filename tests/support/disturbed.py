@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import jobs.__main__
-import pipeline.train
+import pipeline.runner
 
 
 def disturbed(folder, place, job):
@@ -49,6 +49,6 @@ def said(folder, name):
 
 
 if __name__ == "__main__":
-    pipeline.train._work = partial(disturbed, os.environ["DISTURBED"])
+    pipeline.runner._work = partial(disturbed, os.environ["DISTURBED"])
     jobs.__main__._set_up(sys.argv[1:])
     sys.exit(jobs.__main__.main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 from pipeline.cluster.processes import prepare
-from pipeline.train import WORKER
+from pipeline.runner import WORKER
 
 
 class Fork:

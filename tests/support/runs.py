@@ -11,7 +11,7 @@ import torch
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from pipeline.run.ledger import read_events
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.module import LanguageModelModule
 from support.checkpoints import mark_as_before
 

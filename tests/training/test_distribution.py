@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import train as trainer
+from pipeline import runner as trainer
 from pipeline.config import Config
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.run.ledger import read_events
-from pipeline.train import train
+from pipeline.runner import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit

@@ -24,7 +24,7 @@ from pipeline.run.checkpoint import (
     load_checkpoint,
 )
 from pipeline.run.ledger import Ledger, read_events
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 from pipeline.training.tiling import lane_plan

@@ -13,7 +13,7 @@ from support.runs import Killed, assert_same_end, records, ruin, ruin_gradients,
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint, own_part
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
 

@@ -10,7 +10,7 @@ from pipeline.config import Config, load
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint, own_part
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training.parts import build_model
 from pipeline.training.restore import load_trained
 from pipeline.training.tiling import fitted_model, run_identity

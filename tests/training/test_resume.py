@@ -15,7 +15,7 @@ from support.runs import assert_same, assert_same_end, records, train_killed
 
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.train import Conclusion, train
+from pipeline.runner import Conclusion, train
 from pipeline.training.module import LanguageModelModule
 
 pytestmark = [
@@ -159,7 +159,7 @@ def test_kill_9_at_a_moment_that_nobody_chose(
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.train import train\n"
+        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.runner import train\n"
         "train(judge(Config, sys.stdin.read()))\n"
     )
     config = config.model_copy(update={"run": torn})

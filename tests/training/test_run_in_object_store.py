@@ -21,7 +21,7 @@ from pipeline.config import Config, StatusConfig
 from pipeline.errors import ConfigError
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.run.ledger import read_events
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.restore import load_trained
@@ -146,7 +146,7 @@ def test_kill_9_of_a_run_there(
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.train import train\n"
+        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.runner import train\n"
         "train(judge(Config, sys.stdin.read()))\n"
     )
     kills = 0

@@ -15,7 +15,7 @@ from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_check
 from pipeline.run.job import Place
 from pipeline.run.ledger import Event, read_events
 from pipeline.run.records import MetricsFile
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training import saving
 from pipeline.training.saving import BackgroundIO, Checkpointer, _tidy
 from pipeline.training.sync import Sync

@@ -15,7 +15,7 @@ from pipeline.corpus.stream import read_window
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.train import train
+from pipeline.runner import train
 from pipeline.training import parts, worker
 from pipeline.training.parts import build_model, open_split
 
