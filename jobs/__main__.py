@@ -19,7 +19,6 @@ from pipeline.config import (
     StatusConfig,
     VerifyConfig,
     groups,
-    leaves,
     load,
     nearest,
     shown,
@@ -104,7 +103,7 @@ def _help(verb: str) -> str:
         lines += [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
     values = shown(load(schema, [], name=name))
     lines += ["", "keys and their values:"]
-    lines += [f"  {key}={values[key]}" for key in leaves(schema)]
+    lines += [f"  {key}={value}" for key, value in values.items()]
     return "\n".join(lines)
 
 

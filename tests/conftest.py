@@ -132,16 +132,17 @@ def small_config() -> Callable[..., Config]:
     """A configuration of a model that trains in a blink: (overrides) → Config."""
 
     def make(*overrides: str) -> Config:
+        another = any(each.startswith("model.softmax.kind=") for each in overrides)
+        softmax = [] if another else ["model.softmax.cutoffs=[10,30]", "model.softmax.div_value=2"]
         return load(
             Config,
             [
                 "stream.num_lanes=3",
                 "stream.bptt=7",
                 "model.embedding_size=6",
-                "model.hidden_size=5",
+                "model.recurrence.hidden_size=5",
                 "model.dropout=0.3",
-                "model.softmax.cutoffs=[10,30]",
-                "model.softmax.div_value=2",
+                *softmax,
                 "optim=adam",
                 "optim.lr=0.01",
                 "logging.every_steps=1",

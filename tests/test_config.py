@@ -121,7 +121,10 @@ def test_nearest(word, expected):
         ("model.tied=yes", 'model.tied="yes": it must be a valid boolean'),
         ("model.tied=1", "model.tied=1: it must be a valid boolean"),
         ("model.init_scale=0", "model.init_scale=0: it must be greater than 0"),
-        ("model.projection_size=0", "model.projection_size=0: it must be greater than or equal to 1, or null"),
+        (
+            "model.projection_size=0",
+            "model.recurrence.projection_size=0: it must be greater than or equal to 1, or null",
+        ),
         ("model.softmax.div_value=0.5", "model.softmax.div_value=0.5: it must be greater than or equal to 1"),
         ("model.softmax.div_value=inf", "model.softmax.div_value=Infinity: it must be a finite number"),
         (f"{CUTOFFS}=[1,a]", f'{CUTOFFS}="a": it must be a valid integer'),
@@ -202,8 +205,9 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
         ([f"{CUTOFFS}=[3,2]"], f"{CUTOFFS}=[3, 2] must rise strictly"),
         ([f"{CUTOFFS}=[2,2]"], f"{CUTOFFS}=[2, 2] must rise strictly"),
         (
-            ["model.projection_size=200"],
-            "model.projection_size=200 must be below model.hidden_size=200; use a smaller one or null",
+            ["model.recurrence.projection_size=200"],
+            "model.recurrence.projection_size=200 must be below model.recurrence.hidden_size=200;"
+            " use a smaller one or null",
         ),
         (
             ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
@@ -239,8 +243,8 @@ def test_combinations_that_cannot_be_are_refused(overrides, message):
         ["max_epochs=3", "max_steps=5"],
         ["corpus.valid_fraction=0.5", "corpus.test_fraction=0.25"],
         ["corpus.valid=x", "corpus.test_fraction=0.25"],
-        ["model.softmax.kind=full", f"{CUTOFFS}=[]"],
-        ["model.tied=true", "model.softmax.kind=full", f"{CUTOFFS}=[]"],
+        ["model.softmax.kind=full"],
+        ["model.tied=true", "model.softmax.kind=full"],
         ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=50", "model.projection_size=50"],
         ["corpus=datasets", "corpus.dataset=wikitext"],
     ],
@@ -401,7 +405,7 @@ def test_a_text_field_that_is_no_list_takes_brackets_as_they_are():
 def test_every_experiment_composes(experiment):
     """With a place for the data where it leaves that open."""
     config = load(Config, [f"experiment={experiment}", "data=a", "run=b"])
-    assert flat(config).keys() == leaves(Config).keys()
+    assert flat(config).keys() <= leaves(Config).keys()
     assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
 
 
@@ -487,8 +491,65 @@ def test_shown_values_can_be_typed_again():
 
 
 def test_the_output_is_as_wide_as_the_projection_or_the_cell():
-    assert load(Config, []).model.output_size == 200
-    assert load(Config, ["model.projection_size=30"]).model.output_size == 30
+    assert load(Config, []).model.recurrence.output_size == 200
+    assert load(Config, ["model.recurrence.projection_size=30"]).model.recurrence.output_size == 30
+
+
+# --- sections that come in kinds
+
+
+def test_a_kind_that_is_typed_brings_its_own_values_in_place_of_an_experiments():
+    def softmax(*overrides):
+        return load(Config, list(overrides)).model.softmax.model_dump(mode="json")
+
+    full, adaptive = {"kind": "full"}, {"kind": "adaptive", "cutoffs": None, "div_value": 4.0}
+    demo = adaptive | {"cutoffs": [2000, 8000]}
+    kind, div_value = "model.softmax.kind={}", "model.softmax.div_value=2"
+    assert softmax() == adaptive
+    assert softmax(kind.format("full")) == full
+    assert softmax("experiment=ptb_small") == full
+    assert softmax("experiment=ptb_small", kind.format("adaptive")) == adaptive
+    assert softmax("experiment=ptb_small", div_value, kind.format("adaptive")) == adaptive | {"div_value": 2.0}
+    assert softmax("experiment=demo") == softmax("experiment=demo", kind.format("adaptive")) == demo
+    assert softmax("experiment=demo", kind.format("full")) == full
+    assert softmax("experiment=demo", div_value) == demo | {"div_value": 2.0}
+    assert load(Config, ["experiment=text8_grave"]).model.recurrence.projection_size is None  # the file of its kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.softmax.kind=ful"], "model.softmax.kind=\"ful\": it must be 'adaptive' or 'full'; did you mean full?"),
+        (["model.softmax.kind=null"], "model.softmax.kind=null: it must be 'adaptive' or 'full'"),
+        (["model.recurrence.kind=../lstm"], "model.recurrence.kind=\"../lstm\": it must be 'lstm'; did you mean lstm?"),
+        (
+            ["model.softmax.kind=full", f"{CUTOFFS}=[5]"],
+            f"{CUTOFFS} is no key of model.softmax.kind=full; leave it out or use model.softmax.kind=adaptive",
+        ),
+        (
+            ["experiment=ptb_small", "model.softmax.div_value=2"],
+            "model.softmax.div_value is no key of model.softmax.kind=full;"
+            " leave it out or use model.softmax.kind=adaptive",
+        ),
+        (["model.softmax.cutofs=[5]"], "unknown key model.softmax.cutofs; did you mean model.softmax.cutoffs?"),
+        (["model.recurrence=lstm"], "unknown key model.recurrence; did you mean model.recurrence.kind?"),
+    ],
+)
+def test_a_key_belongs_to_its_kind(overrides, message):
+    with refused(message):
+        load(Config, overrides)
+
+
+def test_a_key_may_be_typed_by_its_former_name():
+    former = load(Config, ["model.hidden_size=30", "model.num_layers=3", "model.projection_size=20"])
+    assert former == load(
+        Config,
+        [f"model.recurrence.{each}" for each in ("hidden_size=30", "num_layers=3")]
+        + ["model.recurrence.projection_size=20"],
+    )
+    assert load(Config, ["model.hidden_size=30", "model.recurrence.hidden_size=40"]).model.recurrence.output_size == 40
+    with refused("unknown key model.hidden_size"):
+        load(VerifyConfig, ["model.hidden_size=3"], name="verify")
 
 
 def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):

@@ -60,8 +60,6 @@ SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
     ("loops", "fit_loop", "epoch_loop.batch_progress"): dict,
     ("optimizer_states",): list,
     ("lr_schedulers",): list,
-    (OWN_KEY, "hidden_KLP"): object,
-    (OWN_KEY, "cell_KLH"): object,
     (OWN_KEY, "interval_nats"): (int, float),
     (OWN_KEY, "interval_targets"): int,
     (OWN_KEY, "loss_history"): list,
@@ -147,19 +145,20 @@ def load_checkpoint(path: str) -> Checkpoint:
     return loaded
 
 
-def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool) -> None:
+def check_shape(checkpoint: Checkpoint, path: str, *, step: int, carried: Collection[str] | None) -> None:
     """Compares what a checkpoint holds with what one of a run holds.
 
     Args:
         checkpoint: as it was loaded.
         path: of its file.
         step: in the file's name.
-        to_resume: whether training is to go on from it; else its weights are enough.
+        carried: names of the carried state's tensors, if training is to go on from it; None: its weights are enough.
 
     Raises:
         CheckpointError: it lacks something, or is of another step than its name says.
     """
-    for keys, kind in (SHAPE_TO_RESUME if to_resume else SHAPE).items():
+    needed = SHAPE if carried is None else SHAPE_TO_RESUME | {(OWN_KEY, name): object for name in carried}
+    for keys, kind in needed.items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -266,6 +265,7 @@ def newest_sound(
     run: str,
     *,
     finite: bool,
+    carried: Collection[str] = (),
     saved: Collection[int] = (),
     on_damaged: Callable[[int, str], None] = lambda step, why: None,
 ) -> tuple[int, Checkpoint] | None:
@@ -274,6 +274,7 @@ def newest_sound(
     Args:
         run: the run folder.
         finite: passes those over, too, whose weights are not finite, which earlier versions saved.
+        carried: names of the carried state's tensors, which each is to hold.
         saved: steps whose checkpoints were committed, as far as it is known.
         on_damaged: told of each that is passed over: the step that is gone on from, and what is wrong.
 
@@ -286,7 +287,7 @@ def newest_sound(
         path = checkpoint_path(run, step)
         try:
             found = load_checkpoint(path)
-            check_shape(found, path, step=step, to_resume=True)
+            check_shape(found, path, step=step, carried=carried)
             if finite:
                 check_finite(found, path=path)
         except CheckpointError as error:

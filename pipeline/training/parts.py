@@ -8,7 +8,7 @@ import json
 
 import torch
 
-from pipeline.config import Config, ModelConfig, flat
+from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.tokens import TokenSequence
@@ -21,28 +21,16 @@ CUTOFFS = (2000, 10000)  # where nobody gives any
 def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
     """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full."""
     softmax = model.softmax
-    if softmax.cutoffs is not None:
+    if not isinstance(softmax, AdaptiveSoftmaxConfig) or softmax.cutoffs is not None:
         return model
-    cutoffs = tuple(cutoff for cutoff in CUTOFFS if softmax.kind == "full" or cutoff < vocab_size)
-    softmax = softmax.model_copy(update={"cutoffs": cutoffs} if cutoffs else {"cutoffs": (), "kind": "full"})
-    return model.model_copy(update={"softmax": softmax})
+    cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff < vocab_size)
+    fitted = softmax.model_copy(update={"cutoffs": cutoffs}) if cutoffs else FullSoftmaxConfig(kind="full")
+    return model.model_copy(update={"softmax": fitted})
 
 
 def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
     """The model that the section describes; its weights are not drawn yet."""
-    model = fitted_model(model, vocab_size=vocab_size)
-    adaptive = model.softmax.kind == "adaptive"
-    return LanguageModel(
-        vocab_size=vocab_size,
-        embedding_size=model.embedding_size,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        projection_size=model.projection_size,
-        dropout=model.dropout,
-        tied=model.tied,
-        cutoffs=(model.softmax.cutoffs or ()) if adaptive else (),
-        div_value=model.softmax.div_value if adaptive else 1,
-    )
+    return LanguageModel(fitted_model(model, vocab_size=vocab_size), vocab_size=vocab_size)
 
 
 def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:

@@ -25,6 +25,7 @@ from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
+from pipeline.model.tables import RECURRENCES
 from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.checkpoint import (
     checkpoint_path,
@@ -383,7 +384,7 @@ def _batches(
         stop=stop,
         lanes=lanes,
         seed=seed,
-        cutoffs=model.softmax.cutoffs,
+        prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
     )
 
@@ -396,7 +397,8 @@ def _first_step(config: Config, io: BackgroundIO, ledger: Ledger, events: list[E
         ledger.write("fault", kind="checkpoint", cause=why, rank=0, fatal=False, step=step)
 
     run, finite = str(config.run), config.guard.on_bad_loss != "ignore"
-    found = newest_sound(run, finite=finite, saved=saved_steps(events), on_damaged=on_damaged)
+    carried = RECURRENCES[type(config.model.recurrence)].state_names
+    found = newest_sound(run, finite=finite, carried=carried, saved=saved_steps(events), on_damaged=on_damaged)
     remove_uncommitted(run)
     if found is None:
         return 0

@@ -128,14 +128,14 @@ def test_both_may_be_in_an_object_store(s3_bucket: str, config: Make) -> None:
 
 
 REFUSED = {
-    "another width": (["model.hidden_size=6"], "model.hidden_size was 5 and is 6; set it back"),
+    "another width": (["model.hidden_size=6"], "model.recurrence.hidden_size was 5 and is 6; set it back"),
     "other clusters": (
         ["model.softmax.cutoffs=[10,20]"],
         r"model.softmax.cutoffs was \[10, 30\] and is \[10, 20\]; set it back",
     ),
     "two of them": (
         ["model.num_layers=1", "model.embedding_size=7"],
-        "model.embedding_size was 6 and is 7, model.num_layers was 2 and is 1; set it back",
+        "model.embedding_size was 6 and is 7, model.recurrence.num_layers was 2 and is 1; set it back",
     ),
 }
 
