@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from pipeline.config import AdaptiveSoftmaxConfig, FullSoftmaxConfig
 from pipeline.errors import ConfigError
-from pipeline.model.output_layer import OutputLayer, Targets
+from pipeline.model.output_layer import OutputLayer, Targets, at_least_fp32
 
 
 def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> Targets:
@@ -141,17 +141,12 @@ class AdaptiveSoftmax(OutputLayer):
         weight_CH: Tensor = self.head_weight
         if self.embedding_VH is not None:
             weight_CH = torch.cat([self.embedding_VH[: self.edges[0]], weight_CH])
-        return _at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
+        return at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
 
     def _tail_logits(self, i: int, hidden_nH: Tensor) -> Tensor:
         if self.embedding_VH is not None:
             weight_CH = self.embedding_VH[self.edges[i] : self.edges[i + 1]]
-            return _at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
+            return at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
         if self.tail_projections:
             hidden_nH = F.linear(hidden_nH, self.tail_projections[i])
-        return _at_least_fp32(F.linear(hidden_nH, self.tail_weights[i], self.tail_biases[i]))
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    """Autocast hands out bf16 logits; the softmax over them is taken in fp32."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return at_least_fp32(F.linear(hidden_nH, self.tail_weights[i], self.tail_biases[i]))

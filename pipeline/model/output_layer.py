@@ -10,6 +10,7 @@ Shape suffixes: N tokens, H hidden, V vocabulary.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -56,3 +57,8 @@ class OutputLayer(nn.Module):
     def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
         """Log-probability of every word: [tokens, vocab_size], float32 or wider; each row sums to 1 in probability."""
         raise NotImplementedError
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Autocast hands out bf16 logits; the softmax over them is taken in fp32."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
