@@ -63,7 +63,6 @@ def make_corpus(data: str, *, num_tokens: int) -> None:
             vocab_size=vocabulary.size,
             vocabulary_fingerprint=vocabulary.fingerprint,
             configuration={},
-            versions={},
             tool_version="benchmark",
         ),
         data,

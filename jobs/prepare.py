@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
         ready_seconds = time.monotonic()
-        manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar)
+        manifest = prepare(config.corpus, config.data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
         seconds = time.monotonic() - ready_seconds
     print_summary(
         manifest,
@@ -140,8 +140,6 @@ def print_summary(
         f" and {around_seconds:.1f} s to start and stop the workers",
         f"data: {data}",
     ]
-    if manifest.versions:
-        lines.insert(1, "made of: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

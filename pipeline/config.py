@@ -7,13 +7,23 @@ alone: no field has a default here.
 """
 
 import difflib
+import importlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 from pipeline.upgrades import RENAMED
@@ -44,7 +54,26 @@ def _best_last_or_a_step(value: object) -> object:
     raise ValueError(f"checkpoint={value}: it must be best, last or a step{near}")
 
 
+def import_extensions(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Imports modules from outside the package, each of which adds rows to the tables of formats, cells and layers.
+
+    Raises:
+        ConfigError: one cannot be imported, whatever it raised.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"extensions={name}: it cannot be imported ({reason}); name a Python module that is installed,"
+                " or put its folder into PYTHONPATH"
+            ) from error
+    return names
+
+
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_length=1)]
+Extensions = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), AfterValidator(import_extensions)]
 
 
 class Section(BaseModel):
@@ -64,7 +93,7 @@ class VocabularyConfig(Section):
 class CorpusConfig(Section):
     """What text to read and what a word is."""
 
-    source: Literal["files", "datasets", "python_docs"]
+    source: Literal["files", "datasets"]
     train: Paths | None  # files: paths, globs, folders; datasets: names of splits, or files of a packaged builder
     valid: Paths | None
     test: Paths | None
@@ -84,10 +113,6 @@ class CorpusConfig(Section):
     def _source_fits(self) -> Self:
         if self.source == "datasets" and self.dataset is None:
             raise ValueError("corpus.dataset=null names no data set; give corpus.dataset=NAME")
-        if self.source == "python_docs" and (self.train or self.valid or self.test):
-            raise ValueError(
-                "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test"
-            )
         for split in ("valid", "test"):
             if getattr(self, split) is not None and getattr(self, f"{split}_fraction") > 0:
                 fraction = getattr(self, f"{split}_fraction")
@@ -335,8 +360,12 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """The whole tree; every verb reads its part."""
+    """The whole tree; every verb reads its part.
 
+    A process that has it has imported its extensions.
+    """
+
+    extensions: Extensions  # modules of your own with formats, cells or layers; first, since they decide what is valid
     data: str | None  # the prepared corpus, a folder
     run: str | None  # the run folder
     init_from: str | None  # a run folder, its best weights, or a checkpoint's file: what a new run begins with
@@ -359,6 +388,10 @@ class Config(Section):
         if self.max_epochs is None and self.max_steps is None:
             raise ValueError("max_epochs=null and max_steps=null would never end; give one of them")
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as JSON, so that the process that receives it imports the extensions too."""
+        return judge, (type(self), self.model_dump_json())
 
 
 class EvaluateConfig(Section):
@@ -403,6 +436,8 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if schema is Config:
+        _import_typed(overrides)
     known = leaves(schema)
     kinds = [place for place in KINDS if f"{place}.kind" in known]
     texts: dict[str, str] = {}
@@ -443,6 +478,14 @@ def judge(schema: type[Tree], tree_json: str) -> Tree:
         raise ConfigError(
             "; ".join(dict.fromkeys(_complaint(schema, dict(each)) for each in error.errors()))
         ) from error
+
+
+def _import_typed(overrides: Iterable[str]) -> None:
+    """Imports the extensions that are typed, for the keys that they bring may be typed too."""
+    for key, _, value in (override.partition("=") for override in overrides):
+        if key == "extensions" and value:
+            names = _text(value, may_be_list=True)
+            import_extensions((names,) if isinstance(names, str) else tuple(names or ()))
 
 
 def _node(tree: Any, place: str) -> dict[str, Any]:  # noqa: ANN401  (a tree as JSON holds it)

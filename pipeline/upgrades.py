@@ -1,8 +1,9 @@
 """What files of earlier versions mean today: the one table of keys that came later.
 
 In: a configuration, an identity or a manifest as an earlier version wrote it. Out: the same under the names of today,
-with each key that came since, at the value that held before there was a choice; so an old run resumes and an old corpus
-verifies as what they were. Refuses nothing: what is missing and does not stand here is for the reader to refuse.
+with each key that came since, at the value that held before there was a choice, and without the keys that went; so an
+old run resumes and an old corpus verifies as what they were. Refuses nothing: what is missing and does not stand here
+is for the reader to refuse.
 
 Whoever adds a key to `Config`, to the identity of a run or to the manifest adds its row here in the same commit. Rows
 are never removed.
@@ -14,6 +15,7 @@ from typing import Any
 
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
 CONFIGURATION: dict[str, object] = {
+    "extensions": [],
     "init_from": None,
     "corpus.null_rows": "refuse",
     "model.recurrence.kind": "lstm",
@@ -34,6 +36,7 @@ MEANINGLESS: dict[tuple[str, object], tuple[str, ...]] = {
 # (dotted key of `Config`, a value of it that is no longer written) → what is written now
 CONFIGURATION_VALUES: dict[tuple[str, object], object] = {
     ("tracking.mode", "auto"): None,
+    ("corpus.source", "python_docs"): "files",  # the demo's text, which `prepare` made itself
 }
 
 # dotted key of a manifest, `*` for each split → its value before it was a key
@@ -43,6 +46,9 @@ MANIFEST: dict[str, object] = {
     "splits.*.num_nul_bytes": None,
     "splits.*.num_null_rows": None,
 }
+
+# keys of a manifest that are no longer written
+MANIFEST_REMOVED = ("versions",)  # of the packages that the demo's text was made of
 
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 
@@ -86,8 +92,8 @@ def stored_identity(identity: Mapping[str, str]) -> dict[str, str]:
 
 
 def upgraded_manifest(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree of a `manifest.json`, with the keys that came later, also those of the configuration that it holds."""
-    tree = _upgraded(tree, MANIFEST, {})
+    """The tree of a `manifest.json` with the keys of today, also those of the configuration that it holds."""
+    tree = _upgraded({key: value for key, value in tree.items() if key not in MANIFEST_REMOVED}, MANIFEST, {})
     if tree.get("configuration"):
         keys = {key.removeprefix(CORPUS): value for key, value in CONFIGURATION.items() if key.startswith(CORPUS)}
         tree["configuration"] = _upgraded(tree["configuration"], keys, {})

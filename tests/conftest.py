@@ -118,7 +118,6 @@ def make_corpus(tmp_path: Path) -> MakeCorpus:
             vocab_size=vocabulary.size,
             vocabulary_fingerprint=vocabulary.fingerprint,
             configuration={},
-            versions={},
             tool_version="0",
         )
         write_manifest(manifest, data)

@@ -1,7 +1,9 @@
 """The configuration: what is refused, in which words, and that text reaches its field as it was typed."""
 
 import json
+import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ def refused(message):
         ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
         ("model=", "model= is not one of lstm"),
         ("cluster=null", "cluster=null is not one of local, none, ray"),
-        ("corpus=file", "corpus=file is not one of datasets, files, python_docs; did you mean files?"),
+        ("corpus=file", "corpus=file is not one of datasets, files; did you mean files?"),
     ],
 )
 def test_unknown_keys_and_choices_are_refused_with_the_nearest(override, message):
@@ -183,10 +185,6 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
         (["corpus.source=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
         (["corpus=datasets"], "corpus.dataset=null names no data set; give corpus.dataset=NAME"),
         (
-            ["corpus=python_docs", "corpus.test=x"],
-            "corpus=python_docs brings its own text; leave out corpus.train, corpus.valid, corpus.test",
-        ),
-        (
             ["corpus.valid=x", "corpus.valid_fraction=0.25"],
             "corpus.valid is given and corpus.valid_fraction=0.25 would cut it from train; use corpus.valid_fraction=0",
         ),
@@ -265,7 +263,7 @@ def test_a_vocabulary_that_is_given_is_whole_unless_it_is_typed_otherwise():
     assert vocabulary(path, min_count) == (None, 2, "v")
     assert vocabulary("experiment=lm1b_lstm2048") == (793471, 3, None)
     assert vocabulary("experiment=lm1b_lstm2048", path) == (None, 1, "v")
-    assert vocabulary("corpus=python_docs", path) == (None, 1, "v")
+    assert vocabulary("experiment=demo", path) == (None, 1, "v")
     assert vocabulary(path, "corpus.vocabulary.path=null") == (50000, 1, None)
 
 
@@ -562,3 +560,44 @@ def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):
 def test_bytes_that_are_no_utf8_are_told_in_one_line():
     with pytest.raises(ConfigError, match=r"^argument 'data=caf\\udce9' is no valid UTF-8; name such a file by"):
         load(Config, ["data=caf\udce9"])
+
+
+# --- extensions
+
+
+def test_extensions_are_imported_before_the_rest_is_judged(tmp_path, monkeypatch):
+    (tmp_path / "one_extension.py").write_text("")
+    (tmp_path / "other_extension.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load(Config, []).extensions == ()
+    assert load(Config, ["extensions=one_extension"]).extensions == ("one_extension",)
+    with refused("stream.bptt=0: it must be greater than or equal to 1"):
+        load(Config, ["stream.bptt=0", "extensions=[one_extension,other_extension]"])
+    assert {"one_extension", "other_extension"} <= {*sys.modules}
+
+
+def test_a_process_that_gets_the_tree_imports_the_extensions(tmp_path, monkeypatch):
+    (tmp_path / "sent_extension.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(Config, ["extensions=sent_extension", "optim.lr=0.1"])
+    sent = pickle.dumps(config)
+    del sys.modules["sent_extension"]
+    assert pickle.loads(sent) == config
+    assert "sent_extension" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "ModuleNotFoundError: No module named 'bad_extension'"),
+        ("a = = 1", "SyntaxError: invalid syntax"),
+        ("raise OSError('two\\nlines')", "OSError: two lines"),
+    ],
+)
+def test_an_extension_that_cannot_be_imported_is_told_in_one_line(text, reason, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "bad_extension.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = re.escape(f"extensions=bad_extension: it cannot be imported ({reason}")
+    with pytest.raises(ConfigError, match=f"^{message}.*\\); name a Python module that is installed, or put"):
+        load(Config, ["extensions=bad_extension"])

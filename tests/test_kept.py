@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline import upgrades
-from pipeline.config import Config, flat, load
+from pipeline.config import Config, flat, judge, load
 from pipeline.corpus.manifest import read_manifest
 from pipeline.training.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.restore import read_config
@@ -202,3 +202,10 @@ def test_every_row_of_the_table_is_a_key_of_today_and_no_key_of_the_kept_run() -
     kept = flat(read_config(str(KEPT / "run")))
     assert {*upgrades.CONFIGURATION, *(key for key, _ in upgrades.CONFIGURATION_VALUES)} <= {*flat(load(Config, []))}
     assert {*kept} == {*flat(load(Config, []))}
+
+
+def test_a_configuration_of_the_demo_of_before_is_read() -> None:
+    tree = json.loads(load(Config, ["experiment=demo"]).model_dump_json())
+    tree["corpus"] |= {"source": "python_docs", "train": None, "valid": None, "test": None}
+    tree["corpus"] |= {"valid_fraction": 0.05, "test_fraction": 0.05}
+    assert judge(Config, json.dumps(upgrades.upgraded_configuration(tree))).corpus.source == "files"

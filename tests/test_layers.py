@@ -21,7 +21,7 @@ FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rgl
 HOMES = {  # a heavy dependency: where it may be imported
     "ray": "pipeline/cluster/",
     "wandb": "pipeline/training/monitor.py",
-    "datasets": "pipeline/corpus/rows.py",
+    "datasets": "pipeline/corpus/readers/dataset.py",
     "pyarrow": "pipeline/corpus/",
     "lightning": ("pipeline/training/", "pipeline/cluster/"),
     "torch": ("pipeline/model/", "pipeline/scoring/", "pipeline/training/", "pipeline/cluster/", "jobs/"),

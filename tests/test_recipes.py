@@ -229,7 +229,6 @@ def make_corpus(data, *, vocab_size, splits):
         vocab_size=vocab_size,
         vocabulary_fingerprint=vocabulary.fingerprint,
         configuration={},
-        versions={},
         tool_version="0",
     )
     write_manifest(manifest, data)

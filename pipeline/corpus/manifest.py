@@ -98,7 +98,6 @@ class Manifest(_Frozen):
         vocabulary_fingerprint: that of `vocabulary.arrow`, of its words in order.
         vocabulary_sha256: digest of that file, so of its counts too; None in a corpus of before it was kept.
         configuration: the section of the configuration that the corpus was prepared with.
-        versions: what the text was made from (package → version), empty if nothing but files.
         tool_version: version of wordlanes that prepared it.
     """
 
@@ -107,7 +106,6 @@ class Manifest(_Frozen):
     vocabulary_fingerprint: Digest
     vocabulary_sha256: Digest | None = None
     configuration: dict[str, JsonValue]
-    versions: dict[str, str]
     tool_version: str
 
     def only(self, split: str) -> "Manifest":

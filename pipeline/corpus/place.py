@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.manifest import MANIFEST_NAME, VOCABULARY_NAME, read_manifest
-from pipeline.corpus.rows import PACKAGED_BUILDERS
+from pipeline.corpus.readers.dataset import reads_files
 from pipeline.corpus.tokens import is_token_shard
 from pipeline.corpus.units import SPLITS, Source
 from pipeline.corpus.vocabulary import read_vocabulary
@@ -63,7 +63,7 @@ def check_sources(data: str, corpus: CorpusConfig, sources: Sequence[Source]) ->
     Raises:
         ConfigError: one of them lies in the corpus folder.
     """
-    if _reads_files(corpus):
+    if reads_files(corpus):
         for split in SPLITS:
             _refuse_within(data, f"corpus.{split}", [each.path for each in sources if each.split == split])
 
@@ -89,15 +89,10 @@ def held(data: str) -> Iterator[None]:
 # --- input and output apart
 
 
-def _reads_files(corpus: CorpusConfig) -> bool:
-    """Whether its splits are paths, and not the names that a data set has for its splits."""
-    return corpus.source == "files" or corpus.dataset in PACKAGED_BUILDERS
-
-
 def _named_inputs(corpus: CorpusConfig) -> list[tuple[str, str]]:
     """Key and value of all that names a path to read."""
     named = [("corpus.vocabulary.path", corpus.vocabulary.path)] if corpus.vocabulary.path is not None else []
-    if _reads_files(corpus):
+    if reads_files(corpus):
         return named + [(f"corpus.{split}", each) for split in SPLITS for each in getattr(corpus, split) or ()]
     if corpus.dataset is not None and storage.exists(corpus.dataset):
         return [*named, ("corpus.dataset", corpus.dataset)]

@@ -34,8 +34,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import __version__, storage
-from pipeline.config import CorpusConfig, VocabularyConfig
-from pipeline.corpus import python_docs
+from pipeline.config import CorpusConfig, VocabularyConfig, import_extensions
+from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.manifest import (
     VOCABULARY_NAME,
     Manifest,
@@ -46,9 +46,20 @@ from pipeline.corpus.manifest import (
     write_manifest,
 )
 from pipeline.corpus.packing import SUFFIXES
-from pipeline.corpus.place import WORK, check_place, check_sources, held, receipt_name, shard_files, shard_name
+from pipeline.corpus.place import (
+    LOCK_NAME,
+    WORK,
+    check_place,
+    check_sources,
+    held,
+    receipt_name,
+    shard_files,
+    shard_name,
+)
+from pipeline.corpus.readers import READERS
+from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
-from pipeline.corpus.sources import Tally, cut_units, list_bystanders, list_sources, read_blocks, unit_digest
+from pipeline.corpus.sources import cut_units, list_bystanders, list_sources, unit_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
@@ -174,7 +185,14 @@ class Receipt:
     num_null_rows: int
 
 
-def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: Progress | None = None) -> Manifest:
+def prepare(
+    corpus: CorpusConfig,
+    data: str,
+    *,
+    run_tasks: RunTasks,
+    progress: Progress | None = None,
+    extensions: Sequence[str] = (),
+) -> Manifest:
     """Prepares the corpus folder `data`, doing only what is not there yet.
 
     Args:
@@ -182,6 +200,7 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
         data: the corpus folder, local or in an object store; made if need be.
         run_tasks: runs a function over items, in any order and on any number of workers.
         progress: is told of phases and tasks.
+        extensions: modules that the processes of tasks import first, since they add text formats.
 
     Returns:
         the manifest, as it was written or, if nothing had changed, as it was found.
@@ -193,14 +212,14 @@ def prepare(corpus: CorpusConfig, data: str, *, run_tasks: RunTasks, progress: P
     """
     sources = check_inputs(corpus, data)
     with held(data):
-        return _prepare(sources, corpus, data, run=_Runner(run_tasks, progress or NoProgress()))
+        return _prepare(sources, corpus, data, run=_Runner(run_tasks, progress or NoProgress(), tuple(extensions)))
 
 
 def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
     """What can be refused before anything is started or written.
 
     Returns:
-        what the configuration names; nothing of the embedded corpus.
+        what the configuration names.
 
     Raises:
         CorpusError: the input is missing or empty.
@@ -208,13 +227,13 @@ def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
     """
     check_given_vocabulary(corpus.vocabulary)
     check_place(data, corpus)
-    sources = [] if corpus.source == "python_docs" else list_sources(corpus)
+    sources = list_sources(corpus)
     check_sources(data, corpus, sources)
     return sources
 
 
 def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run: "_Runner") -> Manifest:
-    units, versions = _list(sources, corpus, data, run=run)
+    units = _list(sources, corpus, run=run)
     digested = _digest(units, corpus, run=run)
     train_keys = [each.key for unit, each in zip(units, digested, strict=True) if unit.split == "train"]
     counted = _count(units, digested, corpus, data, run=run)
@@ -223,9 +242,9 @@ def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run:
     receipts = _sound_receipts(jobs, data, run=run)
     missing = [job for job in jobs if job not in receipts]
     if not missing:
-        manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
+        manifest = _manifest(jobs, receipts, vocabulary, corpus)
         if _is_published(manifest, vocabulary, data):
-            _remove_stale(jobs, vocabulary, corpus, data)
+            _remove_stale(jobs, vocabulary, data)
             run.progress.note(f"unchanged: all {len(jobs)} shards are kept")
             return manifest
     if len(missing) < len(jobs):
@@ -233,9 +252,9 @@ def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run:
     remove_manifest(data)
     _publish_vocabulary(vocabulary, data)
     receipts |= _encode(missing, vocabulary, corpus, data, run=run)
-    manifest = _manifest(jobs, receipts, vocabulary, corpus, versions)
+    manifest = _manifest(jobs, receipts, vocabulary, corpus)
     _check_sizes(manifest, data)
-    _remove_stale(jobs, vocabulary, corpus, data)
+    _remove_stale(jobs, vocabulary, data)
     write_manifest(manifest, data)
     return manifest
 
@@ -246,6 +265,7 @@ class _Runner:
 
     run_tasks: RunTasks
     progress: Progress
+    extensions: tuple[str, ...]
 
     def __call__(
         self,
@@ -261,10 +281,17 @@ class _Runner:
             return []
         self.progress.phase(name, num_tasks=len(items), num_bytes=sum(map(num_bytes, items)))
         results: dict[int, Result] = {}
-        for index, result in self.run_tasks(function, items):
+        task = partial(run_extended, function=function, extensions=self.extensions) if self.extensions else function
+        for index, result in self.run_tasks(task, items):
             results[index] = result
             self.progress.advance(num_bytes=num_bytes(items[index]), num_words=num_words(result))
         return [results[index] for index in range(len(items))]
+
+
+def run_extended(item: Item, *, function: Callable[[Item], Result], extensions: tuple[str, ...]) -> Result:
+    """Runs a function in a process that may not have imported the extensions."""
+    import_extensions(extensions)
+    return function(item)
 
 
 @contextmanager
@@ -315,20 +342,12 @@ def check_given_vocabulary(vocabulary: VocabularyConfig) -> None:
         )
 
 
-def _list(
-    sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run: _Runner
-) -> tuple[list[WorkUnit], dict[str, str]]:
-    """The units of all splits in their order, and what versions the embedded corpus was made of."""
-    versions: dict[str, str] = {}
-    if corpus.source == "python_docs":
-        packages = python_docs.list_packages()
-        versions = python_docs.versions(packages)
-        sources = _python_docs(packages, corpus, data, run=run)
-    else:
-        _note_bystanders(list_bystanders(sources, corpus), run=run)
+def _list(sources: Sequence[Source], corpus: CorpusConfig, *, run: _Runner) -> list[WorkUnit]:
+    """The units of all splits in their order."""
+    _note_bystanders(list_bystanders(sources, corpus), run=run)
     found = run("list", partial(cut_units, corpus=corpus), sources)
     units = [unit for each in found for unit in each]
-    return sorted(units, key=lambda unit: SPLITS.index(unit.split)), versions  # stable: the order of sources stays
+    return sorted(units, key=lambda unit: SPLITS.index(unit.split))  # stable: the order of sources stays
 
 
 def _note_bystanders(paths: Sequence[str], *, run: _Runner) -> None:
@@ -336,22 +355,6 @@ def _note_bystanders(paths: Sequence[str], *, run: _Runner) -> None:
         named = ", ".join(map(printable, paths[:NUM_NAMED_FILES]))
         more = f" and {len(paths) - NUM_NAMED_FILES} more" if len(paths) > NUM_NAMED_FILES else ""
         run.progress.note(f"read as text like the rest: {named}{more}; to leave them out, name the others by a glob")
-
-
-def _python_docs(
-    packages: Sequence[python_docs.Package], corpus: CorpusConfig, data: str, *, run: _Runner
-) -> list[Source]:
-    """Writes the embedded corpus into the work folder, a file for each split."""
-    extracted = run(
-        "extract", partial(python_docs.extract, folder=storage.join(data, WORK, "docs", "packages")), packages
-    )
-    _remove_work(data, "docs", "packages", keep=[*extracted, *map(python_docs.receipt_of, extracted)])
-    folder = storage.join(data, WORK, "docs")
-    assemble = partial(
-        python_docs.assemble, folder=folder, valid_fraction=corpus.valid_fraction, test_fraction=corpus.test_fraction
-    )
-    (splits,) = run("assemble", assemble, [tuple(extracted)])
-    return [Source(split, "jsonl", storage.join(folder, f"{split}.jsonl")) for split in splits]
 
 
 # --- digest and count ---
@@ -384,8 +387,11 @@ def _later_rules(unit: WorkUnit, corpus: CorpusConfig, *, suffix: str) -> dict[s
         rules["packing"] = unit.packing
     if unit.has_mark:
         rules["has_mark"] = True
-    if unit.format != "text" and corpus.null_rows != "refuse":
+    reader = READERS[unit.format]
+    if reader.documents is not None and corpus.null_rows != "refuse":
         rules["null_rows"] = corpus.null_rows
+    if reader.version > 1:
+        rules["version"] = reader.version
     return rules
 
 
@@ -451,7 +457,7 @@ def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) 
 
 def _refuse_changed(unit: WorkUnit, corpus: CorpusConfig, *, key: str) -> None:
     """Compares a file's unit with its key again; reading a data set once more would cost as much as preparing it."""
-    if unit.format != "dataset" and digest_unit(unit, corpus=corpus).key != key:
+    if READERS[unit.format].is_file and digest_unit(unit, corpus=corpus).key != key:
         raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
 
 
@@ -686,7 +692,6 @@ def _manifest(
     receipts: Mapping[Job, Receipt],
     vocabulary: MadeVocabulary,
     corpus: CorpusConfig,
-    versions: dict[str, str],
 ) -> Manifest:
     splits = {}
     for split in SPLITS:
@@ -715,7 +720,6 @@ def _manifest(
         vocabulary_fingerprint=vocabulary.fingerprint,
         vocabulary_sha256=vocabulary.sha256,
         configuration=corpus.model_dump(mode="json"),
-        versions=versions,
         tool_version=__version__,
     )
 
@@ -741,24 +745,15 @@ def _check_sizes(manifest: Manifest, data: str) -> None:
                 raise CorpusError(f"{path} has {found} bytes, needed {shard.size_bytes}: who changed it? prepare again")
 
 
-def _remove_stale(jobs: Sequence[Job], vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> None:
+def _remove_stale(jobs: Sequence[Job], vocabulary: MadeVocabulary, data: str) -> None:
     """Removes what an earlier, other corpus left in the folder; what is not named as a shard is the user's own."""
-    for split in SPLITS:
-        _remove_others(shard_files(data, split), keep=[storage.join(data, job.shard) for job in jobs])
-        _remove_work(data, split, keep=[storage.join(data, job.receipt) for job in jobs])
+    shards = [storage.join(data, job.shard) for job in jobs]
+    _remove_others([path for split in SPLITS for path in shard_files(data, split)], keep=shards)
     keys = {job.unit_key for job in jobs}
-    _remove_work(data, "counts", keep=[place(data, key) for key in keys for place in (_counts_path, _counts_receipt)])
-    _remove_work(
-        data, "vocabulary", keep=[place(data, vocabulary.key) for place in (_vocabulary_path, _vocabulary_receipt)]
-    )
-    _remove_work(data, "merged", keep=[])
-    if corpus.source != "python_docs":
-        _remove_work(data, "docs", keep=[])
-
-
-def _remove_work(data: str, *names: str, keep: Sequence[str]) -> None:
-    """Removes from a folder of the work folder what is not to be kept, half-written files too."""
-    _remove_others(storage.list_files(storage.join(data, WORK, *names)), keep=keep)
+    kept = [storage.join(data, job.receipt) for job in jobs]
+    kept += [place(data, key) for key in keys for place in (_counts_path, _counts_receipt)]
+    kept += [place(data, vocabulary.key) for place in (_vocabulary_path, _vocabulary_receipt)]
+    _remove_others(storage.list_files(storage.join(data, WORK)), keep=[*kept, storage.join(data, WORK, LOCK_NAME)])
 
 
 def _remove_others(paths: Sequence[str], *, keep: Sequence[str]) -> None:

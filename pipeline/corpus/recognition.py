@@ -4,8 +4,8 @@ In: a path. Out: its format, how it is packed, and whether a byte order mark beg
 the mend: what only looks like text to a reader that takes any bytes for text (archives, UTF-16, Arrow, databases,
 images and the like), a suffix that promises a packing that is not there, a JSON array.
 
-Packed files and parquet are known by their bytes whatever they are called. That rows are JSON is known by the name
-alone: text may well begin with a brace.
+Packed files and formats whose reader has a `magic`, such as parquet, are known by their first bytes whatever they are
+called; the others by their name: text may well begin with a brace. What no reader knows is plain text.
 """
 
 import re
@@ -15,14 +15,12 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.corpus.packing import SUFFIXES, Packing, packing_of, unpacked
-from pipeline.corpus.units import BYTE_ORDER_MARK, Format
+from pipeline.corpus.readers import READERS
+from pipeline.corpus.units import BYTE_ORDER_MARK
 from pipeline.errors import CorpusError
 
 HEAD_BYTES = 4096
 TAR_HEADER_BYTES = 512
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PARQUET_MAGIC = b"PAR1"
-PACKED_PARQUET = "{} is compressed parquet; decompress it: parquet is compressed within"
 
 UNPACK = "unpack it and name what was in it"
 CONVERT = "write its text to a plain file, .jsonl or .parquet"
@@ -59,7 +57,7 @@ REFUSED = [
 class Recognised:
     """What a file is."""
 
-    format: Format
+    format: str
     packing: Packing | None
     has_mark: bool  # its text begins with a byte order mark
 
@@ -80,30 +78,34 @@ def recognise(path: str) -> Recognised:
         )
     if packing is not None:
         head = _first_content(path, packing)
-    _refuse(path, head, packed=packing is not None)
-    format_ = "parquet" if head.startswith(PARQUET_MAGIC) else format_by_name(path)
-    if format_ == "parquet" and packing is not None:
-        raise CorpusError(PACKED_PARQUET.format(path))
-    has_mark = head.startswith(BYTE_ORDER_MARK)
-    if format_ == "jsonl" and head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"[":
-        raise CorpusError(f"{path} holds a JSON array, needed one object a line; use jq -c '.[]' to write it so")
-    return Recognised(format_, packing, has_mark)
+    format_ = next((name for name, reader in READERS.items() if reader.magic and head.startswith(reader.magic)), None)
+    if format_ is None:
+        _refuse(path, head, packed=packing is not None)
+        format_ = format_by_name(path)
+    if packing is not None:
+        _check_packable(path, format_)
+    READERS[format_].check_head(path, head.removeprefix(BYTE_ORDER_MARK))
+    return Recognised(format_, packing, head.startswith(BYTE_ORDER_MARK))
 
 
-def format_by_name(path: str) -> Format:
+def format_by_name(path: str) -> str:
     """The format that a file's name tells, packed or not.
 
     Raises:
-        CorpusError: the name is one of packed parquet.
+        CorpusError: by its name, the file is packed and its format is not one to be packed.
     """
     name = PurePosixPath(path.lower())
     packed = name.suffix in SUFFIXES
     suffix = PurePosixPath(name.stem).suffix if packed else name.suffix
-    if suffix == ".parquet":
-        if packed:
-            raise CorpusError(PACKED_PARQUET.format(path))
-        return "parquet"
-    return "jsonl" if suffix in JSON_SUFFIXES else "text"
+    format_ = next((each for each, reader in READERS.items() if suffix in reader.suffixes), "text")
+    if packed:
+        _check_packable(path, format_)
+    return format_
+
+
+def _check_packable(path: str, format_: str) -> None:
+    if not READERS[format_].is_packable:
+        raise CorpusError(f"{path} is compressed {format_}; decompress it: {format_} is compressed within")
 
 
 def _first_content(path: str, packing: Packing) -> bytes:

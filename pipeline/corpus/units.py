@@ -12,15 +12,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
 from pipeline.errors import CorpusError
-
-Format = Literal["text", "jsonl", "parquet", "dataset"]
 
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -34,7 +31,7 @@ class Source:
     """
 
     split: str
-    format: Format
+    format: str
     path: str
 
 
@@ -44,9 +41,9 @@ class WorkUnit:
 
     Attributes:
         split: the split of the prepared corpus that the text goes to.
-        format: how the text is stored.
+        format: how the text is stored: a key of `READERS`.
         path: the file; of a data set, the name of its split, or the file that a packaged builder reads.
-        start: first byte; of parquet, the first row group; of a data set, the shard.
+        start: first byte; of parquet, the first row group; of a data set, the shard: what the format's reader counts.
         stop: end of the range, exclusive.
         size_bytes: bytes that are read, 0 if not known.
         last: whether the file ends with this unit.
@@ -57,7 +54,7 @@ class WorkUnit:
     """
 
     split: str
-    format: Format
+    format: str
     path: str
     start: int
     stop: int
@@ -111,7 +108,7 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
 
 
 def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
-    """The text of a unit of plain text or JSON lines, unpacked, without the byte order mark, cut anyhow."""
+    """The bytes of a unit, unpacked, without the byte order mark, cut anywhere."""
     content = chunks(unit.path, unit.start, unit.stop) if unit.packing is None else _unpacked_chunks(unit)
     if unit.has_mark:
         head = b""

@@ -46,7 +46,6 @@ def manifest(**changes):
         "vocab_size": 7,
         "vocabulary_fingerprint": DIGEST,
         "configuration": {**LATER_KEYS, "words": "whitespace", "nested": {"size": None, "list": [1, 2.5]}},
-        "versions": {"zlib": "1"},
         "tool_version": "0.1.0",
     }
     return Manifest(**(fields | changes))
@@ -134,7 +133,7 @@ def test_a_removed_manifest_is_gone(tmp_path):
         (lambda content: content.update(vocab_size="7"), "vocab_size: Input should be a valid integer"),
         (lambda content: content.update(vocab_size=2), "vocab_size: "),
         (lambda content: content.update(extra=1), "extra: Extra inputs are not permitted"),
-        (lambda content: content.pop("versions"), "versions: Field required"),
+        (lambda content: content.pop("tool_version"), "tool_version: Field required"),
         (lambda content: content.update(vocabulary_fingerprint="0" * 63), "vocabulary_fingerprint: "),
         (lambda content: content["splits"]["train"].update(num_tokens=4), "num_tokens is 4, but the shards hold 5"),
         (lambda content: content["splits"]["train"].update(num_unk=6), "num_unk is 6, more than num_tokens, 5"),
@@ -196,7 +195,7 @@ def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place():
 
     base = fingerprint(shard(), shard(sha256=other))
     assert base == fingerprint(shard(name="x", source="y", size_bytes=3), shard(sha256=other), tool_version="9")
-    assert base == fingerprint(shard(), shard(sha256=other), configuration={}, versions={})
+    assert base == fingerprint(shard(), shard(sha256=other), configuration={})
     assert fingerprint(shard(), names=("a", "b")) == fingerprint(shard(), names=("b", "a"))
     changed = [
         fingerprint(shard(sha256=other), shard()),
@@ -326,3 +325,11 @@ def test_verification_needs_a_manifest(corpus):
     remove_manifest(str(corpus))
     with pytest.raises(CorpusError, match=r"holds no manifest\.json"):
         verify(corpus)
+
+
+def test_a_manifest_of_the_demo_of_before_is_read(tmp_path):
+    """It named the packages that its text was made of, and a source that prepare made itself."""
+    made = manifest(configuration={**LATER_KEYS, "source": "python_docs"})
+    tree = {**made.model_dump(mode="json"), "versions": {"python": "3.11.7"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(tree))
+    assert read_manifest(str(tmp_path)) == made

@@ -783,29 +783,3 @@ def test_datasets_opens_the_shards_as_they_are(texts, tmp_path):
             "arrow", data_files=files, split="train", streaming=streaming, cache_dir=str(tmp_path / "cache")
         )
         assert sum(1 for _ in opened) == manifest.splits["train"].num_tokens
-
-
-def test_embedded_corpus_of_a_made_package(tmp_path, monkeypatch):
-    root = tmp_path / "made"
-    root.mkdir()
-    for number in range(60):
-        (root / f"m{number}.py").write_text(f'"""Module number {number} says that it is unlike the others."""')
-    package = module.python_docs.Package("made", "1.2", str(root))
-    monkeypatch.setattr(module.python_docs, "list_packages", lambda: [package])
-    corpus = corpus_config(source="python_docs", words="words", valid_fraction=0.2, test_fraction=0.2)
-    manifest = prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
-    assert manifest.versions == {"made": "1.2"}
-    assert sum(split.num_tokens for split in manifest.splits.values()) == 60 * 12
-    for name, split in manifest.splits.items():
-        rows = (tmp_path / "data" / ".work" / "docs" / f"{name}.jsonl").read_text().splitlines()
-        assert split.num_tokens == 12 * len(rows) > 0 and len(split.shards) == 1
-    calls = Calls()
-    assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
-    assert calls.count("encode_unit") == 0
-    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["versions"] == {"made": "1.2"}
-    whole = digests(tmp_path / "data")
-    (extracted,) = (tmp_path / "data" / ".work" / "docs" / "packages").glob("*.jsonl")
-    for content in spoilt(extracted.read_bytes()):
-        extracted.unlink() if content is None else extracted.write_bytes(content)
-        assert prepare(corpus, str(tmp_path / "data"), run_tasks=run_here) == manifest
-        assert digests(tmp_path / "data") == whole

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_sources import corpus_config, text_of
 
-from pipeline.corpus.sources import Tally, cut_units, list_sources, read_blocks
+from pipeline.corpus.blocks import read_blocks
+from pipeline.corpus.readers.reader import Tally
+from pipeline.corpus.sources import cut_units, list_sources
 from pipeline.errors import CorpusError
 
 EN = {"text_column": "translation.en"}

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus import sources
-from pipeline.corpus.sources import cut_units, list_sources, read_blocks, unit_digest
+from pipeline.corpus.blocks import BLOCK_BYTES, read_blocks
+from pipeline.corpus.sources import cut_units, list_sources, unit_digest
 from pipeline.corpus.units import Source, position_of
 from pipeline.errors import ConfigError, CorpusError
 
@@ -42,7 +42,7 @@ def corpus_config(**changes):
     return CorpusConfig.model_validate_json(json.dumps(fields | changes))
 
 
-def text_of(path, *, block_bytes=sources.BLOCK_BYTES, **changes):
+def text_of(path, *, block_bytes=BLOCK_BYTES, **changes):
     """Everything that a file yields, by split."""
     corpus = corpus_config(train=str(path), **changes)
     found = {}

@@ -72,7 +72,6 @@ def counted(folder, shards, *, num_unk, counts):
         vocabulary_fingerprint=vocabulary.fingerprint,
         vocabulary_sha256=None,
         configuration={},
-        versions={},
         tool_version="0",
     )
     return check_counts(str(folder), manifest, vocabulary)

@@ -1,4 +1,4 @@
-"""The embedded corpus: what Python's own documentation says, out of the files that are installed anyway.
+"""The text of the demo: what Python's own documentation says, out of the files that are installed anyway.
 
 In: the sources of the standard library (with `pydoc_data.topics`) and of the packages in `PACKAGES` that are installed;
 they are parsed, never imported. Out: a .jsonl file of documents for each split, and the versions it was made of.
@@ -21,12 +21,12 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
 from pipeline import storage
-from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.units import SPLITS, position_of
 from pipeline.errors import CorpusError
 
@@ -48,7 +48,8 @@ PACKAGES = (
     "torchmetrics",
     "wandb",
 )
-RULES = 1  # to be raised when the rules below change, so that what was extracted before is not taken again
+MADE_OF_NAME = "made-of.json"
+RULES = 1  # to be raised when the rules below change, so that the text is written anew
 MIN_WORDS = 5
 MIN_PLAIN_SHARE = 0.7
 PASSED_OVER = {
@@ -87,13 +88,6 @@ class Package:
         return "" if self.name == "python" else f"{self.name}."
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """The documents of a package in a file: its digest."""
-
-    sha256: str
-
-
 def list_packages() -> list[Package]:
     """The standard library, as `python`, and the packages of `PACKAGES` that are installed.
 
@@ -113,71 +107,42 @@ def list_packages() -> list[Package]:
     return found
 
 
-def extract(package: Package, *, folder: str) -> str:
-    """Publishes the documents of a package, then their receipt, unless they are there and sound.
+def write_splits(packages: Sequence[Package], folder: str, *, held_out_share: float) -> dict[str, str]:
+    """Publishes `<split>.jsonl` for train, valid and test, unless they are there and made of the same versions.
 
     Args:
-        package: what to read.
-        folder: gets one .jsonl file, with a row for each document: module (dotted name), paragraphs. It is named by a
-            digest of the sources.
+        packages: what to read.
+        folder: gets the files, and `made-of.json`, which comes last.
+        held_out_share: share of the modules that valid gets, and that test gets.
 
     Returns:
-        the file's path.
+        the version of each package.
     """
-    modules = list(_sources(package))
-    digest = hashlib.sha256(f"{RULES} {package.name} {platform.python_version()}".encode())
-    for name, path in modules:
-        digest.update(f"\n{name} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    target = storage.join(folder, f"{package.name}-{digest.hexdigest()[:32]}.jsonl")
-    kept = read_receipt(receipt_of(target), Extracted)
-    if kept is None or not is_whole(target, sha256=kept.sha256):
-        with storage.publish(target) as file:
-            sink = storage.DigestingFile(file)
-            for name, path in modules:
-                for paragraphs in _documents(name, path.read_bytes()):
-                    sink.write(json.dumps({"module": name, "paragraphs": paragraphs}).encode() + b"\n")
-        write_receipt(receipt_of(target), Extracted(sink.sha256()))
-    return target
+    versions = {package.name: package.version for package in packages}
+    record = json.dumps({"rules": RULES, "held_out_share": held_out_share, "versions": versions}, indent=2).encode()
+    targets = {split: storage.join(folder, f"{split}.jsonl") for split in SPLITS}
+    made_of = storage.join(folder, MADE_OF_NAME)
+    if all(map(storage.exists, [*targets.values(), made_of])) and storage.read_bytes(made_of) == record:
+        return versions
+    storage.remove(made_of)
+    for split, rows in _splits(packages, held_out_share=held_out_share).items():
+        storage.publish_bytes(targets[split], b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    storage.publish_bytes(made_of, record)
+    return versions
 
 
-def receipt_of(extracted: str) -> str:
-    """The path of the receipt of a file of documents."""
-    return f"{extracted}.receipt"
-
-
-def assemble(paths: Sequence[str], *, folder: str, valid_fraction: float, test_fraction: float) -> list[str]:
-    """Publishes `<split>.jsonl` for train, valid and test: the documents in the order of modules, each paragraph once.
-
-    Args:
-        paths: what `extract` wrote.
-        folder: gets the files; a split that a fraction of 0 leaves out gets none.
-        valid_fraction: share of the modules.
-        test_fraction: share of the modules.
-
-    Returns:
-        the names of the splits that were written.
-    """
-    rows = sorted((json.loads(line) for path in paths for line in storage.read_bytes(path).splitlines()), key=_module)
-    texts: dict[str, list[bytes]] = {split: [] for split in SPLITS}
+def _splits(packages: Sequence[Package], *, held_out_share: float) -> dict[str, list[dict[str, str]]]:
+    """The rows of each split: the documents in the order of modules, each paragraph once."""
+    modules = sorted((module for package in packages for module in _sources(package)), key=itemgetter(0))
+    rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     seen: set[bytes] = set()
-    for row in rows:
-        position = position_of(row["module"].encode())
-        split = (
-            "test" if position < test_fraction else "valid" if position < test_fraction + valid_fraction else "train"
-        )
-        fresh = [paragraph for paragraph in row["paragraphs"] if _is_new(paragraph, seen=seen)]
-        if fresh:
-            texts[split].append(json.dumps({"module": row["module"], "text": "\n".join(fresh)}).encode() + b"\n")
-    asked = {"train": True, "valid": valid_fraction > 0, "test": test_fraction > 0}
-    written = [split for split in SPLITS if asked[split]]
-    for split in written:
-        storage.publish_bytes(storage.join(folder, f"{split}.jsonl"), b"".join(texts[split]))
-    return written
-
-
-def _module(row: dict[str, str]) -> str:
-    return row["module"]
+    for name, path in modules:
+        position = position_of(name.encode())
+        split = "test" if position < held_out_share else "valid" if position < 2 * held_out_share else "train"
+        for paragraphs in _documents(name, path.read_bytes()):
+            if fresh := [paragraph for paragraph in paragraphs if _is_new(paragraph, seen=seen)]:
+                rows[split].append({"module": name, "text": "\n".join(fresh)})
+    return rows
 
 
 def _is_new(paragraph: str, *, seen: set[bytes]) -> bool:
@@ -269,8 +234,3 @@ def _is_prose(paragraph: str) -> bool:
     words = paragraph.split()
     plain = sum(PLAIN_WORD.fullmatch(word) is not None for word in words)
     return len(words) >= MIN_WORDS and plain >= MIN_PLAIN_SHARE * len(words)
-
-
-def versions(packages: Iterable[Package]) -> dict[str, str]:
-    """What the text comes from: package → version."""
-    return {package.name: package.version for package in packages}
