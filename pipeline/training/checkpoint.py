@@ -145,20 +145,20 @@ def load_checkpoint(path: str) -> Checkpoint:
     return loaded
 
 
-def check_shape(checkpoint: Checkpoint, path: str, *, step: int, carried: Collection[str] | None) -> None:
+def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool) -> None:
     """Compares what a checkpoint holds with what one of a run holds.
 
     Args:
         checkpoint: as it was loaded.
         path: of its file.
         step: in the file's name.
-        carried: names of the carried state's tensors, if training is to go on from it; None: its weights are enough.
+        to_resume: whether training is to go on from it; else its weights are enough.
 
     Raises:
         CheckpointError: it lacks something, or is of another step than its name says.
     """
-    needed = SHAPE if carried is None else SHAPE_TO_RESUME | {(OWN_KEY, name): object for name in carried}
-    for keys, kind in needed.items():
+    carried = {(OWN_KEY, name): object for name in _state_names(checkpoint)}
+    for keys, kind in (SHAPE_TO_RESUME | carried if to_resume else SHAPE).items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -169,6 +169,13 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, carried: Collec
             )
     if checkpoint["global_step"] != step:
         raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
+
+
+def _state_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the carried state's tensors; a checkpoint that names none is of a version that knew an LSTM alone."""
+    own = checkpoint.get(OWN_KEY)
+    found = own.get("state_names") if isinstance(own, dict) else None
+    return found if isinstance(found, list) else ["hidden_KLP", "cell_KLH"]
 
 
 def check_weights(checkpoint: Checkpoint, weights: Mapping[str, Any], *, path: str) -> None:
@@ -265,7 +272,6 @@ def newest_sound(
     run: str,
     *,
     finite: bool,
-    carried: Collection[str] = (),
     saved: Collection[int] = (),
     on_damaged: Callable[[int, str], None] = lambda step, why: None,
 ) -> tuple[int, Checkpoint] | None:
@@ -274,7 +280,6 @@ def newest_sound(
     Args:
         run: the run folder.
         finite: passes those over, too, whose weights are not finite, which earlier versions saved.
-        carried: names of the carried state's tensors, which each is to hold.
         saved: steps whose checkpoints were committed, as far as it is known.
         on_damaged: told of each that is passed over: the step that is gone on from, and what is wrong.
 
@@ -287,7 +292,7 @@ def newest_sound(
         path = checkpoint_path(run, step)
         try:
             found = load_checkpoint(path)
-            check_shape(found, path, step=step, carried=carried)
+            check_shape(found, path, step=step, to_resume=True)
             if finite:
                 check_finite(found, path=path)
         except CheckpointError as error:

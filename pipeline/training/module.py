@@ -249,7 +249,9 @@ class LanguageModelModule(lightning.LightningModule):
         """
         assert self.state is not None, "a checkpoint before the first step"
         assert not self.unsettled_nats, "a checkpoint of steps that nobody has judged"
+        names = self.model.recurrence.state_names
         own = {
+            "state_names": list(names),
             "identity": stored_identity(self.identity),
             "tokens_seen": self.plan.tokens_seen(self.global_step),
             "validations": dict(self.validations),
@@ -258,8 +260,7 @@ class LanguageModelModule(lightning.LightningModule):
             "loss_history": list(self.loss_history),
             "skipped": sorted(step for step in self.skipped if step < self.global_step),
         }
-        named = zip(self.model.recurrence.state_names, self.state, strict=True)
-        carried = {name: self.peers.lanes_of_all(tensor) for name, tensor in named}
+        carried = {name: self.peers.lanes_of_all(part) for name, part in zip(names, self.state, strict=True)}
         assert not own.keys() & carried.keys(), "a tensor of the carried state has the name of another entry"
         checkpoint[OWN_KEY] = own | carried
 

@@ -63,7 +63,7 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
 def _load(run: str, step: int) -> Checkpoint:
     path = checkpoint_path(run, step)
     checkpoint = load_checkpoint(path)
-    check_shape(checkpoint, path, step=step, carried=None)
+    check_shape(checkpoint, path, step=step, to_resume=False)
     return checkpoint
 
 

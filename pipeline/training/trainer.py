@@ -227,12 +227,7 @@ def _step_at_hand(config: Config, identity: dict[str, str], model: LanguageModel
         CheckpointError: there are some, and none is whole or has its mark.
     """
     run = str(config.run)
-    found = newest_sound(
-        run,
-        finite=config.guard.on_bad_loss != "ignore",
-        carried=model.recurrence.state_names,
-        saved=saved_steps(events),
-    )
+    found = newest_sound(run, finite=config.guard.on_bad_loss != "ignore", saved=saved_steps(events))
     if found is None:
         return 0
     step, checkpoint = found

@@ -25,7 +25,6 @@ from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
-from pipeline.model.tables import RECURRENCES
 from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.checkpoint import (
     checkpoint_path,
@@ -397,8 +396,7 @@ def _first_step(config: Config, io: BackgroundIO, ledger: Ledger, events: list[E
         ledger.write("fault", kind="checkpoint", cause=why, rank=0, fatal=False, step=step)
 
     run, finite = str(config.run), config.guard.on_bad_loss != "ignore"
-    carried = RECURRENCES[type(config.model.recurrence)].state_names
-    found = newest_sound(run, finite=finite, carried=carried, saved=saved_steps(events), on_damaged=on_damaged)
+    found = newest_sound(run, finite=finite, saved=saved_steps(events), on_damaged=on_damaged)
     remove_uncommitted(run)
     if found is None:
         return 0

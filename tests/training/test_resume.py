@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.same import assert_same
 
 from pipeline.config import Config
 from pipeline.training.checkpoint import checkpoint_path, committed_steps, load_checkpoint
@@ -57,26 +58,6 @@ def assert_same_end(run: str, other: str, step: int) -> None:
     assert_same(left["optimizer_states"], right["optimizer_states"])
     assert_same(left["wordlanes"], right["wordlanes"])
     assert records(run) == records(other)
-
-
-def assert_same(left: object, right: object) -> None:
-    """Equal in every value and every bit."""
-    if isinstance(left, torch.Tensor):
-        assert isinstance(right, torch.Tensor)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert isinstance(right, dict)
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert isinstance(right, list | tuple)
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    else:
-        assert left == right
 
 
 CASES = {
