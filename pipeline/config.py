@@ -140,6 +140,7 @@ class RecurrenceConfig(Section):
     """The recurrence: what every kind of it has; each adds keys of its own."""
 
     kind: str
+    """Which recurrent cell reads the words; it decides which other keys there are."""
 
     @property
     def output_size(self) -> int:
@@ -150,10 +151,12 @@ class RecurrenceConfig(Section):
 class LSTMConfig(RecurrenceConfig):
     """Stacked LSTM."""
 
-    kind: Literal["lstm"]
     hidden_size: PositiveInt
+    """Width of each layer's cell."""
     num_layers: PositiveInt
-    projection_size: PositiveInt | None  # of each layer's hidden state; null: none
+    """How many layers stand one above the other."""
+    projection_size: PositiveInt | None
+    """Width to which each layer's hidden vector is projected, below hidden_size; null: it is not projected."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -174,14 +177,16 @@ class SoftmaxConfig(Section):
     """The output layer: what every kind of it has; each adds keys of its own."""
 
     kind: str
+    """Which output layer gives the words their probabilities; it decides which other keys there are."""
 
 
 class AdaptiveSoftmaxConfig(SoftmaxConfig):
     """Adaptive softmax."""
 
-    kind: Literal["adaptive"]
-    cutoffs: tuple[PositiveInt, ...] | None  # where the tail clusters begin; null: by the vocabulary's size
-    div_value: Annotated[float, Field(ge=1, allow_inf_nan=False)]  # a cluster's width: the one before, divided by it
+    cutoffs: tuple[PositiveInt, ...] | None
+    """The first word of each tail cluster, by frequency rank; null: as fits the vocabulary's size."""
+    div_value: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """By how much each tail cluster is narrower than the one before it."""
 
     @model_validator(mode="after")
     def _cutoffs_fit(self) -> Self:
@@ -195,7 +200,6 @@ class AdaptiveSoftmaxConfig(SoftmaxConfig):
 class FullSoftmaxConfig(SoftmaxConfig):
     """Full softmax: adaptive softmax without tails."""
 
-    kind: Literal["full"]
     cutoffs: ClassVar[tuple[int, ...]] = ()
     div_value: ClassVar[float] = 1.0
 
@@ -238,9 +242,13 @@ class ModelConfig(Section):
     """Embedding, recurrence, output layer."""
 
     embedding_size: PositiveInt
-    dropout: Share  # on the non-recurrent connections
-    tied: bool  # the softmax reads the embedding's rows
-    init_scale: Positive  # weights are drawn from uniform(-init_scale, init_scale)
+    """Width of the word vectors."""
+    dropout: Share
+    """Share of the non-recurrent connections that a training step drops."""
+    tied: bool
+    """Whether the output layer reads the embedding's rows instead of weights of its own."""
+    init_scale: Positive
+    """The weights are drawn uniformly from [-init_scale, init_scale]."""
     recurrence: Annotated[SerializeAsAny[RecurrenceConfig], _by_kind("model.recurrence")]
     softmax: Annotated[SerializeAsAny[SoftmaxConfig], _by_kind("model.softmax")]
 
@@ -531,7 +539,6 @@ def leaves(schema: type[Section], prefix: str = "") -> dict[str, Any]:
         if kinds := KINDS.get(prefix + name):
             for section in kinds.values():
                 found |= leaves(section, f"{prefix}{name}.")
-            found[f"{prefix}{name}.kind"] = str
         elif isinstance(annotation, type) and issubclass(annotation, Section):
             found |= leaves(annotation, f"{prefix}{name}.")
         else:

@@ -3,7 +3,7 @@
 Shape suffixes: T time, L lanes, N tokens, E input width, H hidden, V vocabulary, G groups, M words of a group.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from pipeline.model.tables import OUTPUT_LAYERS, RECURRENCES
 class DecayConfig(RecurrenceConfig):
     """A mean of what was read."""
 
-    kind: Literal["decay"]
     width: Annotated[int, Field(ge=1)] = 5
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
@@ -62,7 +61,6 @@ class Decay(Recurrence):
 class TrioConfig(RecurrenceConfig):
     """A gated sum that knows the input before and how many there were."""
 
-    kind: Literal["trio"]
     width: Annotated[int, Field(ge=1)] = 4
 
     @property
@@ -114,7 +112,6 @@ class Trio(Recurrence):
 class GroupedConfig(SoftmaxConfig):
     """Words in groups of one size."""
 
-    kind: Literal["grouped"]
     words_per_group: Annotated[int, Field(ge=1)] = 8
 
 
