@@ -96,7 +96,7 @@ class Training:
         self._shape = SHAPES[way.shape]
         self._metrics = Path(run, "metrics.jsonl")
         command = [*way.prefix, sys.executable, "-m", "jobs", "train", f"data={data}", f"run={run}", *way.overrides]
-        command += [f"model.hidden_size={self._shape.width}", f"model.embedding_size={self._shape.width}"]
+        command += [f"model.recurrence.hidden_size={self._shape.width}", f"model.embedding_size={self._shape.width}"]
         command += [f"stream.num_lanes={self._shape.num_lanes}", f"stream.bptt={self._shape.bptt}"]
         command += ["model.softmax.cutoffs=[2000]", "optim=adagrad", "max_steps=1000000", "max_epochs=100000"]
         command += ["checkpoint.every_steps=1000000", "checkpoint.validate_every_steps=1000000"]

@@ -123,9 +123,10 @@ def _help(verb: str) -> str:
     if schema is Config:
         lines += ["", "Groups of keys that are set together by a file of conf/, as group=choice:"]
         lines += [f"  {group}={'|'.join(files)}" for group, files in groups().items()]
-    values = shown(load(schema, [], name=file))
+    tree = load(schema, [], name=file)
+    values = shown(tree)
     column = max(len(f"{key}={value}") for key, value in values.items()) + 2
-    for prefix, section in sections(schema):
+    for prefix, section in sections(tree):
         lines += ["", f"{prefix.removesuffix('.')}: {str(section.__doc__).splitlines()[0]}" if prefix else "keys:"]
         lines += [
             _beside(f"{prefix}{name}={values[prefix + name]}", _explained(field), column=column)

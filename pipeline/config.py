@@ -9,14 +9,24 @@ alone: no field has a default here.
 import difflib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
+from pipeline.upgrades import RENAMED
 
 
 def _find_conf() -> Path:
@@ -159,59 +169,148 @@ class StreamConfig(Section):
     """What is checked of each token shard before the first step: its digest, or its size, which is faster."""
 
 
-class SoftmaxConfig(Section):
-    """The output layer."""
+class RecurrenceConfig(Section):
+    """The recurrence: what every kind of it has; each adds keys of its own."""
 
-    kind: Literal["adaptive", "full"]
-    cutoffs: tuple[PositiveInt, ...] | None  # adaptive: where the tail clusters begin; null: by the vocabulary's size
-    div_value: Annotated[
-        float, Field(ge=1, allow_inf_nan=False)
-    ]  # adaptive: each tail cluster's width is the one before divided by it
+    kind: str
+    """Which recurrent cell reads the words; it decides which other keys there are."""
 
-    @model_validator(mode="after")
-    def _cutoffs_fit(self) -> Self:
-        if self.kind == "adaptive" and self.cutoffs == ():
-            raise ValueError("model.softmax.cutoffs=[] leaves adaptive softmax no tail; give some or use kind=full")
-        if self.cutoffs is not None and list(self.cutoffs) != sorted(set(self.cutoffs)):
-            raise ValueError(f"model.softmax.cutoffs={list(self.cutoffs)} must rise strictly")
-        return self
+    @property
+    def output_size(self) -> int:
+        """Width of the hidden vectors, which the output layer reads."""
+        raise NotImplementedError
 
 
-class ModelConfig(Section):
-    """Embedding, stacked LSTM, softmax."""
+class LSTMConfig(RecurrenceConfig):
+    """Stacked LSTM."""
 
-    embedding_size: PositiveInt
     hidden_size: PositiveInt
+    """Width of each layer's cell."""
     num_layers: PositiveInt
-    projection_size: PositiveInt | None  # of each layer's hidden state; null: none
-    dropout: Share  # on the non-recurrent connections
-    tied: bool  # the softmax reads the embedding's rows
-    init_scale: Positive  # weights are drawn from uniform(-init_scale, init_scale)
-    softmax: SoftmaxConfig
+    """How many layers stand one above the other."""
+    projection_size: PositiveInt | None
+    """Width to which each layer's hidden vector is projected, below hidden_size; null: it is not projected."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.projection_size is not None and self.projection_size >= self.hidden_size:
             raise ValueError(
-                f"model.projection_size={self.projection_size} must be below model.hidden_size={self.hidden_size};"
-                " use a smaller one or null"
-            )
-        if self.tied and self.embedding_size != self.output_size:
-            raise ValueError(
-                f"model.tied=true needs model.embedding_size={self.embedding_size} equal to the output's"
-                f" {self.output_size}; use model.embedding_size={self.output_size} or model.tied=false"
-            )
-        if self.tied and self.softmax.kind == "adaptive" and self.softmax.div_value != 1:
-            raise ValueError(
-                f"model.tied=true shares rows of full width, model.softmax.div_value={self.softmax.div_value:g} narrows"
-                " them; use model.softmax.div_value=1 or model.tied=false"
+                f"model.recurrence.projection_size={self.projection_size} must be below"
+                f" model.recurrence.hidden_size={self.hidden_size}; use a smaller one or null"
             )
         return self
 
     @property
     def output_size(self) -> int:
-        """Width of what the softmax reads."""
+        """The projection's width, else the cell's."""
         return self.projection_size or self.hidden_size
+
+
+class SoftmaxConfig(Section):
+    """The output layer: what every kind of it has; each adds keys of its own."""
+
+    kind: str
+    """Which output layer gives the words their probabilities; it decides which other keys there are."""
+
+
+class AdaptiveSoftmaxConfig(SoftmaxConfig):
+    """Adaptive softmax."""
+
+    cutoffs: tuple[PositiveInt, ...] | None
+    """The first word of each tail cluster, by frequency rank; null: as fits the vocabulary's size."""
+    div_value: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """By how much each tail cluster is narrower than the one before it."""
+
+    @model_validator(mode="after")
+    def _cutoffs_fit(self) -> Self:
+        if self.cutoffs == ():
+            raise ValueError("model.softmax.cutoffs=[] leaves adaptive softmax no tail; give some or use kind=full")
+        if self.cutoffs is not None and list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ValueError(f"model.softmax.cutoffs={list(self.cutoffs)} must rise strictly")
+        return self
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses cutoffs beyond a vocabulary of so many words.
+
+        Raises:
+            ConfigError: names the first that does not fit.
+        """
+        cutoffs = self.cutoffs or ()
+        if cutoffs and cutoffs[-1] >= vocab_size:
+            fitting = [cutoff for cutoff in cutoffs if cutoff < vocab_size]
+            mend = f"model.softmax.cutoffs={fitting}".replace(" ", "") if fitting else "model.softmax.kind=full"
+            raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
+
+
+class FullSoftmaxConfig(SoftmaxConfig):
+    """Full softmax: adaptive softmax without tails."""
+
+    cutoffs: ClassVar[tuple[int, ...]] = ()
+    div_value: ClassVar[float] = 1.0
+
+
+# dotted key of a section that comes in kinds → kind → the section with that kind's keys
+KINDS: dict[str, dict[str, type[Section]]] = {
+    "model.recurrence": {"lstm": LSTMConfig},
+    "model.softmax": {"adaptive": AdaptiveSoftmaxConfig, "full": FullSoftmaxConfig},
+}
+
+
+def _by_kind(place: str) -> BeforeValidator:
+    """Judges a section by the keys of its kind.
+
+    Args:
+        place: the section's dotted key in `KINDS`.
+    """
+
+    def judged(value: object) -> Section:
+        if isinstance(value, Section):
+            return value
+        kinds = KINDS[place]
+        tree = value if isinstance(value, dict) else {}
+        kind = tree.get("kind")
+        if not isinstance(kind, str) or kind not in kinds:
+            listed = " or ".join(repr(each) for each in kinds)
+            raise ValueError(f"{place}.kind={json.dumps(kind)}: it must be {listed}{nearest(str(kind), kinds)}")
+        for key in tree:
+            owners = [each for each, section in kinds.items() if key in section.model_fields]
+            if owners and kind not in owners:
+                raise ValueError(
+                    f"{place}.{key} is no key of {place}.kind={kind}; leave it out or use {place}.kind={owners[0]}"
+                )
+        return kinds[kind].model_validate_json(json.dumps(tree))
+
+    return BeforeValidator(judged)
+
+
+class ModelConfig(Section):
+    """Embedding, recurrence, output layer."""
+
+    embedding_size: PositiveInt
+    """Width of the word vectors."""
+    dropout: Share
+    """Share of the non-recurrent connections that a training step drops."""
+    tied: bool
+    """Whether the output layer reads the embedding's rows instead of weights of its own."""
+    init_scale: Positive
+    """The weights are drawn uniformly from [-init_scale, init_scale]."""
+    recurrence: Annotated[SerializeAsAny[RecurrenceConfig], _by_kind("model.recurrence")]
+    softmax: Annotated[SerializeAsAny[SoftmaxConfig], _by_kind("model.softmax")]
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        output_size = self.recurrence.output_size
+        if self.tied and self.embedding_size != output_size:
+            raise ValueError(
+                f"model.tied=true needs model.embedding_size={self.embedding_size} equal to the output's"
+                f" {output_size}; use model.embedding_size={output_size} or model.tied=false"
+            )
+        if self.tied and isinstance(self.softmax, AdaptiveSoftmaxConfig) and self.softmax.div_value != 1:
+            raise ValueError(
+                f"model.tied=true shares rows of full width, model.softmax.div_value={self.softmax.div_value:g} narrows"
+                " them; use model.softmax.div_value=1 or model.tied=false"
+            )
+        return self
 
 
 class ScheduleConfig(Section):
@@ -440,16 +539,21 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if schema is Config:
+        _import_typed(overrides)
+    known = leaves(schema)
+    kinds = [place for place in KINDS if f"{place}.kind" in known]
     texts: dict[str, str] = {}
     others: list[str] = []
     typed: set[str] = set()
     for override in overrides:
         key, value = _checked(schema, override)
         typed.add(key)
-        if _is_text(leaves(schema).get(key)):
+        if _is_text(known.get(key)):
             texts[key] = value
         else:
-            others.append(override)
+            may_be_new = "++" if key.rpartition(".")[0] in kinds else ""  # the kind's values come after Hydra
+            others.append(f"{may_be_new}{key}={value}")
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base=None):
             composed = compose(config_name=name, overrides=others)
@@ -457,17 +561,15 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     # Hydra's grammar and OmegaConf's `${` and `???` never see a path
-    values: dict[str, object] = {
-        key: _text(text, may_be_list=_is_list(leaves(schema)[key])) for key, text in texts.items()
-    }
+    values: dict[str, object] = {key: _text(text, may_be_list=_is_list(known[key])) for key, text in texts.items()}
     given = [key for key, text in values.items() if text is not None]
     values |= {other: value for key in given for other, value in IMPLIED.get(key, {}).items() if other not in typed}
+    for place in kinds:
+        section = _node(tree, place)
+        _fill(section, place, kind=values.get(f"{place}.kind", section["kind"]), typed=typed)
     for dotted, found in values.items():
-        *path, last = dotted.split(".")
-        node: Any = tree
-        for part in path:
-            node = node[part]
-        node[last] = found
+        place, _, last = dotted.rpartition(".")
+        _node(tree, place)[last] = found
     return judge(schema, json.dumps(tree))
 
 
@@ -481,6 +583,40 @@ def judge(schema: type[Tree], tree_json: str) -> Tree:
         ) from error
 
 
+def _import_typed(overrides: Iterable[str]) -> None:
+    """Imports the extensions that are typed, for the keys that they bring may be typed too."""
+    for key, _, value in (override.partition("=") for override in overrides):
+        if key == "extensions" and value:
+            names = _text(value, may_be_list=True)
+            import_extensions((names,) if isinstance(names, str) else tuple(names or ()))
+
+
+def _node(tree: Any, place: str) -> dict[str, Any]:  # noqa: ANN401  (a tree as JSON holds it)
+    """The section at a dotted key; at none, the tree."""
+    for part in place.split(".") if place else ():
+        tree = tree[part]
+    found: dict[str, Any] = tree
+    return found
+
+
+def _fill(section: dict[str, Any], place: str, *, kind: object, typed: Collection[str]) -> None:
+    """Gives a section the values that conf/ has for its kind, where it has none.
+
+    Args:
+        section: as Hydra composed it; is changed.
+        place: its dotted key.
+        kind: that it is to be of; if that is not what was composed, only what was typed stays of the section.
+        typed: dotted keys.
+    """
+    from omegaconf import OmegaConf
+
+    stay = {key: value for key, value in section.items() if kind == section["kind"] or f"{place}.{key}" in typed}
+    file = CONF.joinpath(*place.split("."), f"{kind}.yaml")
+    values = OmegaConf.to_container(OmegaConf.load(file)) if kind in KINDS[place] and file.exists() else {}
+    section.clear()
+    section.update(cast(dict[str, Any], values) | stay | {"kind": kind})
+
+
 def groups() -> dict[str, list[str]]:
     """The groups of conf/ and the choices in each."""
     return {
@@ -491,24 +627,26 @@ def groups() -> dict[str, list[str]]:
 
 
 def leaves(schema: type[Section], prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a schema with its annotation."""
+    """Every dotted key of a schema with its annotation; of a section that comes in kinds, the keys of all of them."""
     found: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
+        if kinds := KINDS.get(prefix + name):
+            for section in kinds.values():
+                found |= leaves(section, f"{prefix}{name}.")
+        elif isinstance(annotation, type) and issubclass(annotation, Section):
             found |= leaves(annotation, f"{prefix}{name}.")
         else:
             found[prefix + name] = annotation
     return found
 
 
-def sections(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """A schema and the sections below it, each with what the dotted keys of its fields begin with."""
-    yield prefix, schema
-    for name, field in schema.model_fields.items():
-        for part in _parts(field.annotation):
-            if isinstance(part, type) and issubclass(part, Section):
-                yield from sections(part, f"{prefix}{name}.")
+def sections(tree: Section, prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """The schema of a tree and those of the sections in it, each with what the dotted keys of its fields begin with."""
+    yield prefix, type(tree)
+    for name, value in tree:
+        if isinstance(value, Section):
+            yield from sections(value, f"{prefix}{name}.")
 
 
 def choices(annotation: object) -> list[str]:
@@ -553,6 +691,8 @@ def _checked(schema: type[Section], override: str) -> tuple[str, str]:
         raise ConfigError(f"argument {override!r} is no valid UTF-8; name such a file by its folder or a glob")
     known = leaves(schema)
     files = groups() if schema is Config else {}
+    if RENAMED.get(key) in known:
+        key = RENAMED[key]
     if key in files:
         if value not in files[key]:
             raise ConfigError(f"{key}={value} is not one of {', '.join(files[key])}{nearest(value, files[key])}")

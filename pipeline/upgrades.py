@@ -1,9 +1,9 @@
 """What files of earlier versions mean today: the one table of keys that came later.
 
-In: a configuration, an identity or a manifest as an earlier version wrote it. Out: the same with each key that came
-since, at the value that held before there was a choice, and without the keys that went; so an old run resumes and an
-old corpus verifies as what they were. Refuses nothing: what is missing and does not stand here is for the reader to
-refuse.
+In: a configuration, an identity or a manifest as an earlier version wrote it. Out: the same under the names of today,
+with each key that came since, at the value that held before there was a choice, and without the keys that went; so an
+old run resumes and an old corpus verifies as what they were. Refuses nothing: what is missing and does not stand here
+is for the reader to refuse.
 
 Whoever adds a key to `Config`, to the identity of a run or to the manifest adds its row here in the same commit. Rows
 are never removed.
@@ -18,6 +18,19 @@ CONFIGURATION: dict[str, object] = {
     "extensions": [],
     "init_from": None,
     "corpus.null_rows": "refuse",
+    "model.recurrence.kind": "lstm",
+}
+
+# former dotted key of `Config` → its name today; the identity that a checkpoint holds keeps the former one
+RENAMED: dict[str, str] = {
+    "model.hidden_size": "model.recurrence.hidden_size",
+    "model.num_layers": "model.recurrence.num_layers",
+    "model.projection_size": "model.recurrence.projection_size",
+}
+
+# (dotted key of `Config`, a value of it) → keys that stood beside it then and meant nothing
+MEANINGLESS: dict[tuple[str, object], tuple[str, ...]] = {
+    ("model.softmax.kind", "full"): ("model.softmax.cutoffs", "model.softmax.div_value"),
 }
 
 # (dotted key of `Config`, a value of it that is no longer written) → what is written now
@@ -41,7 +54,19 @@ CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 
 
 def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree of a run's `config.yaml`, with the keys that came later and the values that are written today."""
+    """The tree of a run's `config.yaml`, with the keys and values that are written today."""
+    tree = json.loads(json.dumps(tree))
+    for former, today in RENAMED.items():
+        for value in _taken(tree, former):
+            *path, last = today.split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = value
+    for (key, value), without in MEANINGLESS.items():
+        if any(node.get(last) == value for node, last in _places(tree, key.split("."))):
+            for each in without:
+                _taken(tree, each)
     return _upgraded(tree, CONFIGURATION, CONFIGURATION_VALUES)
 
 
@@ -53,7 +78,17 @@ def upgraded_identity(identity: Mapping[str, str], *, needed: Collection[str]) -
         needed: the keys of an identity today; what the checkpoint lacks of them gets its value of before.
     """
     added = {key: json.dumps(value) for key, value in CONFIGURATION.items() if key in needed}
-    return added | dict(identity)
+    found = added | {RENAMED.get(key, key): value for key, value in identity.items()}
+    for (key, value), without in MEANINGLESS.items():
+        if found.get(key) == json.dumps(value):
+            found = {each: found[each] for each in found if each not in without}
+    return found
+
+
+def stored_identity(identity: Mapping[str, str]) -> dict[str, str]:
+    """An identity of today as checkpoints hold it: under the names that files have had all along."""
+    former = {today: key for key, today in RENAMED.items()}
+    return {former.get(key, key): value for key, value in identity.items()}
 
 
 def upgraded_manifest(tree: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +112,11 @@ def _upgraded(
             if last in node and node[last] == before:
                 node[last] = value
     return tree
+
+
+def _taken(tree: dict[str, Any], key: str) -> list[Any]:
+    """The values at a dotted key, which are taken out of the tree."""
+    return [node.pop(last) for node, last in _places(tree, key.split(".")) if last in node]
 
 
 def _places(node: Any, path: list[str]) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401  (a tree as JSON holds it)

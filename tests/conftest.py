@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -131,16 +132,21 @@ def small_config() -> Callable[..., Config]:
     """A configuration of a model that trains in a blink: (overrides) → Config."""
 
     def make(*overrides: str) -> Config:
+        own_keys = {
+            "model.recurrence": ["model.recurrence.hidden_size=5"],
+            "model.softmax": ["model.softmax.cutoffs=[10,30]", "model.softmax.div_value=2"],
+        }
+        for place in [*own_keys]:
+            if any(each.startswith(f"{place}.kind=") for each in overrides):
+                del own_keys[place]  # of another kind, which has other keys
         return load(
             Config,
             [
                 "stream.num_lanes=3",
                 "stream.bptt=7",
                 "model.embedding_size=6",
-                "model.hidden_size=5",
                 "model.dropout=0.3",
-                "model.softmax.cutoffs=[10,30]",
-                "model.softmax.div_value=2",
+                *chain.from_iterable(own_keys.values()),
                 "optim=adam",
                 "optim.lr=0.01",
                 "logging.every_steps=1",

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.config import (
     CONF,
+    KINDS,
     Config,
     EvaluateConfig,
     StatusConfig,
@@ -30,6 +31,7 @@ from pipeline.errors import ConfigError
 
 EXPERIMENTS = groups()["experiment"]
 CUTOFFS = "model.softmax.cutoffs"
+SOFTMAXES = " or ".join(repr(kind) for kind in KINDS["model.softmax"])
 
 
 def refused(message):
@@ -125,7 +127,10 @@ def test_nearest(word, expected):
         ("model.tied=yes", 'model.tied="yes": it must be a valid boolean'),
         ("model.tied=1", "model.tied=1: it must be a valid boolean"),
         ("model.init_scale=0", "model.init_scale=0: it must be greater than 0"),
-        ("model.projection_size=0", "model.projection_size=0: it must be greater than or equal to 1, or null"),
+        (
+            "model.projection_size=0",
+            "model.recurrence.projection_size=0: it must be greater than or equal to 1, or null",
+        ),
         ("model.softmax.div_value=0.5", "model.softmax.div_value=0.5: it must be greater than or equal to 1"),
         ("model.softmax.div_value=inf", "model.softmax.div_value=Infinity: it must be a finite number"),
         (f"{CUTOFFS}=[1,a]", f'{CUTOFFS}="a": it must be a valid integer'),
@@ -202,8 +207,9 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
         ([f"{CUTOFFS}=[3,2]"], f"{CUTOFFS}=[3, 2] must rise strictly"),
         ([f"{CUTOFFS}=[2,2]"], f"{CUTOFFS}=[2, 2] must rise strictly"),
         (
-            ["model.projection_size=200"],
-            "model.projection_size=200 must be below model.hidden_size=200; use a smaller one or null",
+            ["model.recurrence.projection_size=200"],
+            "model.recurrence.projection_size=200 must be below model.recurrence.hidden_size=200;"
+            " use a smaller one or null",
         ),
         (
             ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
@@ -239,8 +245,8 @@ def test_combinations_that_cannot_be_are_refused(overrides, message):
         ["max_epochs=3", "max_steps=5"],
         ["corpus.valid_fraction=0.5", "corpus.test_fraction=0.25"],
         ["corpus.valid=x", "corpus.test_fraction=0.25"],
-        ["model.softmax.kind=full", f"{CUTOFFS}=[]"],
-        ["model.tied=true", "model.softmax.kind=full", f"{CUTOFFS}=[]"],
+        ["model.softmax.kind=full"],
+        ["model.tied=true", "model.softmax.kind=full"],
         ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=50", "model.projection_size=50"],
         ["corpus=datasets", "corpus.dataset=wikitext"],
     ],
@@ -401,7 +407,7 @@ def test_a_text_field_that_is_no_list_takes_brackets_as_they_are():
 def test_every_experiment_composes(experiment):
     """With a place for the data where it leaves that open."""
     config = load(Config, [f"experiment={experiment}", "data=a", "run=b"])
-    assert flat(config).keys() == leaves(Config).keys()
+    assert flat(config).keys() <= leaves(Config).keys()
     assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
 
 
@@ -410,21 +416,25 @@ def test_every_choice_of_every_group_composes(group, choice):
     load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
 
 
-@pytest.mark.parametrize("schema", [Config, EvaluateConfig, VerifyConfig, StatusConfig])
-def test_every_key_is_described_in_a_line(schema):
-    described = {}
-    for prefix, section in sections(schema):
+TREES = {"config": Config, "evaluate": EvaluateConfig, "verify": VerifyConfig, "status": StatusConfig}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_key_is_described_in_a_line(name):
+    found = dict(sections(load(TREES[name], [], name=name)))
+    kinds = {f"{place}.{kind}.": section for place, rows in KINDS.items() for kind, section in rows.items()}
+    for prefix, section in [*found.items(), *(kinds.items() if name == "config" else ())]:
         assert re.match(r"[A-Z].{1,110}\.(\n|$)", str(section.__doc__))
-        described |= {prefix + name: field.description for name, field in section.model_fields.items()}
-    pending = {key for key in leaves(Config) if key.startswith("model.")}
-    for key in leaves(schema).keys() - pending:
-        assert re.fullmatch(r"[A-Z].{1,110}\.", str(described[key])), f"{key}: {described[key]}"
+        for key, field in section.model_fields.items():
+            if f"{prefix}{key}." not in found:
+                assert re.fullmatch(r"[A-Z].{1,110}\.", str(field.description)), f"{prefix}{key}: {field.description}"
 
 
 def test_sections_are_found_with_their_prefix():
-    found = dict(sections(Config))
+    found = dict(sections(load(Config, [])))
     assert found[""] is Config
     assert found["corpus.vocabulary."].__name__ == "VocabularyConfig"
+    assert found["model.recurrence."].__name__ == "LSTMConfig"
     assert {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields} >= leaves(Config).keys()
 
 
@@ -444,7 +454,7 @@ def test_a_group_is_chosen_whatever_the_order_of_overrides():
     ("schema", "name"), [(Config, "config"), (EvaluateConfig, "evaluate"), (VerifyConfig, "verify")]
 )
 def test_every_verb_has_its_defaults(schema, name):
-    assert flat(load(schema, [], name=name)).keys() == leaves(schema).keys()
+    assert flat(load(schema, [], name=name)).keys() <= leaves(schema).keys()
 
 
 def test_the_tree_is_frozen():
@@ -465,7 +475,8 @@ def test_no_field_has_a_default():
             if hasattr(field.annotation, "model_fields"):
                 yield from fields(field.annotation)
 
-    for schema in (Config, EvaluateConfig, VerifyConfig):
+    kinds = [section for each in KINDS.values() for section in each.values()]
+    for schema in (Config, EvaluateConfig, VerifyConfig, *kinds):
         assert [name for name, field in fields(schema) if not field.is_required()] == []
 
 
@@ -505,8 +516,65 @@ def test_shown_values_can_be_typed_again():
 
 
 def test_the_output_is_as_wide_as_the_projection_or_the_cell():
-    assert load(Config, []).model.output_size == 200
-    assert load(Config, ["model.projection_size=30"]).model.output_size == 30
+    assert load(Config, []).model.recurrence.output_size == 200
+    assert load(Config, ["model.recurrence.projection_size=30"]).model.recurrence.output_size == 30
+
+
+# --- sections that come in kinds
+
+
+def test_a_kind_that_is_typed_brings_its_own_values_in_place_of_an_experiments():
+    def softmax(*overrides):
+        return load(Config, list(overrides)).model.softmax.model_dump(mode="json")
+
+    full, adaptive = {"kind": "full"}, {"kind": "adaptive", "cutoffs": None, "div_value": 4.0}
+    demo = adaptive | {"cutoffs": [2000, 8000]}
+    kind, div_value = "model.softmax.kind={}", "model.softmax.div_value=2"
+    assert softmax() == adaptive
+    assert softmax(kind.format("full")) == full
+    assert softmax("experiment=ptb_small") == full
+    assert softmax("experiment=ptb_small", kind.format("adaptive")) == adaptive
+    assert softmax("experiment=ptb_small", div_value, kind.format("adaptive")) == adaptive | {"div_value": 2.0}
+    assert softmax("experiment=demo") == softmax("experiment=demo", kind.format("adaptive")) == demo
+    assert softmax("experiment=demo", kind.format("full")) == full
+    assert softmax("experiment=demo", div_value) == demo | {"div_value": 2.0}
+    assert load(Config, ["experiment=text8_grave"]).model.recurrence.projection_size is None  # the file of its kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.softmax.kind=ful"], f'model.softmax.kind="ful": it must be {SOFTMAXES}; did you mean full?'),
+        (["model.softmax.kind=null"], f"model.softmax.kind=null: it must be {SOFTMAXES}"),
+        (["model.softmax.kind=../full"], f'model.softmax.kind="../full": it must be {SOFTMAXES}; did you mean full?'),
+        (
+            ["model.softmax.kind=full", f"{CUTOFFS}=[5]"],
+            f"{CUTOFFS} is no key of model.softmax.kind=full; leave it out or use model.softmax.kind=adaptive",
+        ),
+        (
+            ["experiment=ptb_small", "model.softmax.div_value=2"],
+            "model.softmax.div_value is no key of model.softmax.kind=full;"
+            " leave it out or use model.softmax.kind=adaptive",
+        ),
+        (["model.softmax.cutofs=[5]"], "unknown key model.softmax.cutofs; did you mean model.softmax.cutoffs?"),
+        (["model.recurrence=lstm"], "unknown key model.recurrence; did you mean model.recurrence.kind?"),
+    ],
+)
+def test_a_key_belongs_to_its_kind(overrides, message):
+    with refused(message):
+        load(Config, overrides)
+
+
+def test_a_key_may_be_typed_by_its_former_name():
+    former = load(Config, ["model.hidden_size=30", "model.num_layers=3", "model.projection_size=20"])
+    assert former == load(
+        Config,
+        [f"model.recurrence.{each}" for each in ("hidden_size=30", "num_layers=3")]
+        + ["model.recurrence.projection_size=20"],
+    )
+    assert load(Config, ["model.hidden_size=30", "model.recurrence.hidden_size=40"]).model.recurrence.output_size == 40
+    with refused("unknown key model.hidden_size"):
+        load(VerifyConfig, ["model.hidden_size=3"], name="verify")
 
 
 def test_composing_does_not_hang_on_the_working_folder(tmp_path, monkeypatch):

@@ -93,9 +93,9 @@ ZAREMBA = {  # hidden, bptt, init, dropout, rate at first, epochs, clip, epochs 
 def test_the_recipes_of_zaremba_2014(name):
     hidden, bptt, init, dropout, rate, epochs, clip, hold, divide_by = ZAREMBA[name]
     config = recipe(name)
-    model, optim = config.model, config.optim
-    assert (model.embedding_size, model.hidden_size, model.num_layers) == (hidden, hidden, 2)
-    assert (model.projection_size, model.tied, model.softmax.kind) == (None, False, "full")
+    model, cell, optim = config.model, config.model.recurrence, config.optim
+    assert (model.embedding_size, cell.hidden_size, cell.num_layers) == (hidden, hidden, 2)
+    assert (cell.projection_size, model.tied, model.softmax.kind) == (None, False, "full")
     assert (model.init_scale, model.dropout) == (init, dropout)
     assert (config.stream.num_lanes, config.stream.bptt) == (20, bptt)
     assert (config.max_epochs, config.max_steps) == (epochs, None)
@@ -114,9 +114,9 @@ GRAVE = {"text8_grave": (512, 10), "lm1b_lstm2048": (2048, 3)}  # hidden, least 
 def test_the_recipes_of_grave_2016(name):
     hidden, min_count = GRAVE[name]
     config = recipe(name)
-    model, optim = config.model, config.optim
-    assert (model.embedding_size, model.hidden_size, model.num_layers) == (256, hidden, 1)
-    assert (model.dropout, model.projection_size, model.tied) == (0, None, False)
+    model, cell, optim = config.model, config.model.recurrence, config.optim
+    assert (model.embedding_size, cell.hidden_size, cell.num_layers) == (256, hidden, 1)
+    assert (model.dropout, cell.projection_size, model.tied) == (0, None, False)
     assert (model.softmax.kind, model.softmax.div_value) == ("adaptive", 4)
     assert (config.stream.num_lanes, config.stream.bptt) == (128, 20)
     assert (config.max_epochs, config.max_steps) == (5, None)
@@ -133,8 +133,8 @@ def test_the_vocabulary_of_one_billion_words_is_given_by_its_size():
 @pytest.mark.parametrize(("name", "limits"), [("wikitext2", (5, None)), ("demo", (None, 3500))])
 def test_the_recipes_of_our_own(name, limits):
     config = recipe(name)
-    model, optim = config.model, config.optim
-    assert (model.embedding_size, model.hidden_size, model.num_layers, model.dropout) == (200, 200, 2, 0.2)
+    model, cell, optim = config.model, config.model.recurrence, config.optim
+    assert (model.embedding_size, cell.hidden_size, cell.num_layers, model.dropout) == (200, 200, 2, 0.2)
     assert (config.stream.num_lanes, config.stream.bptt) == (20, 35)
     assert (config.max_epochs, config.max_steps) == limits
     assert (optim.name, optim.lr, optim.clip_norm, optim.schedule.kind) == ("sgd", 20, 0.25, "cosine")

@@ -48,11 +48,11 @@ class Row:
     module: str
 
 
-BACKENDS: dict[str, Row] = {  # the first that fits is taken
-    "ray": Row(lambda cluster, rank: cluster.kind in ("local", "ray"), "pipeline.cluster.ray_train"),
-    "launched": Row(lambda cluster, rank: rank is not None, "pipeline.cluster.launched"),
-    "processes": Row(lambda cluster, rank: (cluster.num_workers or 1) > 1, "pipeline.cluster.processes"),
+BACKENDS: dict[str, Row] = {  # of those that fit the last one is taken, so that rows from outside come first
     "alone": Row(lambda cluster, rank: True, "pipeline.cluster.alone"),
+    "processes": Row(lambda cluster, rank: (cluster.num_workers or 1) > 1, "pipeline.cluster.processes"),
+    "launched": Row(lambda cluster, rank: rank is not None, "pipeline.cluster.launched"),
+    "ray": Row(lambda cluster, rank: cluster.kind in ("local", "ray"), "pipeline.cluster.ray_train"),
 }
 
 
@@ -63,5 +63,5 @@ def choose_backend(cluster: ClusterConfig, rank: Rank | None) -> Backend:
         cluster: the section.
         rank: the place of this process if a launcher started it as one of several; None: it stands alone.
     """
-    row = next(row for row in BACKENDS.values() if row.fits(cluster, rank))
+    row = next(row for row in reversed(BACKENDS.values()) if row.fits(cluster, rank))
     return cast(Backend, import_module(row.module))

@@ -14,7 +14,6 @@ Source: Grave et al. 2017, arXiv:1609.04309, sections 3 and 4.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,24 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError
+from pipeline.config import AdaptiveSoftmaxConfig, FullSoftmaxConfig
+from pipeline.model.output_layer import OutputLayer, Targets, at_least_fp32
 
 
-class TargetSplit(NamedTuple):
-    """The targets of some tokens, dealt to the softmax's clusters.
-
-    Attributes:
-        head_N: class of each target in the head, int64: the word itself, or its cluster's entry.
-        rows: for each tail cluster, which of the N tokens fall into it, int64 [n], rising.
-        tails: for each tail cluster, their word's place within the cluster, int64 [n].
-    """
-
-    head_N: Tensor
-    rows: tuple[Tensor, ...]
-    tails: tuple[Tensor, ...]
-
-
-def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> TargetSplit:
+def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> Targets:
     """Deals target words to the clusters, on the CPU.
 
     Args:
@@ -47,29 +33,29 @@ def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> Ta
         cutoffs: first word of each tail cluster, rising; empty for the full softmax.
 
     Returns:
-        CPU tensors; a cluster that no target falls into has empty ones.
+        CPU tensors, int64. First each target's class in the head, [tokens]: the word itself, or its cluster's entry.
+        Then two for each tail cluster: which of the tokens fall into it, rising, and their words' places within it;
+        empty ones where none does.
     """
     if not cutoffs:
-        return TargetSplit(torch.from_numpy(targets_N), (), ())
+        return (torch.from_numpy(targets_N),)
     cluster_N = np.searchsorted(np.asarray(cutoffs), targets_N, side="right")
     head_N = np.where(cluster_N == 0, targets_N, cutoffs[0] + cluster_N - 1)
-    rows = [np.flatnonzero(cluster_N == i + 1) for i in range(len(cutoffs))]
-    return TargetSplit(
-        torch.from_numpy(head_N),
-        tuple(torch.from_numpy(each) for each in rows),
-        tuple(torch.from_numpy(targets_N[each] - first) for each, first in zip(rows, cutoffs, strict=True)),
-    )
+    parts = [head_N]
+    for i, first in enumerate(cutoffs):
+        rows_n = np.flatnonzero(cluster_N == i + 1)
+        parts += [rows_n, targets_N[rows_n] - first]
+    return tuple(torch.from_numpy(each) for each in parts)
 
 
-class AdaptiveSoftmax(nn.Module):
+class AdaptiveSoftmax(OutputLayer):
     """Log-probabilities of words, at a cost that follows their frequency.
 
+    Tail cluster i is `hidden_size / div_value ** (i + 1)` wide; at `div_value` 1, which tied weights need, it has no
+    projection.
+
     Args:
-        hidden_size: width of the hidden vectors.
-        vocab_size: number of words.
-        cutoffs: first word of each tail cluster, rising, below `vocab_size`; empty for the full softmax.
-        div_value: tail cluster i is `hidden_size / div_value ** (i + 1)` wide; at 1 it has no projection.
-        embedding_VH: tied weights, shared with the embedding; needs `div_value` 1. None: weights of its own.
+        section, hidden_size, vocab_size, embedding_VH: as of every `OutputLayer`; the section's cutoffs are given.
 
     Raises:
         ConfigError: cutoffs that do not lie within the vocabulary.
@@ -77,22 +63,20 @@ class AdaptiveSoftmax(nn.Module):
 
     def __init__(
         self,
+        section: AdaptiveSoftmaxConfig | FullSoftmaxConfig,
         *,
         hidden_size: int,
         vocab_size: int,
-        cutoffs: Sequence[int],
-        div_value: float,
         embedding_VH: nn.Parameter | None = None,
     ) -> None:
-        super().__init__()
-        if cutoffs and cutoffs[-1] >= vocab_size:
-            fitting = [cutoff for cutoff in cutoffs if cutoff < vocab_size]
-            mend = f"model.softmax.cutoffs={fitting}".replace(" ", "") if fitting else "model.softmax.kind=full"
-            raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
+        super().__init__(section, hidden_size=hidden_size, vocab_size=vocab_size, embedding_VH=embedding_VH)
+        cutoffs, div_value = section.cutoffs, section.div_value
+        assert cutoffs is not None, "cutoffs that nobody has fitted to the vocabulary"
+        if isinstance(section, AdaptiveSoftmaxConfig):
+            section.check_vocabulary(vocab_size)
         assert embedding_VH is None or div_value == 1, "tied clusters share rows of full width"
         self.cutoffs = tuple(cutoffs)
         self.edges = (*cutoffs, vocab_size)
-        self.embedding_VH = embedding_VH
         head_words = self.edges[0]
         num_tails = len(self.cutoffs)
         own_rows = num_tails if embedding_VH is not None else head_words + num_tails
@@ -110,7 +94,11 @@ class AdaptiveSoftmax(nn.Module):
             if div_value > 1:
                 self.tail_projections.append(nn.Parameter(torch.empty(width, hidden_size)))
 
-    def target_nats(self, hidden_NH: Tensor, targets: TargetSplit) -> Tensor:
+    def prepare_targets(self, targets_N: NDArray[np.int64]) -> Targets:
+        """The targets, split into the clusters."""
+        return split_targets(targets_N, cutoffs=self.cutoffs)
+
+    def nats(self, hidden_NH: Tensor, targets: Targets) -> Tensor:
         """Negative log-probability of each target word.
 
         A tail word costs its cluster's entry in the head plus its own within the cluster. A cluster without targets
@@ -127,10 +115,11 @@ class AdaptiveSoftmax(nn.Module):
         Raises:
             ValueError: the two token dimensions differ; names both.
         """
-        if hidden_NH.shape[0] != targets.head_N.shape[0]:
-            raise ValueError(f"{hidden_NH.shape[0]} hidden vectors for {targets.head_N.shape[0]} targets")
-        nats_N = F.cross_entropy(self._head_logits(hidden_NH), targets.head_N, reduction="none")
-        for i, (rows_n, tail_n) in enumerate(zip(targets.rows, targets.tails, strict=True)):
+        head_N, *tails = targets
+        if hidden_NH.shape[0] != head_N.shape[0]:
+            raise ValueError(f"{hidden_NH.shape[0]} hidden vectors for {head_N.shape[0]} targets")
+        nats_N = F.cross_entropy(self._head_logits(hidden_NH), head_N, reduction="none")
+        for i, (rows_n, tail_n) in enumerate(zip(tails[::2], tails[1::2], strict=True)):
             logits_nC = self._tail_logits(i, hidden_NH.index_select(0, rows_n))
             nats_N = nats_N.index_add(0, rows_n, F.cross_entropy(logits_nC, tail_n, reduction="none"))
         return nats_N
@@ -149,17 +138,12 @@ class AdaptiveSoftmax(nn.Module):
         weight_CH: Tensor = self.head_weight
         if self.embedding_VH is not None:
             weight_CH = torch.cat([self.embedding_VH[: self.edges[0]], weight_CH])
-        return _at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
+        return at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
 
     def _tail_logits(self, i: int, hidden_nH: Tensor) -> Tensor:
         if self.embedding_VH is not None:
             weight_CH = self.embedding_VH[self.edges[i] : self.edges[i + 1]]
-            return _at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
+            return at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
         if self.tail_projections:
             hidden_nH = F.linear(hidden_nH, self.tail_projections[i])
-        return _at_least_fp32(F.linear(hidden_nH, self.tail_weights[i], self.tail_biases[i]))
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    """Autocast hands out bf16 logits; the softmax over them is taken in fp32."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return at_least_fp32(F.linear(hidden_nH, self.tail_weights[i], self.tail_biases[i]))

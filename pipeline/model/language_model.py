@@ -1,70 +1,47 @@
-"""Embedding → recurrence → softmax.
+"""Embedding → recurrence → output layer.
 
-In: a window of word ids, the state of its lanes, its targets split into clusters. Out: nats of each target and the next
-state. Takes integers and never a vocabulary; does no input or output.
+In: a window of word ids, the state of its lanes, its targets as the CPU prepared them. Out: nats of each target and the
+next state. Takes integers and never a vocabulary; does no input or output.
 
 Shape suffixes: T time, L lanes, N tokens that are targets, S dropout sites, E embedding, H hidden, V vocabulary.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.adaptive_softmax import AdaptiveSoftmax, TargetSplit
+from pipeline.config import ModelConfig
 from pipeline.model.dropout import lane_dropout
-from pipeline.model.recurrent import StackedLSTM, State
+from pipeline.model.output_layer import Targets
+from pipeline.model.recurrence import State
+from pipeline.model.tables import OUTPUT_LAYERS, RECURRENCES
 
 
 class LanguageModel(nn.Module):
     """A recurrent language model.
 
     Args:
+        section: of the configuration, with the values that depend on the vocabulary filled in.
         vocab_size: number of words.
-        embedding_size: width of the word vectors.
-        hidden_size: width of each LSTM layer's cell.
-        num_layers: number of LSTM layers.
-        projection_size: width of each layer's projected output; None: not projected.
-        dropout: share of the non-recurrent connections dropped in a training step.
-        tied: the softmax reads the embedding's rows.
-        cutoffs: first word of each tail cluster of the softmax; empty for the full softmax.
-        div_value: how much narrower each tail cluster is than the one before.
 
     Raises:
-        ConfigError: cutoffs that do not lie within the vocabulary.
+        ConfigError: values that do not fit the vocabulary.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        embedding_size: int,
-        hidden_size: int,
-        num_layers: int,
-        projection_size: int | None,
-        dropout: float,
-        tied: bool,
-        cutoffs: Sequence[int],
-        div_value: float,
-    ) -> None:
+    def __init__(self, section: ModelConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.num_sites = num_layers + 1
-        self.embedding_VE = nn.Parameter(torch.empty(vocab_size, embedding_size))
-        self.recurrence = StackedLSTM(
-            input_size=embedding_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            projection_size=projection_size,
-            dropout=dropout,
+        self.dropout = section.dropout
+        self.embedding_VE = nn.Parameter(torch.empty(vocab_size, section.embedding_size))
+        self.recurrence = RECURRENCES[type(section.recurrence)](
+            section.recurrence, input_size=section.embedding_size, dropout=section.dropout
         )
-        self.softmax = AdaptiveSoftmax(
+        self.num_sites = self.recurrence.num_sites + 1
+        self.softmax = OUTPUT_LAYERS[type(section.softmax)](
+            section.softmax,
             hidden_size=self.recurrence.output_size,
             vocab_size=vocab_size,
-            cutoffs=cutoffs,
-            div_value=div_value,
-            embedding_VH=self.embedding_VE if tied else None,
+            embedding_VH=self.embedding_VE if section.tied else None,
         )
 
     @torch.no_grad()
@@ -91,14 +68,14 @@ class LanguageModel(nn.Module):
         input_TLE = F.embedding(inputs_TL, self.embedding_VE)
         hidden_TLH, state = self.recurrence(input_TLE, state, keys_SL=keys_SL, short_L=short_L)
         if keys_SL is not None:
-            hidden_TLH = lane_dropout(hidden_TLH, keys_SL[-1], p=self.recurrence.dropout)
+            hidden_TLH = lane_dropout(hidden_TLH, keys_SL[-1], p=self.dropout)
         return hidden_TLH, state
 
     def forward(
         self,
         inputs_TL: Tensor,
         state: State,
-        targets: TargetSplit,
+        targets: Targets,
         *,
         keys_SL: Tensor | None = None,
         short_L: Tensor | None = None,
@@ -108,7 +85,7 @@ class LanguageModel(nn.Module):
 
         Args:
             inputs_TL, state, keys_SL, short_L: as in `hidden`.
-            targets: the split of the window's targets, time-major.
+            targets: the window's, time-major, as `softmax.prepare_targets` gives them.
             rows_N: which of the T·L tokens are targets, int64; None: all.
 
         Returns:
@@ -118,4 +95,4 @@ class LanguageModel(nn.Module):
         hidden_NH = hidden_TLH.flatten(0, 1)
         if rows_N is not None:
             hidden_NH = hidden_NH.index_select(0, rows_N)
-        return self.softmax.target_nats(hidden_NH, targets), state
+        return self.softmax.nats(hidden_NH, targets), state

@@ -63,8 +63,6 @@ SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
     ("loops", "fit_loop", "epoch_loop.batch_progress"): dict,
     ("optimizer_states",): list,
     ("lr_schedulers",): list,
-    (OWN_KEY, "hidden_KLP"): object,
-    (OWN_KEY, "cell_KLH"): object,
     (OWN_KEY, "interval_nats"): (int, float),
     (OWN_KEY, "interval_targets"): int,
     (OWN_KEY, "loss_history"): list,
@@ -254,7 +252,8 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
     Raises:
         CheckpointError: it lacks something, or is of another step than its name says.
     """
-    for keys, kind in (SHAPE_TO_RESUME if to_resume else SHAPE).items():
+    carried = {(OWN_KEY, name): object for name in _state_names(checkpoint)}
+    for keys, kind in (SHAPE_TO_RESUME | carried if to_resume else SHAPE).items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -265,6 +264,13 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
             )
     if checkpoint["global_step"] != step:
         raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
+
+
+def _state_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the carried state's tensors; a checkpoint that names none is of a version that knew an LSTM alone."""
+    own = checkpoint.get(OWN_KEY)
+    found = own.get("state_names") if isinstance(own, dict) else None
+    return found if isinstance(found, list) else ["hidden_KLP", "cell_KLH"]
 
 
 def check_weights(checkpoint: Checkpoint, weights: Mapping[str, Any], *, path: str) -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.stream import Tokens, read_windows
 from pipeline.errors import CorpusError
-from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.language_model import LanguageModel
 
 PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
@@ -72,16 +71,8 @@ def score_tokens(
     total_nats = torch.zeros((), dtype=torch.float64, device=device)
     num_targets = 0
     for window in read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1)):
-        targets = split_targets(window.targets_N, cutoffs=model.softmax.cutoffs)
-        nats_N, state = model(
-            torch.from_numpy(window.inputs_TL).to(device),
-            state,
-            type(targets)(
-                targets.head_N.to(device),
-                tuple(each.to(device) for each in targets.rows),
-                tuple(each.to(device) for each in targets.tails),
-            ),
-        )
+        targets = tuple(each.to(device) for each in model.softmax.prepare_targets(window.targets_N))
+        nats_N, state = model(torch.from_numpy(window.inputs_TL).to(device), state, targets)
         total_nats += nats_N.double().sum()
         num_targets += len(window.targets_N)
         progress(len(window.targets_N))

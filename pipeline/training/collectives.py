@@ -79,11 +79,11 @@ class Collectives:
                 raise each
         return cast(Value, value)
 
-    def lanes_of_all(self, part_KLH: Tensor) -> Tensor | None:
-        """The state of all lanes, [layers, num_lanes, hidden] on the CPU, for the first rank; None for the others."""
-        part_KLH = part_KLH.detach().cpu()
+    def lanes_of_all(self, part: Tensor) -> Tensor | None:
+        """A tensor of the state for all lanes, its dimension 1, on the CPU, for the first rank; None for the others."""
+        part = part.detach().cpu()
         if self._group is None:
-            return part_KLH
-        parts: list[Tensor] | None = [part_KLH] * self.world_size if self.first else None
-        dist.gather_object(part_KLH, parts, dst=0, group=self._group)
+            return part
+        parts: list[Tensor] | None = [part] * self.world_size if self.first else None
+        dist.gather_object(part, parts, dst=0, group=self._group)
         return None if parts is None else torch.cat(parts, dim=1)

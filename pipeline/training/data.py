@@ -1,4 +1,4 @@
-"""Batches: a window, its targets split for the softmax, its dropout keys; all of it arithmetic, done on the CPU.
+"""Batches: a window, its targets for the output layer, its dropout keys; all of it arithmetic, done on the CPU.
 
 In: a token sequence, its lane plan, the lanes of this rank. Out: tensors ready to be sent. The position is an argument,
 so a loader has no state to save.
@@ -9,13 +9,15 @@ Shape suffixes: T time, L lanes of this rank, N their targets, S dropout sites.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.stream import Tokens, read_windows
-from pipeline.model.adaptive_softmax import TargetSplit, split_targets
 from pipeline.model.dropout import lane_keys
+from pipeline.model.output_layer import Targets
 
 
 class Batch(NamedTuple):
@@ -23,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs_TL: word ids, int64.
-        targets: the N targets, split into the softmax's clusters.
+        targets: the N targets, prepared for the output layer.
         rows_N: their places in the flattened T·L, int64; None: all are there.
         short_L: which lanes lack the last time step, bool; None: none.
         keys_SL: the lanes' dropout keys, int32.
@@ -32,7 +34,7 @@ class Batch(NamedTuple):
     """
 
     inputs_TL: Tensor
-    targets: TargetSplit
+    targets: Targets
     rows_N: Tensor | None
     short_L: Tensor | None
     keys_SL: Tensor
@@ -48,7 +50,7 @@ def read_batches(
     stop: int,
     lanes: Sequence[int],
     seed: int,
-    cutoffs: Sequence[int],
+    prepare_targets: Callable[[NDArray[np.int64]], Targets],
     num_sites: int,
 ) -> Iterator[Batch]:
     """The batches of steps [start, stop) for the given lanes.
@@ -56,13 +58,13 @@ def read_batches(
     Args:
         tokens, plan, lanes: as in `stream.read_windows`.
         seed: the experiment's; with step and lane it draws the dropout masks.
-        cutoffs: of the softmax; empty for the full one.
+        prepare_targets: the output layer's.
         num_sites: places of the model where dropout stands.
     """
     for window in read_windows(tokens, plan, start=start, stop=stop, lanes=lanes):
         yield Batch(
             inputs_TL=torch.from_numpy(window.inputs_TL),
-            targets=split_targets(window.targets_N, cutoffs=cutoffs),
+            targets=prepare_targets(window.targets_N),
             rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
             short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
             keys_SL=torch.from_numpy(lane_keys(seed=seed, step=window.step, lanes=lanes, num_sites=num_sites)),

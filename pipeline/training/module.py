@@ -15,11 +15,12 @@ from torch import Tensor
 from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
-from pipeline.model.recurrent import State
+from pipeline.model.recurrence import State
 from pipeline.run.checkpoint import OWN_KEY, all_finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
+from pipeline.upgrades import stored_identity
 
 
 class Measured(NamedTuple):
@@ -120,7 +121,7 @@ class LanguageModelModule(lightning.LightningModule):
         if self.ranks.world_size > 2:
             self.rehearse(self.first_batch())
         if self.state is not None:
-            self.state = State(self.state.hidden_KLP.to(self.device), self.state.cell_KLH.to(self.device))
+            self.state = tuple(each.to(self.device) for each in self.state)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate of the step."""
@@ -145,7 +146,7 @@ class LanguageModelModule(lightning.LightningModule):
             short_L=batch.short_L,
             rows_N=batch.rows_N,
         )
-        self.state = state.detached()
+        self.state = tuple(each.detach() for each in state)  # truncated BPTT
         total_nats: Tensor = nats_N.sum()
         self.unsettled_nats.append(total_nats.detach())
         return total_nats * (self.trainer.world_size / batch.num_targets)
@@ -248,23 +249,26 @@ class LanguageModelModule(lightning.LightningModule):
         """
         assert self.state is not None, "a checkpoint before the first step"
         assert not self.unsettled_nats, "a checkpoint of steps that nobody has judged"
-        checkpoint[OWN_KEY] = {
-            "identity": self.identity,
+        names = self.model.recurrence.state_names
+        own = {
+            "state_names": list(names),
+            "identity": stored_identity(self.identity),
             "tokens_seen": self.plan.tokens_seen(self.global_step),
-            "hidden_KLP": self.ranks.lanes_of_all(self.state.hidden_KLP),
-            "cell_KLH": self.ranks.lanes_of_all(self.state.cell_KLH),
             "validations": dict(self.validations),
             "interval_nats": self.interval_nats,
             "interval_targets": self.interval_targets,
             "loss_history": list(self.loss_history),
             "skipped": sorted(step for step in self.skipped if step < self.global_step),
         }
+        carried = {name: self.ranks.lanes_of_all(part) for name, part in zip(names, self.state, strict=True)}
+        assert not own.keys() & carried.keys(), "a tensor of the carried state has the name of another entry"
+        checkpoint[OWN_KEY] = own | carried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again, with the state of this rank's lanes, however many ranks wrote it."""
         own = checkpoint[OWN_KEY]
         first, end = self.lanes.start, self.lanes.stop
-        self.state = State(own["hidden_KLP"][:, first:end].clone(), own["cell_KLH"][:, first:end].clone())
+        self.state = tuple(own[name][:, first:end].clone() for name in self.model.recurrence.state_names)
         self.validations = own["validations"]
         self.interval_nats = own["interval_nats"]
         self.interval_targets = own["interval_targets"]

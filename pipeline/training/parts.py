@@ -15,19 +15,7 @@ from pipeline.training.tiling import fitted_model
 
 def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
     """The model that the section describes; its weights are not drawn yet."""
-    model = fitted_model(model, vocab_size=vocab_size)
-    adaptive = model.softmax.kind == "adaptive"
-    return LanguageModel(
-        vocab_size=vocab_size,
-        embedding_size=model.embedding_size,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        projection_size=model.projection_size,
-        dropout=model.dropout,
-        tied=model.tied,
-        cutoffs=(model.softmax.cutoffs or ()) if adaptive else (),
-        div_value=model.softmax.div_value if adaptive else 1,
-    )
+    return LanguageModel(fitted_model(model, vocab_size=vocab_size), vocab_size=vocab_size)
 
 
 def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:

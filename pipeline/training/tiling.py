@@ -5,7 +5,7 @@ Imports no torch, so that a command is quick.
 
 import json
 
-from pipeline.config import Config, ModelConfig, flat
+from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
 
@@ -13,13 +13,20 @@ CUTOFFS = (2000, 10000)  # where nobody gives any
 
 
 def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
-    """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full."""
+    """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full.
+
+    Raises:
+        ConfigError: a given cutoff is beyond the vocabulary.
+    """
     softmax = model.softmax
-    if softmax.cutoffs is not None:
+    if not isinstance(softmax, AdaptiveSoftmaxConfig):
         return model
-    cutoffs = tuple(cutoff for cutoff in CUTOFFS if softmax.kind == "full" or cutoff < vocab_size)
-    softmax = softmax.model_copy(update={"cutoffs": cutoffs} if cutoffs else {"cutoffs": (), "kind": "full"})
-    return model.model_copy(update={"softmax": softmax})
+    if softmax.cutoffs is not None:
+        softmax.check_vocabulary(vocab_size)
+        return model
+    cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff < vocab_size)
+    fitted = softmax.model_copy(update={"cutoffs": cutoffs}) if cutoffs else FullSoftmaxConfig(kind="full")
+    return model.model_copy(update={"softmax": fitted})
 
 
 def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dict[str, str]:

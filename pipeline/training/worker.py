@@ -349,7 +349,7 @@ def _batches(
         stop=stop,
         lanes=lanes,
         seed=seed,
-        cutoffs=model.softmax.cutoffs,
+        prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
     )
 

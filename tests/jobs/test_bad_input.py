@@ -477,7 +477,7 @@ RUN = {
         lambda w: w.train("model.hidden_size=8", "optim.lr=0.02"),
         (
             "step-30.ckpt is of another run: ",
-            "model.hidden_size was 6 and is 8",
+            "model.recurrence.hidden_size was 6 and is 8",
             "optim.lr was 0.01 and is 0.02",
             "set it back or use another run=FOLDER",
         ),

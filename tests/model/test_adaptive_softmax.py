@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sections import softmax_section
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,7 +27,10 @@ def softmax_of(cutoffs, *, div_value=2.0, tied=False, seed=0, dtype=torch.float6
     generator = torch.Generator().manual_seed(seed)
     embedding_VH = nn.Parameter(torch.empty(VOCAB, hidden_size)) if tied else None
     softmax = AdaptiveSoftmax(
-        hidden_size=hidden_size, vocab_size=VOCAB, cutoffs=cutoffs, div_value=div_value, embedding_VH=embedding_VH
+        softmax_section(cutoffs, div_value=div_value),
+        hidden_size=hidden_size,
+        vocab_size=VOCAB,
+        embedding_VH=embedding_VH,
     )
     with torch.no_grad():
         for parameter in softmax.parameters():
@@ -91,10 +95,10 @@ def test_the_split_deals_each_target_to_its_cluster(targets, cutoffs):
         if cluster is not None:
             rows[cluster].append(n)
             tails[cluster].append(word - cutoffs[cluster])
-    assert split.head_N.tolist() == head
-    assert [each.tolist() for each in split.rows] == rows
-    assert [each.tolist() for each in split.tails] == tails
-    assert {each.dtype for each in (split.head_N, *split.rows, *split.tails)} == {torch.int64}
+    assert split[0].tolist() == head
+    assert [each.tolist() for each in split[1::2]] == rows
+    assert [each.tolist() for each in split[2::2]] == tails
+    assert {each.dtype for each in split} == {torch.int64}
 
 
 # --- law 4
@@ -118,7 +122,7 @@ def test_nats_and_gradients_equal_the_plain_formula(cutoffs, div_value, tied, nu
     softmax = softmax_of(cutoffs, div_value=div_value, tied=tied)
     hidden_NH = hidden_of(num_tokens)
     targets_N = targets_of(num_tokens)
-    nats_N = softmax.target_nats(hidden_NH, split_targets(targets_N, cutoffs=cutoffs))
+    nats_N = softmax.nats(hidden_NH, split_targets(targets_N, cutoffs=cutoffs))
     plain_N = -plain_log_probabilities(softmax, hidden_NH)[range(num_tokens), targets_N]
     assert nats_N.dtype == torch.float64
     torch.testing.assert_close(nats_N, plain_N)
@@ -129,7 +133,7 @@ def test_nats_and_gradients_equal_the_plain_formula(cutoffs, div_value, tied, nu
 def test_every_word_as_a_target_costs_its_negative_log_probability(tied):
     softmax = softmax_of((3, 8, 20), div_value=1.0, tied=tied)
     hidden_NH = hidden_of(1).expand(VOCAB, HIDDEN)
-    nats_N = softmax.target_nats(hidden_NH, split_targets(np.arange(VOCAB), cutoffs=(3, 8, 20)))
+    nats_N = softmax.nats(hidden_NH, split_targets(np.arange(VOCAB), cutoffs=(3, 8, 20)))
     torch.testing.assert_close(nats_N, -softmax.log_probabilities(hidden_NH[:1])[0])
 
 
@@ -150,7 +154,7 @@ def test_nats_and_gradients_equal_torchs_adaptive_softmax(cutoffs, div_value):
             words.weight.copy_(softmax.tail_weights[i])
             # at div_value 1 we have no projection, torch always has
             projection.weight.copy_(softmax.tail_projections[i] if div_value > 1 else torch.eye(HIDDEN))
-    nats_N = softmax.target_nats(hidden_NH, split_targets(targets_N, cutoffs=cutoffs))
+    nats_N = softmax.nats(hidden_NH, split_targets(targets_N, cutoffs=cutoffs))
     log_probabilities_N = theirs(hidden_NH, torch.from_numpy(targets_N)).output
     torch.testing.assert_close(nats_N, -log_probabilities_N)
     torch.testing.assert_close(softmax.log_probabilities(hidden_NH), theirs.log_prob(hidden_NH))
@@ -172,10 +176,10 @@ def test_a_cluster_without_targets_has_zero_gradients_and_not_none(div_value, ti
     softmax = softmax_of(cutoffs, div_value=div_value, tied=tied)
     hidden_NH = hidden_of(len(targets))
     split = split_targets(np.array(targets, dtype=np.int64), cutoffs=cutoffs)
-    softmax.target_nats(hidden_NH, split).sum().backward()
+    softmax.nats(hidden_NH, split).sum().backward()
     assert all(parameter.grad is not None for parameter in softmax.parameters())
     for i in range(len(cutoffs)):
-        is_empty = not len(split.rows[i])
+        is_empty = not len(split[1 + 2 * i])
         assert (softmax.tail_biases[i].grad == 0).all() == is_empty
         if not tied:
             assert (softmax.tail_weights[i].grad == 0).all() == is_empty
@@ -188,7 +192,7 @@ def test_the_full_softmax_is_a_linear_layer_and_a_cross_entropy(tied):
     softmax = softmax_of((), div_value=1.0, tied=tied)
     hidden_NH = hidden_of(20)
     targets_N = targets_of(20)
-    nats_N = softmax.target_nats(hidden_NH, split_targets(targets_N, cutoffs=()))
+    nats_N = softmax.nats(hidden_NH, split_targets(targets_N, cutoffs=()))
     weight_VH = softmax.embedding_VH if tied else softmax.head_weight
     plain_N = F.cross_entropy(
         F.linear(hidden_NH, weight_VH, softmax.head_bias), torch.from_numpy(targets_N), reduction="none"
@@ -204,7 +208,7 @@ def test_gradients_by_finite_differences(div_value, tied):
     hidden_NH = hidden_of(6)
     parameters = [parameter for name, parameter in softmax.named_parameters() if "bias" in name or "proj" in name]
     assert torch.autograd.gradcheck(
-        lambda hidden, *_: softmax.target_nats(hidden, split), (hidden_NH, *parameters), fast_mode=True
+        lambda hidden, *_: softmax.nats(hidden, split), (hidden_NH, *parameters), fast_mode=True
     )
 
 
@@ -218,10 +222,10 @@ def test_under_bf16_autocast_nats_are_float32_and_close(cutoffs, div_value, tied
     softmax = softmax_of(cutoffs, div_value=div_value, tied=tied, dtype=torch.float32)
     hidden_NH = hidden_of(60, dtype=torch.float32)
     split = split_targets(targets_of(60), cutoffs=cutoffs)
-    exact_N = softmax.target_nats(hidden_NH, split)
+    exact_N = softmax.nats(hidden_NH, split)
     exact_NV = softmax.log_probabilities(hidden_NH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        nats_N = softmax.target_nats(hidden_NH, split)
+        nats_N = softmax.nats(hidden_NH, split)
         found_NV = softmax.log_probabilities(hidden_NH)
     assert (exact_N.dtype, nats_N.dtype, found_NV.dtype) == (torch.float32,) * 3
     assert not torch.equal(nats_N, exact_N)  # it did run in bf16
@@ -242,7 +246,7 @@ def test_under_bf16_autocast_nats_are_float32_and_close(cutoffs, div_value, tied
 def test_nats_are_float32_or_wider(dtype, expected):
     softmax = softmax_of((5, 11), dtype=dtype)
     hidden_NH = hidden_of(7, dtype=dtype)
-    assert softmax.target_nats(hidden_NH, split_targets(targets_of(7), cutoffs=(5, 11))).dtype == expected
+    assert softmax.nats(hidden_NH, split_targets(targets_of(7), cutoffs=(5, 11))).dtype == expected
     assert softmax.log_probabilities(hidden_NH).dtype == expected
 
 
@@ -296,11 +300,11 @@ def test_tied_weights_have_rows_of_their_own_for_the_clusters_only():
 def test_cutoffs_beyond_the_vocabulary_are_refused(cutoffs, vocab_size, mend):
     message = f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        AdaptiveSoftmax(hidden_size=4, vocab_size=vocab_size, cutoffs=cutoffs, div_value=2)
+        AdaptiveSoftmax(softmax_section(cutoffs, div_value=2.0), hidden_size=4, vocab_size=vocab_size)
 
 
 def test_a_last_cluster_of_one_word_is_allowed():
-    softmax = AdaptiveSoftmax(hidden_size=4, vocab_size=21, cutoffs=(5, 20), div_value=2)
+    softmax = AdaptiveSoftmax(softmax_section((5, 20), div_value=2.0), hidden_size=4, vocab_size=21)
     assert softmax.tail_weights[1].shape == (1, 1)
 
 
@@ -312,4 +316,4 @@ def test_tied_and_narrowed_is_our_own_mistake():
 def test_other_numbers_of_hidden_vectors_and_targets_are_refused():
     softmax = softmax_of((5,))
     with pytest.raises(ValueError, match=r"^3 hidden vectors for 4 targets$"):
-        softmax.target_nats(hidden_of(3), split_targets(targets_of(4), cutoffs=(5,)))
+        softmax.nats(hidden_of(3), split_targets(targets_of(4), cutoffs=(5,)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sections import model_section
 from torch.nn import functional as F
 
 from pipeline.errors import CorpusError
@@ -34,17 +35,16 @@ def drawn_ids(num_tokens, *, seed=0):
 
 
 def model_of(*, cutoffs=(4, 9), tied=False, projection_size=None, dropout=0.0):
-    model = LanguageModel(
-        vocab_size=VOCAB,
+    section = model_section(
         embedding_size=5,
         hidden_size=5,
-        num_layers=2,
         projection_size=projection_size,
         dropout=dropout,
         tied=tied,
         cutoffs=cutoffs,
         div_value=1.0 if tied else 2.0,
     )
+    model = LanguageModel(section, vocab_size=VOCAB)
     model.draw_weights(seed=1, init_scale=0.8)
     return model.double()
 

@@ -33,7 +33,8 @@ from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_check
 from pipeline.run.ledger import read_events
 from support.forks import Fork, minding
 from support.processes import children, command_line, descendants, gone, stat
-from support.runs import assert_same, records
+from support.runs import records
+from support.same import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = os.environ.get("WORDLANES_FAULT_SEED", "1")

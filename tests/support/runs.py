@@ -14,6 +14,7 @@ from pipeline.run.ledger import read_events
 from pipeline.runner import train
 from pipeline.training.module import LanguageModelModule
 from support.checkpoints import mark_as_before
+from support.same import assert_same
 
 
 class Killed(BaseException):
@@ -46,26 +47,6 @@ def assert_same_end(run: str, other: str, step: int) -> None:
     assert_same(left["optimizer_states"], right["optimizer_states"])
     assert_same(left["wordlanes"], right["wordlanes"])
     assert records(run) == records(other)
-
-
-def assert_same(left: object, right: object) -> None:
-    """Equal in every value and every bit."""
-    if isinstance(left, torch.Tensor):
-        assert isinstance(right, torch.Tensor)
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert isinstance(right, dict)
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert isinstance(right, list | tuple)
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    else:
-        assert left == right
 
 
 def ruin_gradients(steps: set[int], patch: pytest.MonkeyPatch) -> None:

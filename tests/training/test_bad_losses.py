@@ -91,7 +91,7 @@ def weights_by_hand(world: World, skips: Sequence[int]) -> dict[str, torch.Tenso
         stop=TOTAL,
         lanes=range(NUM_LANES),
         seed=config.stream.seed,
-        cutoffs=model.softmax.cutoffs,
+        prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
     )
     for step, batch in enumerate(batches, start=1):
@@ -108,7 +108,7 @@ def weights_by_hand(world: World, skips: Sequence[int]) -> dict[str, torch.Tenso
                 short_L=batch.short_L,
                 rows_N=batch.rows_N,
             )
-            state = state.detached()
+            state = tuple(each.detach() for each in state)
             optimizer.zero_grad()
             (nats_N.sum() / batch.num_targets).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)

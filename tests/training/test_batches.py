@@ -1,5 +1,7 @@
 """Batches are windows, split and keyed; the global batch is the same for every world size."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -31,15 +33,16 @@ def drawn_ids(num_tokens, *, seed=0):
 
 
 def batches_of(tokens, plan, *, start=0, stop, lanes, seed=5, cutoffs=CUTOFFS):
+    prepare = partial(split_targets, cutoffs=cutoffs)
     return list(
-        read_batches(tokens, plan, start=start, stop=stop, lanes=lanes, seed=seed, cutoffs=cutoffs, num_sites=3)
+        read_batches(tokens, plan, start=start, stop=stop, lanes=lanes, seed=seed, prepare_targets=prepare, num_sites=3)
     )
 
 
 def words_of(split, *, cutoffs):
     """The targets that a split stands for."""
-    words_N = split.head_N.clone()
-    for rows_n, tail_n, first in zip(split.rows, split.tails, cutoffs, strict=True):
+    words_N = split[0].clone()
+    for rows_n, tail_n, first in zip(split[1::2], split[2::2], cutoffs, strict=True):
         words_N[rows_n] = tail_n + first
     return words_N
 
@@ -63,9 +66,7 @@ def test_a_batch_is_a_window_its_split_and_its_keys(cutoffs, lanes):
     for step, batch, window in zip(range(1, 7), batches, windows, strict=True):
         assert batch.inputs_TL.tolist() == window.inputs_TL.tolist()
         split = split_targets(window.targets_N, cutoffs=cutoffs)
-        assert batch.targets.head_N.tolist() == split.head_N.tolist()
-        assert [each.tolist() for each in batch.targets.rows] == [each.tolist() for each in split.rows]
-        assert [each.tolist() for each in batch.targets.tails] == [each.tolist() for each in split.tails]
+        assert [each.tolist() for each in batch.targets] == [each.tolist() for each in split]
         assert words_of(batch.targets, cutoffs=cutoffs).tolist() == window.targets_N.tolist()
         for found, expected in ((batch.rows_N, window.rows_N), (batch.short_L, window.short_L)):
             assert (found is None) == (expected is None)
@@ -94,8 +95,8 @@ def test_the_global_batch_does_not_hang_on_the_world_size(ranks_and_lanes, more,
         assert torch.equal(torch.cat([part.inputs_TL for part in parts], dim=1), batch.inputs_TL)
         assert torch.equal(torch.cat([part.keys_SL for part in parts], dim=1), batch.keys_SL)
         assert torch.equal(torch.cat([placed_targets(part) for part in parts], dim=1), placed_targets(batch))
-        assert {part.num_targets for part in parts} == {len(batch.targets.head_N)}
-        assert sum(len(part.targets.head_N) for part in parts) == batch.num_targets
+        assert {part.num_targets for part in parts} == {len(batch.targets[0])}
+        assert sum(len(part.targets[0]) for part in parts) == batch.num_targets
         assert {part.starts_epoch for part in parts} == {batch.starts_epoch}
 
 

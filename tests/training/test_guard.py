@@ -95,7 +95,7 @@ def make_the_optimizer_infinite(module: LanguageModelModule) -> None:
 def make_the_state_infinite(module: LanguageModelModule) -> None:
     """A cell that is infinite gives a finite output, and a gradient that is not."""
     assert module.state is not None
-    module.state.cell_KLH.fill_(math.inf)
+    module.state[1].fill_(math.inf)  # the cell
 
 
 def told_beforehand(config: Config, *steps: int) -> str:

@@ -19,6 +19,7 @@ from pipeline.training.restore import load_trained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
 ]
 
 Make = Callable[..., Config]
@@ -127,14 +128,14 @@ def test_both_may_be_in_an_object_store(s3_bucket: str, config: Make) -> None:
 
 
 REFUSED = {
-    "another width": (["model.hidden_size=6"], "model.hidden_size was 5 and is 6; set it back"),
+    "another width": (["model.hidden_size=6"], "model.recurrence.hidden_size was 5 and is 6; set it back"),
     "other clusters": (
         ["model.softmax.cutoffs=[10,20]"],
         r"model.softmax.cutoffs was \[10, 30\] and is \[10, 20\]; set it back",
     ),
     "two of them": (
         ["model.num_layers=1", "model.embedding_size=7"],
-        "model.embedding_size was 6 and is 7, model.num_layers was 2 and is 1; set it back",
+        "model.embedding_size was 6 and is 7, model.recurrence.num_layers was 2 and is 1; set it back",
     ),
 }
 
@@ -145,6 +146,17 @@ def test_weights_of_other_shapes_are_refused(overrides: list[str], message: str,
     with pytest.raises(ConfigError, match=f"init_from={origin}/checkpoints/step-.* has weights of .*: {message}"):
         train(tuned)
     assert not Path(str(tuned.run)).exists()
+
+
+def test_a_run_of_an_early_version_gives_its_weights(small_config: Make, tmp_path: Path) -> None:
+    """Its configuration and its identity have keys of other names."""
+    kept = Path(__file__).resolve().parents[1] / "kept"
+    sizes = ["embedding_size=12", "recurrence.hidden_size=16", "recurrence.projection_size=8"]
+    typed = [*(f"model.{each}" for each in sizes), "model.softmax.cutoffs=[40,120]", f"data={kept / 'corpus'}"]
+    common = [*typed, f"init_from={kept / 'run'}", "stream.num_lanes=2", "max_steps=2"]
+    assert train(small_config(*common, f"run={tmp_path / 'tuned'}")).step == 2
+    with pytest.raises(ConfigError, match=r"other shapes: model\.recurrence\.projection_size was 8 and is null; set"):
+        train(small_config(*common, f"run={tmp_path / 'other'}", "model.recurrence.projection_size=null"))
 
 
 def test_weights_of_other_words_are_refused(origin: str, config: Make, make_corpus: Callable[..., str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import assert_same, assert_same_end, records, train_killed
+from support.runs import assert_same_end, records, train_killed
+from support.same import assert_same
 
 from pipeline.config import Config
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint

@@ -2,24 +2,20 @@
 
 import pytest
 import torch
+from support.sections import lstm_section
 from torch import nn
 
-from pipeline.model import recurrent
+from pipeline.model import recurrence
 from pipeline.model.dropout import lane_dropout, lane_keys
-from pipeline.model.recurrent import StackedLSTM, State
+from pipeline.model.lstm import StackedLSTM
 
 INPUT, HIDDEN, LANES = 5, 7, 4
 PROJECTIONS = [None, 3]
 
 
 def stacked_of(*, num_layers=3, projection_size=None, dropout=0.0, seed=0):
-    lstm = StackedLSTM(
-        input_size=INPUT,
-        hidden_size=HIDDEN,
-        num_layers=num_layers,
-        projection_size=projection_size,
-        dropout=dropout,
-    ).double()
+    section = lstm_section(hidden_size=HIDDEN, num_layers=num_layers, projection_size=projection_size)
+    lstm = StackedLSTM(section, input_size=INPUT, dropout=dropout).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in lstm.parameters():
@@ -33,9 +29,8 @@ def input_of(num_steps, *, seed=1, num_lanes=LANES):
 
 def drawn_state(lstm, *, seed=2, num_lanes=LANES):
     generator = torch.Generator().manual_seed(seed)
-    return State(
-        *(torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in lstm.zero_state(num_lanes))
-    )
+    zero = lstm.zero_state(num_lanes)
+    return tuple(torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in zero)
 
 
 def assert_close(found, expected):
@@ -55,10 +50,9 @@ def test_equals_torchs_own_with_several_layers(num_layers, projection_size):
     theirs.load_state_dict(weights)
     input_TLE, state = input_of(6), drawn_state(lstm)
     hidden_TLP, after = lstm(input_TLE, state, keys_SL=None)
-    expected_TLP, (hidden_KLP, cell_KLH) = theirs(input_TLE, tuple(state))
+    expected_TLP, (hidden_KLP, cell_KLH) = theirs(input_TLE, state)
     assert_close(hidden_TLP, expected_TLP)
-    assert_close(after.hidden_KLP, hidden_KLP)
-    assert_close(after.cell_KLH, cell_KLH)
+    assert_close(after, (hidden_KLP, cell_KLH))
 
 
 @pytest.mark.parametrize("projection_size", PROJECTIONS)
@@ -83,12 +77,12 @@ def test_a_short_lane_ends_as_it_would_alone(num_steps, short, projection_size):
     hidden_TLP, after = lstm(input_TLE, state, keys_SL=None, short_L=torch.tensor(short))
     assert hidden_TLP.shape == (num_steps, LANES, lstm.output_size)
     for lane, is_short in enumerate(short):
-        own = State(*(each[:, lane : lane + 1] for each in state))
+        own = tuple(each[:, lane : lane + 1] for each in state)
         length = num_steps - is_short
         if length:
             alone_TLP, own = lstm(input_TLE[:length, lane : lane + 1], own, keys_SL=None)
             assert_close(hidden_TLP[:length, lane : lane + 1], alone_TLP)
-        assert_close(State(*(each[:, lane : lane + 1] for each in after)), own)
+        assert_close(tuple(each[:, lane : lane + 1] for each in after), own)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -97,7 +91,7 @@ def test_what_stands_in_a_lacking_place_reaches_neither_state_nor_gradient(num_s
     short_L = torch.tensor([True, False, False, True])
     input_TLE = input_of(num_steps).requires_grad_()
     _, after = lstm(input_TLE, drawn_state(lstm), keys_SL=None, short_L=short_L)
-    (after.hidden_KLP.sum() + after.cell_KLH.sum()).backward()
+    sum(each.sum() for each in after).backward()
     assert (input_TLE.grad[-1, short_L] == 0).all()
     assert (input_TLE.grad[-1, ~short_L] != 0).all()
 
@@ -114,13 +108,13 @@ def test_dropout_stands_below_each_layer_with_its_own_row_of_keys():
         hidden.append(hidden_1LP)
         cell.append(cell_1LH)
     assert_close(found_TLP, hidden_TLP)  # nothing is dropped above the last layer
-    assert_close(after, State(torch.cat(hidden), torch.cat(cell)))
+    assert_close(after, (torch.cat(hidden), torch.cat(cell)))
 
 
 def test_dropout_acts_where_keys_are_given_and_nowhere_else(monkeypatch):
     sites = []
     monkeypatch.setattr(
-        recurrent, "lane_dropout", lambda input_TLH, keys_L, *, p: sites.append((keys_L.tolist(), p)) or input_TLH
+        recurrence, "lane_dropout", lambda input_TLH, keys_L, *, p: sites.append((keys_L.tolist(), p)) or input_TLH
     )
     lstm = stacked_of(num_layers=3, dropout=0.4)
     lstm.train()
@@ -142,27 +136,16 @@ def test_lanes_do_not_touch_each_other():
     input_TLE, state = input_of(5), drawn_state(lstm)
     whole_TLP, whole = lstm(input_TLE, state, keys_SL=keys_SL)
     some = [3, 1]
-    some_TLP, after = lstm(input_TLE[:, some], State(*(each[:, some] for each in state)), keys_SL=keys_SL[:, some])
+    some_TLP, after = lstm(input_TLE[:, some], tuple(each[:, some] for each in state), keys_SL=keys_SL[:, some])
     assert_close(some_TLP, whole_TLP[:, some])
-    assert_close(after, State(*(each[:, some] for each in whole)))
+    assert_close(after, tuple(each[:, some] for each in whole))
 
 
 @pytest.mark.parametrize(("projection_size", "width"), [(None, HIDDEN), (3, 3)])
 def test_the_zero_state_has_the_parameters_type_and_the_layers_widths(projection_size, width):
     lstm = stacked_of(projection_size=projection_size)
     state = lstm.zero_state(2)
-    assert state.hidden_KLP.shape == (3, 2, width)
-    assert state.cell_KLH.shape == (3, 2, HIDDEN)
-    assert (lstm.output_size, lstm.hidden_size) == (width, HIDDEN)
+    assert [tuple(each.shape) for each in state] == [(3, 2, width), (3, 2, HIDDEN)]
+    assert (lstm.output_size, lstm.num_sites, lstm.state_names) == (width, 3, ("hidden_KLP", "cell_KLH"))
     assert {each.dtype for each in state} == {torch.float64}
     assert not any(each.any() or each.requires_grad for each in state)
-
-
-def test_a_detached_state_has_the_values_and_no_graph():
-    lstm = stacked_of()
-    _, state = lstm(input_of(2), lstm.zero_state(LANES), keys_SL=None)
-    assert all(each.requires_grad for each in state)
-    detached = state.detached()
-    assert not any(each.requires_grad for each in detached)
-    assert torch.equal(detached.hidden_KLP, state.hidden_KLP)
-    assert torch.equal(detached.cell_KLH, state.cell_KLH)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import assert_same, records
+from support.runs import records
+from support.same import assert_same
 
 from pipeline import storage
 from pipeline.cluster import alone

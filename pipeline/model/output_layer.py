@@ -1,0 +1,64 @@
+"""Output layer: hidden vectors and targets → nats; what every kind of it has in common.
+
+In: hidden vectors, and the targets as the CPU has prepared them. Out: nats for each target, or all log-probabilities.
+What a kind can work out from the word ids alone, it does on the CPU before the batch is sent, so that a step never
+waits for the device.
+
+A kind is a class here below, a section of the configuration and a row of `tables.py`; docs/extending.md shows one.
+
+Shape suffixes: N tokens, H hidden, V vocabulary.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import SoftmaxConfig
+
+Targets = tuple[Tensor, ...]  # what a kind's `prepare_targets` gives and its `nats` takes
+
+
+class OutputLayer(nn.Module):
+    """Log-probabilities of words.
+
+    Args:
+        section: of the configuration, with the keys of this kind.
+        hidden_size: width of the hidden vectors.
+        vocab_size: number of words; their ids follow their frequency, 0 being the most frequent.
+        embedding_VH: tied weights, shared with the embedding, to be read instead of own ones; None: not tied.
+    """
+
+    def __init__(
+        self, section: SoftmaxConfig, *, hidden_size: int, vocab_size: int, embedding_VH: nn.Parameter | None
+    ) -> None:
+        super().__init__()
+        self.embedding_VH = embedding_VH
+
+    def prepare_targets(self, targets_N: NDArray[np.int64]) -> Targets:
+        """What `nats` needs to know of the targets, as CPU tensors; reads no parameter, and runs on the CPU."""
+        raise NotImplementedError
+
+    def nats(self, hidden_NH: Tensor, targets: Targets) -> Tensor:
+        """Negative log-probability of each target word.
+
+        Every parameter takes part, whatever the targets are: one without gradient holds up DDP.
+
+        Args:
+            hidden_NH: outputs of the recurrence, floating point, [tokens, hidden_size].
+            targets: of `prepare_targets`, on the same device.
+
+        Returns:
+            [tokens], in nats, float32 or the wider type of `hidden_NH`, not reduced: the caller divides the sum by
+            the global token count.
+        """
+        raise NotImplementedError
+
+    def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
+        """Log-probability of every word: [tokens, vocab_size], float32 or wider; each row sums to 1 in probability."""
+        raise NotImplementedError
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Autocast hands out bf16 logits; the softmax over them is taken in fp32."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

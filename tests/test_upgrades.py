@@ -1,0 +1,39 @@
+"""What an old configuration and an old identity hold under other names, or without meaning, is read as of today."""
+
+import pytest
+
+from pipeline.upgrades import stored_identity, upgraded_configuration, upgraded_identity
+
+SIZES = {"hidden_size": 8, "num_layers": 2, "projection_size": None}
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "full"])
+def test_a_models_section_of_before_is_one_of_today(kind):
+    softmax = {"kind": kind, "cutoffs": [], "div_value": 4.0}
+    before = {"model": {"dropout": 0.1, **SIZES, "softmax": softmax}}
+    today = upgraded_configuration(before)
+    assert today["model"] == {
+        "dropout": 0.1,
+        "softmax": softmax if kind == "adaptive" else {"kind": "full"},
+        "recurrence": {**SIZES, "kind": "lstm"},
+    }
+    assert upgraded_configuration(today) == today
+    assert before["model"]["hidden_size"] == 8  # it is left as it was
+
+
+def test_an_identity_is_read_under_both_names_and_stored_under_the_former():
+    today = {f"model.recurrence.{key}": f"{value}" for key, value in SIZES.items()} | {"model.dropout": "0.1"}
+    stored = stored_identity(today)
+    assert stored == {f"model.{key}": f"{value}" for key, value in SIZES.items()} | {"model.dropout": "0.1"}
+    needed = [*today, "model.recurrence.kind"]
+    expected = {**today, "model.recurrence.kind": '"lstm"'}
+    assert upgraded_identity(stored, needed=needed) == upgraded_identity(today, needed=needed) == expected
+    toy = {**today, "model.recurrence.kind": '"toy"'}
+    assert upgraded_identity(stored_identity(toy), needed=needed) == toy
+
+
+def test_what_meant_nothing_of_a_full_softmax_is_no_part_of_its_identity():
+    softmax = {"model.softmax.cutoffs": "[2000]", "model.softmax.div_value": "4.0"}
+    full, adaptive = ({"model.softmax.kind": f'"{kind}"'} for kind in ("full", "adaptive"))
+    assert upgraded_identity(full | softmax, needed=[*full]) == full
+    assert upgraded_identity(adaptive | softmax, needed=[*adaptive, *softmax]) == adaptive | softmax
