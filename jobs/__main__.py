@@ -25,6 +25,7 @@ from pipeline.config import (
     EvaluateConfig,
     Section,
     StatusConfig,
+    StopConfig,
     VerifyConfig,
     choices,
     groups,
@@ -34,6 +35,7 @@ from pipeline.config import (
     shown,
 )
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.run.stop import USER
 
 # name: what it does, what it reads, the file of conf/ that it starts from, its flags
 VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
@@ -42,6 +44,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
     "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
+    "stop": ("have a run save its state and stop", StopConfig, "stop", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
 SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command
@@ -63,24 +66,11 @@ class Interrupt(KeyboardInterrupt):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a verb; returns the exit code."""
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(_usage())
-        return 0
-    verb, *rest = arguments
     try:
-        if verb not in VERBS:
-            raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `{MODULE}` lists them")
-        if "--help" in rest or "-h" in rest:
-            print(_help(verb))
-            return 0
-        _refuse_flags(verb, rest)
-        try:
-            importlib.import_module(f"jobs.{verb}").main(rest)
-        finally:
-            _hear_no_more()
+        return _run(arguments)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
-        return 128 + signal.Signals[stopped.cause].value
+        return 0 if stopped.cause == USER else 128 + signal.Signals[stopped.cause].value
     except PipelineError as error:
         print(f"error: {_as_typed(' '.join(str(error).split()))}", file=sys.stderr)
         return USER_MISTAKE
@@ -88,7 +78,24 @@ def main(arguments: Sequence[str]) -> int:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         causes = [each for each in (str(interrupt), *_heard) if each in signal.Signals.__members__]
         return 128 + signal.Signals[causes[0] if causes else "SIGINT"].value
-    return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `{MODULE}` lists them")
+    if "--help" in rest or "-h" in rest:
+        print(_help(verb))
+        return 0
+    _refuse_flags(verb, rest)
+    try:
+        code: int | None = importlib.import_module(f"jobs.{verb}").main(rest)
+    finally:
+        _hear_no_more()
+    return code or 0
 
 
 def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:

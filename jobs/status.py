@@ -13,11 +13,11 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import storage
 from pipeline.config import StatusConfig, load
 from pipeline.errors import ConfigError
+from pipeline.run.account import Account, Failure, account
 from pipeline.run.checkpoint import committed_steps, looks_whole
-from pipeline.run.ledger import EVENTS_NAME, Account, Event, Failure, account, read_events
+from pipeline.run.ledger import Event, told_events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,7 @@ def as_json(found: Account, saved: Saved) -> dict[str, object]:
 def _events(config: StatusConfig) -> list[Event]:
     if config.run is None:
         raise ConfigError("run=null is not given; use run=FOLDER")
-    events = read_events(config.run)
-    if not events:
-        there = storage.exists(storage.join(config.run, EVENTS_NAME))
-        raise ConfigError(
-            f"run={config.run} holds {f'no whole event in {EVENTS_NAME}' if there else f'no {EVENTS_NAME}'};"
-            " give the folder that `python -m jobs train` wrote"
-        )
-    return events
+    return told_events(config.run)
 
 
 def _saved(config: StatusConfig, events: Sequence[Event]) -> Saved:

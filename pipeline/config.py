@@ -519,6 +519,13 @@ class StatusConfig(Section):
     """The folder of the training run."""
 
 
+class StopConfig(Section):
+    """What `stop` reads."""
+
+    run: str | None
+    """The folder of the training run."""
+
+
 Tree = TypeVar("Tree", bound=Section)
 
 

@@ -7,6 +7,7 @@ is asked only whether a corpus stands there.
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -19,13 +20,14 @@ from pathlib import Path
 import yaml
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config import Config, import_extensions, judge
 from pipeline.corpus.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError
 from pipeline.run import checkpoint
 from pipeline.run.job import ATTEMPT_NAME
 from pipeline.run.ledger import EVENTS_NAME
 from pipeline.run.records import METRICS_NAME
+from pipeline.upgrades import upgraded_configuration
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +134,34 @@ def write_config(config: Config) -> None:
     assert config.run is not None
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())
+
+
+def read_config(run: str) -> Config:
+    """The resolved configuration of a run folder; its extensions are imported.
+
+    Raises:
+        ConfigError: the folder holds no run, its configuration is not one of this version, or an extension is missing.
+    """
+    path = storage.join(run, CONFIG_NAME)
+    if not storage.exists(path):
+        raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
+    try:
+        tree = upgraded_configuration(yaml.safe_load(storage.read_bytes(path).decode()))
+        extensions = tuple(tree.get("extensions", ()))
+    except (UnicodeDecodeError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise _unreadable(path, error) from error
+    import_extensions(extensions)
+    try:
+        return judge(Config, json.dumps(tree))
+    except ConfigError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path} is not the configuration of a run: {' '.join(str(error).split())};"
+        " restore it, or go on with the run by `python -m jobs train`, which writes it anew"
+    )
 
 
 class RunFolder:

@@ -4,23 +4,15 @@ In: a run folder. Out: its configuration and the model of one of its checkpoints
 without a run, a run without the checkpoint, one that is damaged or holds weights that are not finite.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-
-from pipeline import storage
-from pipeline.config import Config, judge
-from pipeline.errors import ConfigError
+from pipeline.config import Config
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import check_weights, checkpoint_path, own_part
-from pipeline.run.folder import CONFIG_NAME
+from pipeline.run.folder import read_config
 from pipeline.training.origin import choose_checkpoint, weights_of
 from pipeline.training.parts import build_model
-from pipeline.upgrades import upgraded_configuration
-
-MEND = "restore it, or go on with the run by `python -m jobs train`, which writes it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +34,6 @@ class TrainedModel:
     step: int
     vocabulary_fingerprint: str
     chosen: str
-
-
-def read_config(run: str) -> Config:
-    """The resolved configuration of a run folder.
-
-    Raises:
-        ConfigError: the folder holds no run, or its configuration is not one of this version.
-    """
-    path = storage.join(run, CONFIG_NAME)
-    if not storage.exists(path):
-        raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
-    try:
-        tree = yaml.safe_load(storage.read_bytes(path).decode())
-        return judge(Config, json.dumps(upgraded_configuration(tree)))
-    except (ConfigError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path} is not the configuration of a run: {' '.join(str(error).split())}; {MEND}"
-        ) from error
 
 
 def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel:

@@ -17,8 +17,9 @@ import torch
 from support.processes import gone
 
 from pipeline.config import Config
+from pipeline.run.account import account
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
-from pipeline.run.ledger import account, read_events
+from pipeline.run.ledger import read_events
 from pipeline.runner import train
 
 pytestmark = [

@@ -18,15 +18,12 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.run import ledger
+from pipeline.run.account import SILENT_SECONDS, Account, Failure, account
 from pipeline.run.ledger import (
     EVENTS_NAME,
     FIELDS,
-    SILENT_SECONDS,
-    Account,
     Event,
-    Failure,
     Ledger,
-    account,
     gather,
     next_attempt,
     read_events,

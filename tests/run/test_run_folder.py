@@ -20,9 +20,10 @@ from pipeline import storage
 from pipeline.cluster import alone
 from pipeline.config import Config
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.run.account import account
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
 from pipeline.run.folder import FILES, LOCK_NAME, RunFolder, check_run_folder, held
-from pipeline.run.ledger import Ledger, account, read_events
+from pipeline.run.ledger import Ledger, read_events
 from pipeline.runner import train
 from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
