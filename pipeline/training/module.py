@@ -15,11 +15,11 @@ from torch import Tensor
 from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.model.language_model import LanguageModel
-from pipeline.model.recurrence import State
 from pipeline.run.checkpoint import OWN_KEY, all_finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch
 from pipeline.training.optimization import build_optimizer, learning_rate
+from pipeline.training.state import TrainState
 from pipeline.upgrades import stored_identity
 
 
@@ -54,11 +54,9 @@ class LanguageModelModule(lightning.LightningModule):
         skipped: steps whose windows are passed over: no update, and no lane's state moves.
 
     Attributes:
-        validations: nats per token of each validation so far, by step.
+        state: what the run carries from step to step.
         unsettled_nats: of each step since the last `settle`, summed over this rank's lanes.
         unsettled_norms: of the global gradient of each of these steps.
-        interval_nats, interval_targets: of the steps since the last logged one, over all ranks.
-        loss_history: losses by which the next ones are judged.
         gradient_norm: of the global gradient in the last step, before clipping.
     """
 
@@ -88,14 +86,9 @@ class LanguageModelModule(lightning.LightningModule):
         self.ranks = ranks
         self.lanes = lanes
         self.first_batch = first_batch
-        self.skipped = set(skipped)
-        self.state: State | None = None
-        self.validations: dict[int, float] = {}
+        self.state = TrainState(skipped=set(skipped))
         self.unsettled_nats: list[Tensor] = []
         self.unsettled_norms: list[Tensor] = []
-        self.interval_nats = 0.0
-        self.interval_targets = 0
-        self.loss_history: list[float] = []
         self.gradient_norm = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -107,7 +100,7 @@ class LanguageModelModule(lightning.LightningModule):
 
         A validation at the end of a run that now goes on has no part in it: without the stop it would not have been.
         """
-        regular = [nats for step, nats in sorted(self.validations.items()) if step % self.validate_every == 0]
+        regular = [nats for step, nats in sorted(self.state.validations.items()) if step % self.validate_every == 0]
         return learning_rate(
             self.optim,
             step=self.global_step,
@@ -120,8 +113,8 @@ class LanguageModelModule(lightning.LightningModule):
         """Puts what a checkpoint brought where the steps are computed."""
         if self.ranks.world_size > 2:
             self.rehearse(self.first_batch())
-        if self.state is not None:
-            self.state = tuple(each.to(self.device) for each in self.state)
+        if self.state.carried is not None:
+            self.state.carried = tuple(each.to(self.device) for each in self.state.carried)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate of the step."""
@@ -134,19 +127,19 @@ class LanguageModelModule(lightning.LightningModule):
 
         DDP averages the ranks' gradients, so each gives its nats · world_size / targets of the global batch.
         """
-        if self.state is None or (batch.starts_epoch and not self.carry):
-            self.state = self.model.recurrence.zero_state(batch.inputs_TL.shape[1])
-        if self.global_step in self.skipped:
+        if self.state.carried is None or (batch.starts_epoch and not self.carry):
+            self.state.carried = self.model.recurrence.zero_state(batch.inputs_TL.shape[1])
+        if self.global_step in self.state.skipped:
             return self._no_loss()
         nats_N, state = self.model(
             batch.inputs_TL,
-            self.state,
+            self.state.carried,
             batch.targets,
             keys_SL=batch.keys_SL,
             short_L=batch.short_L,
             rows_N=batch.rows_N,
         )
-        self.state = tuple(each.detach() for each in state)  # truncated BPTT
+        self.state.carried = tuple(each.detach() for each in state)  # truncated BPTT
         total_nats: Tensor = nats_N.sum()
         self.unsettled_nats.append(total_nats.detach())
         return total_nats * (self.trainer.world_size / batch.num_targets)
@@ -164,7 +157,7 @@ class LanguageModelModule(lightning.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """One update; none where the window is passed over."""
-        if self.global_step in self.skipped:
+        if self.global_step in self.state.skipped:
             assert optimizer_closure is not None
             optimizer_closure()
             self._note_norm(torch.zeros((), device=self.device))
@@ -178,14 +171,13 @@ class LanguageModelModule(lightning.LightningModule):
         rounded by the layout: without this, the first step after a resume would not have the bits of the same step of
         a run that was never stopped.
         """
-        kept = self.state, self.skipped
-        self.state, self.skipped = None, set()
+        kept, self.state = self.state, TrainState()
         batch = self.trainer.strategy.batch_to_device(batch, self.device)
         loss: Any = self.trainer.strategy.training_step(batch, 0)
         loss.backward()
         self.zero_grad()
         self.unsettled_nats.clear()
-        self.state, self.skipped = kept
+        self.state = kept
 
     def settle(self, also: Sequence[float]) -> tuple[list[Measured], list[float]]:
         """Brings together what the ranks know of the steps since the last call; a collective.
@@ -217,13 +209,13 @@ class LanguageModelModule(lightning.LightningModule):
 
         It reads all of it and waits for the device: it is for steps that are saved.
         """
-        assert self.state is not None
+        assert self.state.carried is not None
         weights = torch.stack([torch.linalg.vector_norm(each.detach()) for each in self.parameters()])
         optimizer = [each for kept in self.trainer.optimizers[0].state.values() for each in dict(kept).values()]
         parts = {
             "norm of the weights": [weights.square().sum()],
             "optimizer's state": [each for each in optimizer if isinstance(each, Tensor)],
-            "carried state": [*self.state],
+            "carried state": [*self.state.carried],
         }
         found = self.ranks.sums([float(not all_finite(tensors)) for tensors in parts.values()])
         return [name for name, count in zip(parts, found, strict=True) if count]
@@ -243,36 +235,17 @@ class LanguageModelModule(lightning.LightningModule):
         self.unsettled_norms.append(norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resume needs: the state of all lanes, the sums since the last logged step, the validations.
-
-        A collective: all ranks save, and the first one writes.
-        """
-        assert self.state is not None, "a checkpoint before the first step"
+        """Adds what a resume needs; a collective: all ranks save, and the first one writes."""
         assert not self.unsettled_nats, "a checkpoint of steps that nobody has judged"
         names = self.model.recurrence.state_names
-        own = {
-            "state_names": list(names),
+        checkpoint[OWN_KEY] = {
             "identity": stored_identity(self.identity),
             "tokens_seen": self.plan.tokens_seen(self.global_step),
-            "validations": dict(self.validations),
-            "interval_nats": self.interval_nats,
-            "interval_targets": self.interval_targets,
-            "loss_history": list(self.loss_history),
-            "skipped": sorted(step for step in self.skipped if step < self.global_step),
+            **self.state.state_dict(names, step=self.global_step, lanes_of_all=self.ranks.lanes_of_all),
         }
-        carried = {name: self.ranks.lanes_of_all(part) for name, part in zip(names, self.state, strict=True)}
-        assert not own.keys() & carried.keys(), "a tensor of the carried state has the name of another entry"
-        checkpoint[OWN_KEY] = own | carried
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again, with the state of this rank's lanes, however many ranks wrote it."""
-        own = checkpoint[OWN_KEY]
-        first, end = self.lanes.start, self.lanes.stop
-        self.state = tuple(own[name][:, first:end].clone() for name in self.model.recurrence.state_names)
-        self.validations = own["validations"]
-        self.interval_nats = own["interval_nats"]
-        self.interval_targets = own["interval_targets"]
-        self.loss_history = own["loss_history"]
-        self.skipped |= set(own["skipped"])
+        self.state.load_state_dict(checkpoint[OWN_KEY], self.model.recurrence.state_names, lanes=self.lanes)
         # a finished run whose limit has grown goes on; Lightning would take its last batch for the end
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -272,8 +272,7 @@ class Monitor(Callback):
         self.reporter.display.show(step, record)
 
     def _train_record(self, module: LanguageModelModule) -> Record:
-        nats, num_targets = module.interval_nats, module.interval_targets
-        module.interval_nats, module.interval_targets = 0.0, 0
+        nats, num_targets = module.state.end_interval()
         score = Score(total_nats=nats if num_targets else math.nan, num_targets=num_targets or 1)
         return {
             "train/nats_per_token": finite(score.nats_per_token),
@@ -291,7 +290,7 @@ class Monitor(Callback):
             score = self.ranks.from_first(validate() if self.ranks.first else None)
             seconds = time.perf_counter() - began
         assert score is not None
-        module.validations[step] = score.nats_per_token
+        module.state.validations[step] = score.nats_per_token
         if self.reporter is not None and not math.isfinite(score.nats_per_token):
             log.warning("validation at step %d is not finite (%s): it is never the best", step, score.nats_per_token)
         if self.reporter is not None:

@@ -194,7 +194,7 @@ class Checkpointer(Callback):
             expected = self._newest if self.folder is None or self.folder.lost is None else None
             self.io.before = self.metrics.commit()
             self.io.after = partial(
-                _tidy, run, trainer.global_step, dict(module.validations), self.config, expected=expected
+                _tidy, run, trainer.global_step, dict(module.state.validations), self.config, expected=expected
             )
         trainer.save_checkpoint(path)
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
@@ -216,7 +216,7 @@ class Checkpointer(Callback):
             return "stop"
         if self.sync.save is not None:
             return self.sync.save
-        if step in module.validations:
+        if step in module.state.validations:
             return "validation"
         return "steps" if self.cadence.saves(step) else None
 

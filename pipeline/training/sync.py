@@ -149,7 +149,7 @@ class Sync(Callback):
         self._losses = LossWatch(
             deviations=self.guard.spike_deviations,
             window_steps=self.guard.spike_window_steps,
-            history=module.loss_history,
+            history=module.state.loss_history,
         )
         self._next_step, self._settled_step = trainer.global_step + 1, trainer.global_step
         self._settled = self._saved = self._told = time.perf_counter()
@@ -268,7 +268,7 @@ class Sync(Callback):
         """Takes the steps into the interval's sums up to the first that is bad."""
         for step, nats, norm in measured:
             num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
-            if step - 1 in module.skipped:
+            if step - 1 in module.state.skipped:
                 continue
             why = self._losses.judge(step, nats / num_targets)
             if math.isfinite(nats) and not math.isfinite(norm):
@@ -276,9 +276,8 @@ class Sync(Callback):
             if why is not None and self.guard.on_bad_loss != "ignore":
                 self.bad = (step, why)
                 return
-            module.interval_nats += nats
-            module.interval_targets += num_targets
-        module.loss_history = list(self._losses.history)
+            module.state.add(nats, num_targets)
+        module.state.loss_history = list(self._losses.history)
 
     def _suspects(self, step: int) -> bool:
         """Whether the step is made again to find out which update is to blame."""
@@ -301,7 +300,7 @@ class Sync(Callback):
         if self.suspicion is None or step != self.suspicion.steps[0] - 1:
             return
         for each in self.suspicion.steps:
-            module.skipped.add(each - 1)
+            module.state.skipped.add(each - 1)
             epoch, window = module.plan.position(each - 1)
             if self.ledger is not None:
                 log.warning("%s: passing over step %d, window %d of epoch %d", self.suspicion.why, each, window, epoch)

@@ -308,7 +308,7 @@ def _go_on(
         sync.release()
         if reporter is not None:
             reporter.close()
-    skipped |= module.skipped
+    skipped |= module.state.skipped
     finished = trainer.global_step >= limit and sync.bad is None
     lost = ranks.from_first(None if folder is None else folder.verdict())
     result = Result(

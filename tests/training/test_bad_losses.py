@@ -158,7 +158,7 @@ def test_workers_pass_the_same_windows_over(world: World, draw: Draw) -> None:
 
 RUIN_WEIGHTS = """
 def optimizer_step(module, *given, sound=LanguageModelModule.optimizer_step):
-    step, skipped = module.global_step + 1, module.global_step in module.skipped
+    step, skipped = module.global_step + 1, module.global_step in module.state.skipped
     sound(module, *given)
     if step == {step} and not skipped:
         module.model.softmax.head_weight.data[0, 0] = float("inf")

@@ -55,7 +55,7 @@ def after_updates(harms: dict[int, Harm], patch: pytest.MonkeyPatch) -> None:
     sound = LanguageModelModule.optimizer_step
 
     def optimizer_step(self: LanguageModelModule, *arguments: Any, **named: Any) -> None:
-        step, skipped = self.global_step + 1, self.global_step in self.skipped
+        step, skipped = self.global_step + 1, self.global_step in self.state.skipped
         sound(self, *arguments, **named)
         if not skipped:
             harms.get(step, lambda module: None)(self)
@@ -94,8 +94,8 @@ def make_the_optimizer_infinite(module: LanguageModelModule) -> None:
 
 def make_the_state_infinite(module: LanguageModelModule) -> None:
     """A cell that is infinite gives a finite output, and a gradient that is not."""
-    assert module.state is not None
-    module.state[1].fill_(math.inf)  # the cell
+    assert module.state.carried is not None
+    module.state.carried[1].fill_(math.inf)  # the cell
 
 
 def told_beforehand(config: Config, *steps: int) -> str:

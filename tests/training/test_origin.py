@@ -51,7 +51,7 @@ def first_weights(config: Config, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     found: dict[str, torch.Tensor] = {}
 
     def look(self: LanguageModelModule) -> None:
-        assert (self.global_step, self.state, self.validations) == (0, None, {})
+        assert (self.global_step, self.state.carried, self.state.validations) == (0, None, {})
         assert not self.trainer.optimizers[0].state
         found.update({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
         raise Killed
