@@ -9,8 +9,11 @@ import os
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import console, storage
@@ -21,15 +24,21 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.run.display import following
 from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
+from pipeline.run.ledger import read_events
 from pipeline.run.stop import StopSignals, request_stop
 
 log = logging.getLogger(__name__)
 
 NOTES = ".ray-train"  # folder of a run
 LOOK_SECONDS = 0.2  # between two looks at signals
-LACK_SECONDS = 15.0  # without workers before it is said what they wait for
+LACK_SECONDS = 15.0  # without workers, and without what they need, before it is said what they wait for
+START_SECONDS = 60.0  # without workers though what they need is there: it may be theirs already
 LACK_AGAIN_SECONDS = 300.0  # before it is said again
 BLAME_SECONDS = 3.0  # for Ray to notice that a worker is gone, whose exchange failed in the others
+
+
+class NeighbourError(Exception):
+    """An exchange with another rank failed; that one is to blame."""
 
 
 def prepare(*, modules: list[str]) -> None:
@@ -46,6 +55,7 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
         ray_session(cluster, num_cpus=num_cpus),
         _notes(job) as notes,
         following(job) as follower,
+        _muted_ray(),
     ):
         use_gpu = _uses_gpu(job)
         fit = _Fit(_trainer(work, job, use_gpu=use_gpu, notes=notes))
@@ -58,8 +68,7 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
                 if signals.cause != requested:
                     requested = signals.cause
                     request_stop(job.run, cause=requested, attempt=job.attempt)
-            elif not follower.working:
-                lack.watch()
+            lack.watch(waiting=not follower.working)
         try:
             return fit.result()
         except Exception as error:
@@ -95,6 +104,13 @@ class _Fit:
             self._result = self._trainer.fit()
         except BaseException as error:  # noqa: BLE001 it is raised in the main thread
             self._error = error
+
+
+@contextmanager
+def _muted_ray() -> Iterator[None]:
+    """What a thread of Ray's prints of lost workers is said in a line by us; it all stands in Ray's own folder."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 @contextmanager
@@ -209,7 +225,6 @@ def _in_ray_worker(given: dict[str, Any]) -> Result:
     """
     from ray.train import get_context, get_preemption_info
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-    from torch.distributed import DistError
 
     job, use_gpu = given["job"], given["use_gpu"]
     context = get_context()
@@ -229,10 +244,19 @@ def _in_ray_worker(given: dict[str, Any]) -> Result:
     try:
         result: Result = given["work"](place, job)
     except Exception as error:
-        if type(error) is RuntimeError or isinstance(error, DistError):  # an exchange, of which another is to blame
-            time.sleep(BLAME_SECONDS)
-        raise
+        if not _in_exchange(error):
+            raise
+        time.sleep(BLAME_SECONDS)
+        raise NeighbourError(one_line(error)) from error
     return result
+
+
+def _in_exchange(error: Exception) -> bool:
+    """Whether an error was raised while ranks exchanged something, for which another one may be to blame."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+    return module.startswith(("torch.distributed", "torch.autograd"))  # DDP exchanges gradients while they are made
 
 
 class _Lack:
@@ -241,20 +265,26 @@ class _Lack:
     def __init__(self, cluster: ClusterConfig, needs: Mapping[str, float]) -> None:
         self._cluster = cluster
         self._needs = needs
-        self._last = self._due = float("-inf")
+        self._since: float | None = None  # when this wait began
+        self._due = 0.0
 
-    def watch(self) -> None:
-        """To be called again and again while they wait."""
+    def watch(self, *, waiting: bool) -> None:
+        """To be called again and again, whether they wait or not."""
         now = time.monotonic()
-        if now - self._last > LACK_SECONDS:  # it is another wait
-            self._due = now + LACK_SECONDS
+        if not waiting:
+            self._since = None
+        elif self._since is None:
+            self._since, self._due = now, now + LACK_SECONDS
         elif now > self._due:
-            self._due = now + LACK_AGAIN_SECONDS
-            log.warning("%s", self._line())
-        self._last = now
+            there = ray_api().cluster_resources()
+            number = self._cluster.min_workers or self._cluster.num_workers or 1
+            is_short = any(there.get(name, 0) < number * count for name, count in self._needs.items())
+            if is_short or now > self._since + START_SECONDS:
+                self._due = now + LACK_AGAIN_SECONDS
+                log.warning("%s", self._line(there))
 
-    def _line(self) -> str:
-        there, free = ray_api().cluster_resources(), ray_api().available_resources()
+    def _line(self, there: Mapping[str, float]) -> str:
+        free = ray_api().available_resources()
         least = self._cluster.min_workers
         number = f"{self._cluster.num_workers or 1}" if least is None else f"{least} at least"
         each = " and ".join(f"{count:g} {name}" for name, count in self._needs.items())
@@ -269,13 +299,12 @@ def failure_of(errors: Mapping[int, Exception]) -> WorkerFailure:
     raise that an exchange with it failed.
     """
     from ray.exceptions import RayActorError, RayError
-    from torch.distributed import DistError
 
     def blame(rank: int) -> tuple[int, int]:
         error = _carried(errors[rank])
         if isinstance(error, RayError) or error is errors[rank]:
             return 0, rank
-        return 2 if type(error) is RuntimeError or isinstance(error, DistError) else 1, rank
+        return 2 if isinstance(error, NeighbourError) else 1, rank
 
     rank = min(errors, key=blame)
     error = _carried(errors[rank])
@@ -300,7 +329,10 @@ def _given_up(error: Exception, job: Job) -> Exception:
     from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError):
+        told = [event for event in read_events(job.run) if event["event"] == "fault" and event["fatal"]]
         failure = failure_of(error.worker_failures)
+        if told and told[-1]["rank"] == failure.rank:  # with the place of its stack
+            failure = replace(failure, cause=told[-1]["cause"])
         return given_up(job, failure, num_failures=job.config.cluster.max_failures + 1)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     if isinstance(cause, PipelineError):

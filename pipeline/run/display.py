@@ -1,6 +1,7 @@
 """What the terminal shows of a run, whether its workers are this process or write to the run folder elsewhere."""
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Display:
         self._total_steps = total_steps
         self._told = time.perf_counter()
         self._note = ""
-        console = Console(stderr=True)
+        console = Console(file=sys.stderr)  # that of now, whatever is put in its place later
         self._drawn = drawn
         self._bar = Progress(
             TextColumn("{task.description}"),

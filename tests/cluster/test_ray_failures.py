@@ -1,15 +1,19 @@
 """Which rank Ray Train's words are taken to blame, without a Ray."""
 
-import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
-from torch.distributed import DistError
+from collections.abc import Callable
+from typing import Any
 
-from pipeline.cluster.ray_train import failure_of
+import pytest
+import torch
+import torch.distributed
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from pipeline.cluster.ray_train import NeighbourError, _in_exchange, failure_of
 from pipeline.run.job import WorkerFailure
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of Ray Train's, about names of its own
 
-NEIGHBOUR = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:31746")
+NEIGHBOUR = NeighbourError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:31746")
 
 
 class CarryingError(Exception):
@@ -33,7 +37,7 @@ def test_a_rank_that_is_gone_is_named_and_not_those_whose_exchange_failed() -> N
 
 
 def test_a_rank_that_raised_something_of_its_own_is_named_with_its_stack() -> None:
-    failure = failure_of({0: raised(DistError("lost")), 1: raised(NEIGHBOUR), 2: raised(ZeroDivisionError("by zero"))})
+    failure = failure_of({0: raised(NEIGHBOUR), 1: raised(NEIGHBOUR), 2: raised(ZeroDivisionError("by zero"))})
     assert failure == WorkerFailure(
         rank=2, cause="ZeroDivisionError: by zero", stack="Traceback ...\nZeroDivisionError: by zero"
     )
@@ -58,3 +62,27 @@ def test_a_rank_that_does_not_answer_hangs() -> None:
 
     failure = failure_of({0: raised(NEIGHBOUR), 1: HealthCheckTimeoutError("after 30 s")})
     assert failure == WorkerFailure(rank=1, cause="rank 1 does not answer", kind="hang")
+
+
+def test_an_error_of_an_exchange_is_known_by_where_it_was_raised() -> None:
+    def caught(act: Callable[[], object]) -> Exception:
+        with pytest.raises(Exception) as found:
+            act()
+        return found.value
+
+    def in_backward() -> None:
+        class Failing(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+                return torch.zeros(3, 5)
+
+        Failing.apply(torch.zeros(2, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
+
+    assert _in_exchange(caught(lambda: torch.distributed.all_reduce(torch.zeros(1))))
+    assert _in_exchange(caught(in_backward))
+    assert not _in_exchange(caught(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3)))
+    assert not _in_exchange(caught(lambda: 1 / 0))

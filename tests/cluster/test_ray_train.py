@@ -40,9 +40,6 @@ QUICK = {
 }
 LOST_SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 3000}
 FEW = {"prestart_worker_first_driver": False}  # processes that nobody uses, on each machine
-PROGRAMS = {"gcs_server", "raylet"} | {
-    f"ray::{name}" for name in ("RayTrainWorker", "DashboardAgent", "RuntimeEnvAgent", "IDLE")
-}
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 Undisturbed = Callable[[int], Path]
@@ -329,7 +326,8 @@ def test_the_text_goes_on_through_four_workers_three_one_and_four(
     stood = account(read_events(str(world.run)), now=time.time())
     assert (stood.state, stood.step, stood.world_size) == ("finished", STEPS, 4)
     assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
-    assert (stood.failures[0].rank, stood.failures[0].cause) == (rank, "died: killed, out of memory, or crashed")
+    assert stood.failures[0].rank == rank
+    assert stood.failures[0].cause.startswith("ActorDiedError: ")
     assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
     sizes = [event["world_size"] for event in world.events("group")]
     resizes = [(each["from_size"], each["to_size"]) for each in stood.resizes]
@@ -368,8 +366,9 @@ def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines, u
     world.ask(pace=0)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, to_the_bit=False)
-    notice, loss = world.events("fault")
-    assert (notice["kind"], notice["fatal"], loss["kind"], loss["fatal"]) == ("preemption", False, "preemption", True)
+    notice, *losses = world.events("fault")
+    assert (notice["kind"], notice["fatal"]) == ("preemption", False)
+    assert [(loss["kind"], loss["fatal"]) for loss in losses] in ([], [("preemption", True)])
     (saved,) = (event["step"] for event in world.events("checkpoint") if event["reason"] == "notice")
     assert saved == notice["step"] <= world.events("group")[-1]["step"]
 
@@ -450,7 +449,7 @@ def test_a_command_that_is_killed_goes_on_and_what_workers_meet_is_told_in_a_lin
     world.ask(pace=0, missing="", bug=f"{rank} {step + 40}")
     command = world.command(*machines.of(2, "cluster.max_failures=1"))
     assert command.ended() == 2, command.told
-    stack = world.run / "failures" / "attempt-3-loss-2.txt"
+    stack = max((world.run / "failures").glob(f"attempt-3-rank-{rank}-*.txt"), key=lambda path: path.stat().st_mtime)
     cause = f"RuntimeError: a bug whose text has two lines; its stack is in {stack}"
     assert command.told.splitlines()[-1] == (
         f"error: 2 worker groups were lost, the last by rank {rank} ({cause}); cluster.max_failures=1 allows no more;"

@@ -6,8 +6,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_prepare import Calls, config, digests, texts  # noqa: F401  (a fixture)
-from test_sources import corpus_config
+from support.corpora import Calls, config, corpus_config, digests
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
@@ -187,7 +186,7 @@ def test_a_damaged_shard_without_a_manifest_is_known_by_its_receipt(folder):
 # --- one process at a time
 
 
-def test_two_at_once_in_one_folder(texts, tmp_path):  # noqa: F811
+def test_two_at_once_in_one_folder(texts, tmp_path):
     prepare(config(texts), str(tmp_path / "whole"), run_tasks=run_here)
     (tmp_path / "link").symlink_to("data")
     refusals = []
@@ -226,7 +225,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
         pass
 
 
-def test_a_refused_or_failed_preparation_holds_nothing(texts, tmp_path):  # noqa: F811
+def test_a_refused_or_failed_preparation_holds_nothing(texts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare(config(texts), str(tmp_path / "data"), run_tasks=Calls(die_before=("count_unit", 1)))
     with held(str(tmp_path / "data")):

@@ -4,7 +4,7 @@ import gzip
 from dataclasses import replace
 
 import pytest
-from test_sources import corpus_config
+from support.corpora import corpus_config
 
 from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.sources import cut_units, list_sources

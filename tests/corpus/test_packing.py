@@ -1,32 +1,18 @@
 """Packing: streams one after the other are read whole, and nothing that is none is passed over without a word."""
 
-import bz2
 import gzip
 import io
 import itertools
 import lzma
 import zlib
 
-import pyarrow as pa
 import pytest
+from support.corpora import PACK, lzma_alone, zstd
 
 from pipeline.corpus import packing as packing_module
 from pipeline.corpus.packing import CHUNK_BYTES, PACKED_BYTES, packing_of, unpacked
 
-
-def zstd(data):
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return sink.getvalue().to_pybytes()
-
-
-def lzma_alone(data):
-    return lzma.compress(data, format=lzma.FORMAT_ALONE)
-
-
 SKIPPED = b"\x55\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"hello"  # a frame of zstd's for others
-PACK = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd}
 ALL = [*PACK.items(), ("xz", lzma_alone)]
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 

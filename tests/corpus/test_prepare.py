@@ -1,16 +1,14 @@
 """Preparation: bytes are a function of input and configuration; a rerun does what is missing; mistakes cost nothing."""
 
 import gzip
-import hashlib
 import json
-import random
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pytest
-from test_sources import corpus_config
+from support.corpora import Calls, config, corpus_config, digests, words
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
@@ -21,58 +19,6 @@ from pipeline.corpus.prepare import prepare
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
-
-
-class Calls:
-    """Runs tasks here, in an order of its own, and keeps what was run; can die before a given task."""
-
-    def __init__(self, *, seed=None, die_before=None):
-        self.seed, self.die_before = seed, die_before
-        self.names = []
-
-    def __call__(self, function, items):
-        order = list(range(len(items)))
-        if self.seed is not None:
-            random.Random(self.seed).shuffle(order)
-        for index in order:
-            name = function.function.func.__name__
-            if self.die_before == (name, self.names.count(name)):
-                raise KeyboardInterrupt
-            self.names.append(name)
-            yield index, function(items[index])
-
-    def count(self, name):
-        return self.names.count(name)
-
-
-def words(seed, num_lines):
-    draw = random.Random(seed)
-    return "".join(
-        " ".join(f"w{int(draw.paretovariate(0.6))}" for _ in range(draw.randrange(12))) + "\n" for _ in range(num_lines)
-    )
-
-
-@pytest.fixture
-def texts(tmp_path):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.txt").write_text(words(number, 200))
-    (tmp_path / "valid.txt").write_text(words(7, 50))
-    return folder
-
-
-def config(texts, **changes):
-    fields = {"train": str(texts), "valid": str(texts.parent / "valid.txt"), "unit_bytes": 2048}
-    return corpus_config(**fields | changes)
-
-
-def digests(data):
-    return {
-        str(path.relative_to(data)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(data).rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from test_sources import corpus_config, text_of
+from support.corpora import corpus_config, text_of
 
 from pipeline.cluster.tasks import run_here
 from pipeline.config import Config, load

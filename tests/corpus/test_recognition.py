@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from test_packing import PACK, lzma_alone
-from test_sources import corpus_config, text_of
+from support.corpora import PACK, corpus_config, lzma_alone, text_of
 
 from pipeline import storage
 from pipeline.corpus.packing import SUFFIXES

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_sources import corpus_config, text_of
+from support.corpora import corpus_config, text_of
 
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.readers.reader import Tally

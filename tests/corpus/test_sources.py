@@ -13,45 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.corpora import corpus_config, text_of
 
-from pipeline.config import CorpusConfig
-from pipeline.corpus.blocks import BLOCK_BYTES, read_blocks
+from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.sources import cut_units, list_sources, unit_digest
 from pipeline.corpus.units import Source, position_of
 from pipeline.errors import ConfigError, CorpusError
-
-
-def corpus_config(**changes):
-    fields = {
-        "source": "files",
-        "train": None,
-        "valid": None,
-        "test": None,
-        "dataset": None,
-        "text_column": "text",
-        "null_rows": "refuse",
-        "documents": "files",
-        "valid_fraction": 0.0,
-        "test_fraction": 0.0,
-        "words": "whitespace",
-        "lowercase": False,
-        "eos": "line",
-        "vocabulary": {"size": None, "min_count": 1, "path": None},
-        "unit_bytes": 1 << 20,
-    }
-    return CorpusConfig.model_validate_json(json.dumps(fields | changes))
-
-
-def text_of(path, *, block_bytes=BLOCK_BYTES, **changes):
-    """Everything that a file yields, by split."""
-    corpus = corpus_config(train=str(path), **changes)
-    found = {}
-    for source in list_sources(corpus):
-        for unit in cut_units(source, corpus):
-            blocks = list(read_blocks(unit, corpus, block_bytes=block_bytes))
-            assert all(block[-1:] in b" \t\n\v\f\r" for block in blocks[:-1])
-            found[unit.split] = found.get(unit.split, b"") + b"".join(blocks)
-    return found
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.checkpoints import mark
-from test_path import made_lines, prepare_typed, train_typed, typed, write_texts
+from support.typed import made_lines, prepare_typed, train_typed, typed, write_texts
 
 from jobs.__main__ import VERBS, main
 from pipeline.corpus.manifest import read_manifest

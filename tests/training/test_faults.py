@@ -158,8 +158,8 @@ DAMAGES: dict[str, Callable[[Path, Draw], None]] = {
     "truncated": lambda path, draw: truncated(path),
     "a bit flipped": flipped,
     "gone": lambda path, draw: path.unlink(),
-    "its mark not text": lambda path, draw: Path(f"{path}.sha256").write_bytes(b"\xff" * 64),
-    "its mark empty": lambda path, draw: Path(f"{path}.sha256").write_bytes(b""),
+    "its mark not text": lambda path, draw: path.with_suffix(".json").write_bytes(b"\xff" * 64),
+    "its mark empty": lambda path, draw: path.with_suffix(".json").write_bytes(b""),
 }
 
 
