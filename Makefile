@@ -1,10 +1,11 @@
-# make demo: the whole path on this machine; make test: all tests. Both install first. PYTHON=python3.12 chooses the interpreter.
+# make demo: the whole path on this machine; make test: what belongs before a commit; make test-all: everything. All install
+# first. PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test check lint mutants clean
+.PHONY: install demo test test-all check lint mutants clean
 
 install: $(INSTALLED)
 
@@ -17,6 +18,9 @@ demo: $(INSTALLED)
 	$(BIN)/python -m jobs demo
 
 test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow or each_commit'
+
+test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
@@ -24,7 +28,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint test-all
 
 # how many deliberate faults in the core the tests notice; takes long
 mutants: $(INSTALLED)

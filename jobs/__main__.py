@@ -159,6 +159,7 @@ def _set_up(arguments: Sequence[str]) -> None:
     """What belongs to a process and not to the library: the environment of ray and torch, and logging."""
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # of 15, by which the workers of a Ray that is started here give way to all else
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no word on accelerators that a task does not ask for
         # torch's threads wait busily for each other, and two runs on the same two cores stand almost still: 2 x 200
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed

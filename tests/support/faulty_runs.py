@@ -341,7 +341,7 @@ class World:
         return [str(path)]
 
     def unhurried(self) -> list[str]:
-        """A program whose steps take long: a wish to stop may be heard a second later, and is heard in time."""
+        """A program whose steps take long: a request to stop may be met a second later, and is met in time."""
         return self.script("time.sleep(0.05)")
 
     def lost_tokens(self) -> int:

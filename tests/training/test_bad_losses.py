@@ -118,6 +118,7 @@ def weights_by_hand(world: World, skips: Sequence[int]) -> dict[str, torch.Tenso
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.each_commit
 def test_windows_of_bad_losses_are_passed_over_for_good(world: World, draw: Draw) -> None:
     """A loss that is not a number, and a spike in an epoch's last window; the run is killed before a checkpoint holds
     the first skip, and again after it holds both."""

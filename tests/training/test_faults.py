@@ -47,6 +47,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.each_commit
 def test_workers_that_are_killed_are_started_again_by_the_command(world: World, draw: Draw) -> None:
     """Nobody looks while one is killed, so that all have fallen when someone does: the first to fall is named."""
     command = world.train(workers=2)
@@ -112,6 +113,7 @@ def test_a_worker_that_waits_for_one_that_never_comes_ends_with_its_command(
     assert_same_run(world.run(), world.reference(workers=2))
 
 
+@pytest.mark.each_commit
 def test_a_single_process_that_is_killed_again_and_again(world: World, draw: Draw) -> None:
     steps, lost = draw.steps((10, 58), (75, 110)), 0
     for step in steps:
@@ -168,6 +170,7 @@ def newest_file(run: str) -> Path:
     return Path(run, "checkpoints", f"step-{saved(run)}.ckpt")
 
 
+@pytest.mark.each_commit
 def test_a_damaged_checkpoint_is_told_of_and_passed_over_for_the_one_before(world: World, draw: Draw) -> None:
     command = world.train()
     command.reach(draw.step(40, 110))
@@ -207,6 +210,7 @@ def contents(folder: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
+@pytest.mark.each_commit
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 def test_a_run_folder_that_is_lost_is_told_of_and_what_can_be_saved_is(
     replaced: bool, world: World, draw: Draw
@@ -355,6 +359,7 @@ def test_ranks_that_hang_are_named_and_the_group_started_again(world: World, dra
     assert second in told
 
 
+@pytest.mark.each_commit
 def test_a_single_process_that_hangs_ends_by_itself(world: World, draw: Draw) -> None:
     step = draw.step(20, 120)
     program = world.script(f"time.sleep(3600 if step == {step} and once() else 0)")
@@ -382,6 +387,7 @@ class track(monitor.NoTracker):
 }
 
 
+@pytest.mark.each_commit
 def test_a_tracker_that_is_gone_is_told_of_and_missed_no_more(world: World, draw: Draw) -> None:
     commands = []
     for when, track in TRACKERS.items():
@@ -444,7 +450,7 @@ def stopped_while_it_restarts(world: World, draw: Draw) -> list[tuple[str, int |
     return [("worker", rank)]
 
 
-def lost_right_before_a_wish(world: World, draw: Draw) -> list[tuple[str, int | None]]:
+def lost_right_before_a_request(world: World, draw: Draw) -> list[tuple[str, int | None]]:
     """A worker is killed, and a signal asks for the end before anybody has noticed."""
     command = world.train(workers=2, program=world.unhurried())
     command.reach(draw.step(20, 100))
@@ -469,7 +475,7 @@ def stopped_while_a_rank_hangs(world: World, draw: Draw) -> list[tuple[str, int 
 
 
 def killed_while_it_stops(world: World, draw: Draw) -> list[tuple[str, int | None]]:
-    """Power is lost right after a wish to stop."""
+    """Power is lost right after a request to stop."""
     command = world.train(workers=2)
     command.reach(draw.step(20, 100))
     send(command, *draw.one(SIGNALS))
@@ -485,7 +491,7 @@ def killed_while_it_stops(world: World, draw: Draw) -> list[tuple[str, int | Non
     [
         damaged_while_it_restarts,
         stopped_while_it_restarts,
-        lost_right_before_a_wish,
+        lost_right_before_a_request,
         stopped_while_a_rank_hangs,
         killed_while_it_stops,
     ],

@@ -243,7 +243,7 @@ def test_what_is_ignored_goes_on_and_is_never_the_best(
     assert train(config("here", "guard.on_bad_loss=ignore", f"max_steps={TOTAL + 3}")).first_step == TOTAL
 
 
-def test_a_wish_to_stop_is_not_lost_to_a_bad_step(
+def test_a_request_to_stop_is_not_lost_to_a_bad_step(
     config: Train, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -129,6 +129,7 @@ def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
     assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
 
 
+@pytest.mark.each_commit
 def test_any_launcher_starts_it(world: World) -> None:
     for command in by_variables(world, 2, port=free_port()):
         command.end()

@@ -1,8 +1,11 @@
-"""A signal asks a run to stop: it is saved at the next step and goes on from there, whenever the signal comes."""
+"""A run is asked to stop, by a signal or by its folder: it is saved, and goes on from there, whenever that comes."""
 
+import json
 import os
 import pty
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +37,9 @@ pytestmark = [
 ]
 
 
+@pytest.mark.each_commit
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
+def test_a_request_to_stop_is_met_soon_and_costs_nothing(workers: int, world: World, draw: Draw) -> None:
     steps = draw.steps((8, 30), (50, 60), (80, 90))
     numbers = draw.order(sorted({number for number, _ in SIGNALS}))
     for step, number in zip(steps, numbers, strict=True):
@@ -52,8 +56,29 @@ def test_a_wish_to_stop_is_heard_at_the_next_step_and_costs_nothing(workers: int
     assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
 
 
+@pytest.mark.each_commit
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
+def test_a_run_is_asked_to_stop_from_anywhere_and_stays_so_until_a_person_starts_it(
+    workers: int, world: World, draw: Draw
+) -> None:
+    command = world.train(workers=workers, program=world.unhurried())
+    reached = command.reach(draw.step(8, 60))
+    asked = [sys.executable, *JOBS, "stop", f"run={world.run()}", "--json"]
+    told = json.loads(subprocess.run(asked, cwd=ROOT, capture_output=True, check=True, timeout=PATIENCE_SECONDS).stdout)
+    assert_last_line(command.end(0), f"stopped: run={world.run()} is saved at step {told['saved_step']}; ")
+    assert (told["state"], told["was_running"]) == ("stopped", True)
+    assert reached <= told["saved_step"] == saved(world.run()) == recorded(world.run())
+    events = len(read_events(world.run()))
+    told = world.train(workers=workers, environment={"SLURM_RESTART_COUNT": "1"}).end(0)  # as a requeue starts it
+    assert_last_line(told, f"stopped: run={world.run()} is saved at step ")
+    assert len(read_events(world.run())) == events
+    world.train(workers=workers).end()
+    assert_same_run(world.run(), world.reference(workers=workers))
+    assert assert_sound(world.run(), world.plan, faults=[])["tokens_replayed"] == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_to_stop_while_it_starts_leaves_nothing_behind(workers: int, world: World, draw: Draw) -> None:
     begun = ("start", "group") if workers > 1 else ("start",)
     for number, target in draw.order(SIGNALS)[:2]:
         command = world.train(workers=workers, afresh=True)
@@ -68,7 +93,7 @@ def test_a_wish_to_stop_while_it_starts_leaves_nothing_behind(workers: int, worl
     assert_same_run(world.run(), world.reference(workers=workers))
 
 
-def test_where_a_signal_is_ignored_it_stays_so_or_is_heard_again(world: World, draw: Draw) -> None:
+def test_where_a_signal_is_ignored_it_stays_so_or_counts_again(world: World, draw: Draw) -> None:
     """SIGHUP as under nohup; SIGINT as in the background of a script, also before the training begins to listen."""
     step = draw.step(8, 40)
     command = world.train(workers=2, ignored=[signal.SIGHUP], program=world.unhurried())
@@ -120,7 +145,7 @@ def events_since(world: World, since: int) -> list[str]:
     return [event["event"] for event in read_events(world.run())[since:]]
 
 
-def test_a_wish_to_stop_is_heard_where_lightning_would_take_it(world: World, draw: Draw) -> None:
+def test_a_request_to_stop_counts_where_lightning_would_take_it(world: World, draw: Draw) -> None:
     """It has a handler of its own for SIGTERM while it sets up, which broadcasts."""
     once = "    if once(f'{os.getppid()}{module.ranks.rank}'): os.kill(os.getpid(), signal.SIGTERM)\n"
     hook = draw.one(["configure_optimizers", "on_fit_start", "on_train_start", "on_train_end"])
