@@ -53,7 +53,7 @@ USER_MISTAKE = 2
 UNREAD = 1
 AGAIN_SECONDS = 1.0
 
-_heard: list[str] = []  # the signal that interrupted the verb
+_received: list[str] = []  # the signal that interrupted the verb
 
 
 class Interrupt(KeyboardInterrupt):
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         return USER_MISTAKE
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
-        causes = [each for each in (str(interrupt), *_heard) if each in signal.Signals.__members__]
+        causes = [each for each in (str(interrupt), *_received) if each in signal.Signals.__members__]
         return 128 + signal.Signals[causes[0] if causes else "SIGINT"].value
 
 
@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         code: int | None = importlib.import_module(f"jobs.{verb}").main(rest)
     finally:
-        _hear_no_more()
+        _ignore_signals()
     return code or 0
 
 
@@ -189,9 +189,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             return
         error = error.__context__
     name = signal.Signals(number).name
-    if not _heard:
+    if not _received:
         threading.Thread(target=_repeat, args=(number,), name=f"{name} again", daemon=True).start()
-    _heard.append(name)  # Ray raises the error anew, without its text
+    _received.append(name)  # Ray raises the error anew, without its text
     raise Interrupt(name)
 
 
@@ -201,7 +201,7 @@ def _repeat(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def _hear_no_more() -> None:
+def _ignore_signals() -> None:
     """The verb has ended; what is left to do takes no time."""
     for number in ENDS:
         if signal.getsignal(number) is _interrupt:

@@ -17,7 +17,7 @@ from pipeline.config import StatusConfig, load
 from pipeline.errors import ConfigError
 from pipeline.run.account import Account, Failure, account
 from pipeline.run.checkpoint import committed_steps, looks_whole
-from pipeline.run.ledger import Event, told_events
+from pipeline.run.ledger import Event, events_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def as_json(found: Account, saved: Saved) -> dict[str, object]:
 def _events(config: StatusConfig) -> list[Event]:
     if config.run is None:
         raise ConfigError("run=null is not given; use run=FOLDER")
-    return told_events(config.run)
+    return events_of_run(config.run)
 
 
 def _saved(config: StatusConfig, events: Sequence[Event]) -> Saved:

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.run.account import Account, account
 from pipeline.run.checkpoint import committed_steps
 from pipeline.run.folder import read_config
-from pipeline.run.ledger import told_events
+from pipeline.run.ledger import events_of_run
 from pipeline.run.stop import LOOK_SECONDS, LOOK_STORE_SECONDS, USER, request_stop
 
 LATE = 1  # exit code where the run has not stopped in time; the request stands
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.run is None:
         raise ConfigError("run=null is not given; use run=FOLDER")
     run = storage.absolute(config.run)
-    found = account(told_events(run), now=time.time())
+    found = account(events_of_run(run), now=time.time())
     was_running = found.state == "running"
     if found.state != "finished":
         request_stop(run, cause=USER, attempt=None)
@@ -46,7 +46,7 @@ def _await_end(run: str, *, seconds: float) -> Account:
     local = storage.is_local(run)
     deadline = time.monotonic() + seconds + (LOOK_SECONDS if local else LOOK_STORE_SECONDS)
     while True:
-        found = account(told_events(run), now=time.time())
+        found = account(events_of_run(run), now=time.time())
         if found.state != "running" or time.monotonic() > deadline:
             return found
         time.sleep(WAIT_SECONDS if local else LOOK_STORE_SECONDS / 2)

@@ -487,7 +487,7 @@ class Config(Section):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as JSON, so that the process that receives it imports the extensions too."""
-        return judge, (type(self), self.model_dump_json())
+        return validated, (type(self), self.model_dump_json())
 
 
 class EvaluateConfig(Section):
@@ -577,10 +577,10 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     for dotted, found in values.items():
         place, _, last = dotted.rpartition(".")
         _node(tree, place)[last] = found
-    return judge(schema, json.dumps(tree))
+    return validated(schema, json.dumps(tree))
 
 
-def judge(schema: type[Tree], tree_json: str) -> Tree:
+def validated(schema: type[Tree], tree_json: str) -> Tree:
     """The tree that a JSON text holds, or one `ConfigError` with all that is wrong with it."""
     try:
         return schema.model_validate_json(tree_json)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline import console, storage
 from pipeline.cluster.backends import choose_backend
-from pipeline.cluster.launchers import Rank, started_by_machine, told_rank
+from pipeline.cluster.launchers import Rank, find_rank, started_by_machine
 from pipeline.config import Config
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import Manifest, read_manifest, verify_corpus
@@ -106,7 +106,7 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
         ClusterError: the environment does not say in full which process this is.
     """
     began = time.time()
-    rank = told_rank(environment, config.cluster)
+    rank = find_rank(environment, config.cluster)
     choose_backend(config.cluster, rank).prepare(modules=[WORKER])
     config = _with_places(config)
     manifest = read_manifest(str(config.data))

@@ -20,12 +20,12 @@ from pipeline.config import (
     VerifyConfig,
     flat,
     groups,
-    judge,
     leaves,
     load,
     nearest,
     sections,
     shown,
+    validated,
 )
 from pipeline.errors import ConfigError
 
@@ -482,7 +482,7 @@ def test_no_field_has_a_default():
 
 def test_a_tree_survives_its_json():
     config = load(Config, ["corpus.train=[a,b]", "optim.clip_norm=null"])
-    assert judge(Config, config.model_dump_json()) == config
+    assert validated(Config, config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(
@@ -496,14 +496,14 @@ def test_a_tree_survives_its_json():
 def test_a_tree_from_a_file_is_judged_alike(change, message):
     tree = {"data": "a"} | change
     with refused(message):
-        judge(VerifyConfig, json.dumps({key: value for key, value in tree.items() if value is not ...}))
+        validated(VerifyConfig, json.dumps({key: value for key, value in tree.items() if value is not ...}))
 
 
 def test_an_unknown_key_within_a_section_is_named_in_full():
     tree = json.loads(load(Config, []).model_dump_json())
     tree["model"]["softmax"]["cutofs"] = []
     with refused("unknown key model.softmax.cutofs; did you mean model.softmax.cutoffs?"):
-        judge(Config, json.dumps(tree))
+        validated(Config, json.dumps(tree))
 
 
 def test_shown_values_can_be_typed_again():

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline import upgrades
-from pipeline.config import Config, flat, judge, load
+from pipeline.config import Config, flat, load, validated
 from pipeline.corpus.manifest import read_manifest
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
 from pipeline.training.restore import read_config
@@ -208,4 +208,4 @@ def test_a_configuration_of_the_demo_of_before_is_read() -> None:
     tree = json.loads(load(Config, ["experiment=demo"]).model_dump_json())
     tree["corpus"] |= {"source": "python_docs", "train": None, "valid": None, "test": None}
     tree["corpus"] |= {"valid_fraction": 0.05, "test_fraction": 0.05}
-    assert judge(Config, json.dumps(upgrades.upgraded_configuration(tree))).corpus.source == "files"
+    assert validated(Config, json.dumps(upgrades.upgraded_configuration(tree))).corpus.source == "files"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError
 
-Told = Mapping[str, str]  # the environment
+Environment = Mapping[str, str]  # of this process
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by which torch lets processes find each other
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
@@ -49,24 +49,24 @@ class Rank:
     parent: int | None = None
 
 
-def told_rank(environment: Told, cluster: ClusterConfig) -> Rank | None:
+def find_rank(environment: Environment, cluster: ClusterConfig) -> Rank | None:
     """The place of this process among those that were started together; None if it stands alone.
 
     Raises:
         ClusterError: the place is not told in full, is at odds with the section, or torchrun is to restart ranks and
             cannot.
     """
-    told = {name: value for name, value in environment.items() if value}
-    step = _step_of_srun(told)
-    if "RANK" not in told and step is None:
-        _refuse_tasks_without_srun(told, cluster)
-    by_variables = "RANK" in told or ("WORLD_SIZE" in told and step is None)  # which scripts of Slurm export for srun
-    found = (_by_variables(told) if by_variables else None) or step
+    given = {name: value for name, value in environment.items() if value}
+    step = _step_of_srun(given)
+    if "RANK" not in given and step is None:
+        _refuse_tasks_without_srun(given, cluster)
+    by_variables = "RANK" in given or ("WORLD_SIZE" in given and step is None)  # which scripts of Slurm export for srun
+    found = (_by_variables(given) if by_variables else None) or step
     num_ranks = found.world_size if found is not None else 1
-    if found is step and (size := _number(told, "WORLD_SIZE", num_ranks)) != num_ranks:
+    if found is step and (size := _number(given, "WORLD_SIZE", num_ranks)) != num_ranks:
         raise ClusterError(f"WORLD_SIZE={size} and srun started {num_ranks} tasks; unset WORLD_SIZE")
     for name in MPI_SIZES:
-        if (size := _number(told, name, 1)) not in (1, num_ranks):
+        if (size := _number(given, name, 1)) not in (1, num_ranks):
             raise ClusterError(
                 f"{name}={size} tells of {size} processes and not where they meet; start them by torchrun or srun,"
                 f" or give each {', '.join(VARIABLES)}"
@@ -74,29 +74,29 @@ def told_rank(environment: Told, cluster: ClusterConfig) -> Rank | None:
     if found is None or num_ranks == 1 or (found is step and cluster.kind == "ray"):
         return None  # where srun started a Ray cluster, the command is one of its tasks
     _refuse_another_way(found, cluster)
-    _refuse_torn_restarts(told)
+    _refuse_torn_restarts(given)
     return found
 
 
-def started_by_machine(environment: Told) -> bool:
+def started_by_machine(environment: Environment) -> bool:
     """Whether this is a start that nobody typed: Slurm requeued the job, or torchrun restarted its ranks."""
     return any(_number(environment, name, 0) > 0 for name in RESTARTS)
 
 
-def _by_variables(told: Told) -> Rank | None:
+def _by_variables(given: Environment) -> Rank | None:
     """As torch's own `env://` has it: torchrun, and launchers that do as it does."""
-    name = "torchrun" if "TORCHELASTIC_RUN_ID" in told else "a launcher"
-    if (_number(told, "WORLD_SIZE", 0), _number(told, "RANK", 0)) == (1, 0):
+    name = "torchrun" if "TORCHELASTIC_RUN_ID" in given else "a launcher"
+    if (_number(given, "WORLD_SIZE", 0), _number(given, "RANK", 0)) == (1, 0):
         return None
-    if missing := [each for each in VARIABLES if each not in told]:
-        given = ", ".join(f"{each}={told[each]}" for each in VARIABLES if each in told)
+    if missing := [each for each in VARIABLES if each not in given]:
+        there = ", ".join(f"{each}={given[each]}" for each in VARIABLES if each in given)
         raise ClusterError(
-            f"{given} of {name}, and no {', '.join(missing)}: it is not known which process this is of how many;"
+            f"{there} of {name}, and no {', '.join(missing)}: it is not known which process this is of how many;"
             f" give all of {', '.join(VARIABLES)}, or unset them to train alone"
         )
-    rank, world_size = _number(told, "RANK"), _number(told, "WORLD_SIZE")
-    ranks_here = _number(told, "LOCAL_WORLD_SIZE", _number(told, "LOCAL_RANK", 0) + 1)
-    local_rank = _number(told, "LOCAL_RANK", rank % max(ranks_here, 1))
+    rank, world_size = _number(given, "RANK"), _number(given, "WORLD_SIZE")
+    ranks_here = _number(given, "LOCAL_WORLD_SIZE", _number(given, "LOCAL_RANK", 0) + 1)
+    local_rank = _number(given, "LOCAL_RANK", rank % max(ranks_here, 1))
     if not (rank < world_size and local_rank < ranks_here <= world_size):
         raise ClusterError(
             f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={ranks_here} of {name}"
@@ -108,39 +108,39 @@ def _by_variables(told: Told) -> Rank | None:
         world_size=world_size,
         local_rank=local_rank,
         ranks_here=ranks_here,
-        node_rank=_number(told, "GROUP_RANK", rank // ranks_here),
+        node_rank=_number(given, "GROUP_RANK", rank // ranks_here),
         num_nodes=-(-world_size // ranks_here),
-        main_address=told["MASTER_ADDR"],
-        main_port=_port(told, default=None),
+        main_address=given["MASTER_ADDR"],
+        main_port=_port(given, default=None),
         parent=os.getppid() if name == "torchrun" else None,
     )
 
 
-def _step_of_srun(told: Told) -> Rank | None:
+def _step_of_srun(given: Environment) -> Rank | None:
     """The step that an srun is, of one task or more; None where no srun started this process."""
-    step_id = _number(told, "SLURM_STEP_ID", SRUNS_STEPS)
+    step_id = _number(given, "SLURM_STEP_ID", SRUNS_STEPS)
     if step_id >= SRUNS_STEPS:
         return None
-    world_size = _number(told, "SLURM_STEP_NUM_TASKS", _number(told, "SLURM_NTASKS", 1))
+    world_size = _number(given, "SLURM_STEP_NUM_TASKS", _number(given, "SLURM_NTASKS", 1))
     if world_size == 1:
         here = [1]
     else:
-        here = _tasks_by_node(_first(told, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") or str(world_size))
-    node_rank = _number(told, "SLURM_NODEID", 0)
-    address = told.get("MASTER_ADDR")
+        here = _tasks_by_node(_first(given, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") or str(world_size))
+    node_rank = _number(given, "SLURM_NODEID", 0)
+    address = given.get("MASTER_ADDR")
     if address is None:
-        nodes = _first(told, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+        nodes = _first(given, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
         address = HERE if nodes is None or len(here) == 1 else _first_host(nodes)
     return Rank(
         launcher="srun",
-        rank=_number(told, "SLURM_PROCID", 0),
+        rank=_number(given, "SLURM_PROCID", 0),
         world_size=world_size,
-        local_rank=_number(told, "SLURM_LOCALID", 0),
+        local_rank=_number(given, "SLURM_LOCALID", 0),
         ranks_here=here[min(node_rank, len(here) - 1)],
         node_rank=node_rank,
         num_nodes=len(here),
         main_address=address,
-        main_port=_port(told, default=_port_of(job=_number(told, "SLURM_JOB_ID", 0), step=step_id)),
+        main_port=_port(given, default=_port_of(job=_number(given, "SLURM_JOB_ID", 0), step=step_id)),
     )
 
 
@@ -175,39 +175,39 @@ def _refuse_another_way(rank: Rank, cluster: ClusterConfig) -> None:
         )
 
 
-def _refuse_torn_restarts(told: Told) -> None:
+def _refuse_torn_restarts(given: Environment) -> None:
     """What torchrun starts again finds in its store where the ranks before could be reached, and fails for it."""
-    restarts = told.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if restarts != "0" and told.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+    restarts = given.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and given.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
         raise ClusterError(
             f"torchrun's --max-restarts={restarts} cannot restart ranks that share its store (pytorch/pytorch#135712);"
             " set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or leave --max-restarts out"
         )
 
 
-def _refuse_tasks_without_srun(told: Told, cluster: ClusterConfig) -> None:
+def _refuse_tasks_without_srun(given: Environment, cluster: ClusterConfig) -> None:
     """A job script, or the shell of salloc, runs once, however many tasks were asked for."""
-    num_tasks = _number(told, "SLURM_NTASKS", 1)
-    if "SLURM_JOB_ID" in told and num_tasks > 1 and cluster.kind == "none" and cluster.num_workers is None:
+    num_tasks = _number(given, "SLURM_NTASKS", 1)
+    if "SLURM_JOB_ID" in given and num_tasks > 1 and cluster.kind == "none" and cluster.num_workers is None:
         raise ClusterError(
             f"SLURM_NTASKS={num_tasks} tasks were asked for and no srun started them; call `srun python -m jobs train"
             " ...`, or give cluster.num_workers=1 to train in this process alone"
         )
 
 
-def _port(told: Told, *, default: int | None) -> int:
-    port = _number(told, "MASTER_PORT", default)
+def _port(given: Environment, *, default: int | None) -> int:
+    port = _number(given, "MASTER_PORT", default)
     if not 0 < port < 1 << 16:
         raise ClusterError(f"MASTER_PORT={port} is no port; use one of 1024 to 65535")
     return port
 
 
-def _first(told: Told, *names: str) -> str | None:
-    return next((told[name] for name in names if name in told), None)
+def _first(given: Environment, *names: str) -> str | None:
+    return next((given[name] for name in names if name in given), None)
 
 
-def _number(told: Told, name: str, default: int | None = None) -> int:
-    value = told.get(name, default)
+def _number(given: Environment, name: str, default: int | None = None) -> int:
+    value = given.get(name, default)
     if isinstance(value, int):
         return value
     if value is None or not value.isdecimal():

@@ -34,7 +34,7 @@ class Display:
     def __init__(self, *, total_steps: int, steps_per_epoch: int, drawn: bool) -> None:
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = total_steps
-        self._told = time.perf_counter()
+        self._shown_at = time.perf_counter()
         self._note = ""
         console = Console(file=sys.stderr)  # that of now, whatever is put in its place later
         self._drawn = drawn
@@ -67,9 +67,9 @@ class Display:
         epoch = f"epoch {(step - 1) // self._steps_per_epoch + 1}/{-(-self._total_steps // self._steps_per_epoch)}"
         self._bar.update(self._task, completed=step, description=epoch, note=self._note)
         valid = f"validation perplexity {_shown(record['valid/perplexity'])}" if "valid/perplexity" in record else ""
-        quiet_seconds = time.perf_counter() - self._told
+        quiet_seconds = time.perf_counter() - self._shown_at
         if valid or (self._bar.disable and self._drawn and self._note and quiet_seconds > PLAIN_SECONDS):
-            self._told = time.perf_counter()
+            self._shown_at = time.perf_counter()
             parts = [f"step {step}/{self._total_steps}", epoch, self._note, valid]
             log.info("%s", ", ".join(part for part in parts if part))
 

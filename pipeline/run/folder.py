@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from pipeline import storage
-from pipeline.config import Config, import_extensions, judge
+from pipeline.config import Config, import_extensions, validated
 from pipeline.corpus.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError
 from pipeline.run import checkpoint
@@ -152,7 +152,7 @@ def read_config(run: str) -> Config:
         raise _unreadable(path, error) from error
     import_extensions(extensions)
     try:
-        return judge(Config, json.dumps(tree))
+        return validated(Config, json.dumps(tree))
     except ConfigError as error:
         raise _unreadable(path, error) from error
 

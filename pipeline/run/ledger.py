@@ -93,7 +93,7 @@ class Ledger:
         self._lost = lost
         self._lines: list[str] = []
         self._last = ""  # the name of the last event
-        self._told = False
+        self._warned = False
         self._there: os.stat_result | None = None
         self._part: str | None = None  # in a store, the object of this ledger
         self._num_written = self._num_stored = 0
@@ -128,7 +128,7 @@ class Ledger:
             elif event != "progress":
                 self._news.set()
         except Exception as error:  # noqa: BLE001 whatever a store raises, training goes on; it is told below
-            self._tell(error)
+            self._warn(error)
 
     def close(self) -> None:
         """No event follows; those of before are in the store, or it is told that they are not."""
@@ -170,7 +170,7 @@ class Ledger:
             try:
                 self._store()
             except Exception as error:  # noqa: BLE001 as in `write`; the events wait
-                self._tell(error)
+                self._warn(error)
 
     def _store(self) -> None:
         """Publishes this ledger's object if it lacks an event."""
@@ -180,10 +180,10 @@ class Ledger:
         storage.publish_bytes(self._part, "".join(f"{line}\n" for line in [*self._lines]).encode())
         self._num_stored = num_written
 
-    def _tell(self, error: Exception) -> None:
-        if not self._told:
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
             log.warning("%s lacks an event, training goes on: %s", self._path, error)
-        self._told = True
+        self._warned = True
 
 
 def read_events(run: str) -> list[Event]:
@@ -256,7 +256,7 @@ def _new_part(run: str) -> str:
     return storage.join(run, PARTS, f"{number:06}-{time.time_ns()}-{secrets.token_hex(4)}.jsonl")
 
 
-def told_events(run: str) -> list[Event]:
+def events_of_run(run: str) -> list[Event]:
     """The events of a run folder that has some.
 
     Raises:

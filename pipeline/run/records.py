@@ -34,7 +34,7 @@ class MetricsFile:
         path: in the run folder.
         last_step: records beyond it belong to steps that are to be made again; they are removed.
         num_known: records up to there that were once written; None: nobody knows.
-        tell: told of what is wrong with the file, besides the log.
+        report: told of what is wrong with the file, besides the log.
         lost: whether the whole folder is gone or another one; then records wait for `move`.
 
     Attributes:
@@ -48,22 +48,22 @@ class MetricsFile:
         *,
         last_step: int,
         num_known: int | None = None,
-        tell: Callable[[str], None] = lambda cause: None,
+        report: Callable[[str], None] = lambda cause: None,
         lost: Callable[[], bool] = bool,
     ) -> None:
         self._path = path
         self._lost = lost
-        self._tell_of = tell
-        self._told: set[str] = set()
+        self._report = report
+        self._warned: set[str] = set()
         found, num_unreadable = _found(storage.read_or_nothing(path))
         self.reached_step = max((step_of(record) for _, record in found), default=0)
         self._lines = [line for line, record in found if step_of(record) <= last_step]
         self.num_records = len({step_of(record) for _, record in found if step_of(record) <= last_step})
         if num_unreadable:
             lines = "1 line that is no record" if num_unreadable == 1 else f"{num_unreadable} lines that are no records"
-            self._tell(f"{path} held {lines}, dropped now")
+            self._warn(f"{path} held {lines}, dropped now")
         if num_known is not None and self.num_records < num_known:
-            self._tell(f"{path} lacks {num_known - self.num_records} of {num_known} records up to step {last_step}")
+            self._warn(f"{path} lacks {num_known - self.num_records} of {num_known} records up to step {last_step}")
         storage.publish_bytes(path, "".join(self._lines).encode())
         self._file: BinaryIO | None = None
         if storage.is_local(path):
@@ -128,19 +128,19 @@ class MetricsFile:
                 self._size_bytes += num_bytes
             self._unwritten, self._num_written = b"", 0
         except OSError as error:
-            self._tell_lack(error)
+            self._warn_of_lack(error)
 
     def _publish(self, num_lines: int) -> None:
         try:
             storage.publish_bytes(self._path, "".join(self._lines[:num_lines]).encode())
         except ConfigError as error:
-            self._tell_lack(error)
+            self._warn_of_lack(error)
 
     def _flush(self, descriptor: int) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            self._tell_lack(error)
+            self._warn_of_lack(error)
         finally:
             os.close(descriptor)
 
@@ -158,9 +158,9 @@ class MetricsFile:
                 file.write(_content(self._file))
             self._file.close()
             self._file = file
-            self._tell(f"{self._path} was {'removed and is written anew' if there is None else 'replaced'}")
+            self._warn(f"{self._path} was {'removed and is written anew' if there is None else 'replaced'}")
         elif there.st_size < self._size_bytes:
-            self._tell(f"{self._path} was cut: {there.st_size} bytes, {self._size_bytes} were written")
+            self._warn(f"{self._path} was cut: {there.st_size} bytes, {self._size_bytes} were written")
         elif there.st_size == self._size_bytes:
             return True
         self._size_bytes, self._num_written = os.fstat(self._file.fileno()).st_size, 0
@@ -168,15 +168,15 @@ class MetricsFile:
             self._unwritten = b"\n" + self._unwritten
         return True
 
-    def _tell_lack(self, error: Exception) -> None:
-        self._tell(f"{self._path} lacks records: {error}", about="lack")
+    def _warn_of_lack(self, error: Exception) -> None:
+        self._warn(f"{self._path} lacks records: {error}", about="lack")
 
-    def _tell(self, cause: str, *, about: str | None = None) -> None:
+    def _warn(self, cause: str, *, about: str | None = None) -> None:
         """Once for each kind of trouble."""
-        if (about or cause) not in self._told:
+        if (about or cause) not in self._warned:
             log.warning("%s; training goes on", cause)
-            self._told.add(about or cause)
-            self._tell_of(cause)
+            self._warned.add(about or cause)
+            self._report(cause)
 
 
 def read_records(path: str) -> list[Record]:

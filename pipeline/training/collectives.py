@@ -51,17 +51,17 @@ class Collectives:
         """The first rank's value; what the others give is not looked at."""
         if self._group is None:
             return value
-        told = [value]
-        dist.broadcast_object_list(told, src=0, group=self._group)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
     def from_all(self, value: Value) -> list[Value]:
         """Every rank's value, by rank."""
         if self._group is None:
             return [value]
-        told = [value] * self.world_size
-        dist.all_gather_object(told, value, group=self._group)
-        return told
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def agree(self, act: Callable[[], Value]) -> Value:
         """What `act` gives on this rank; if it fails on one rank with the user's error, it fails so on all.

@@ -47,7 +47,7 @@ class LossWatch:
         """The last losses that were in order, the newest last: all that a checkpoint need hold of the watch."""
         return list(self._history)
 
-    def judge(self, step: int, nats: float) -> str | None:
+    def check(self, step: int, nats: float) -> str | None:
         """None if the loss is in order, and takes it into the history; else why not, and leaves the history alone.
 
         Args:

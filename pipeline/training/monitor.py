@@ -65,11 +65,11 @@ class WandbTracker:
         tracking: the section.
         run: the run folder; wandb's own files go there.
         config: what the run's page shows as its configuration.
-        tell: told why records that were to be sent are kept offline.
+        report: told why records that were to be sent are kept offline.
     """
 
     def __init__(
-        self, tracking: TrackingConfig, *, run: str, config: dict[str, Any], tell: Callable[[str], None]
+        self, tracking: TrackingConfig, *, run: str, config: dict[str, Any], report: Callable[[str], None]
     ) -> None:
         import wandb
 
@@ -108,9 +108,9 @@ class WandbTracker:
                 if wandb.login(prompt=False):
                     started = start(mode or "online")
                 elif mode is not None:
-                    tell("records are kept offline: no key of Weights & Biases is configured")
+                    report("records are kept offline: no key of Weights & Biases is configured")
             except wandb.Error as error:
-                tell(f"records are kept offline: {' '.join(str(error).split())}")
+                report(f"records are kept offline: {' '.join(str(error).split())}")
                 _leave_service()  # what has failed still holds the identity (wandb#9865)
         self._run = started or start("offline")
         self._run.define_metric("tokens_seen")

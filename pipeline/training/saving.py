@@ -177,7 +177,7 @@ class Checkpointer(Callback):
         module = cast(LanguageModelModule, pl_module)
         reason = self._reason(trainer.global_step, module)
         if reason is None:
-            self._tell(wait=False)
+            self._report_write(wait=False)
             return
         with self.sync.unwatched():  # a store may be slow
             error = self._save(trainer, module, reason)
@@ -187,7 +187,7 @@ class Checkpointer(Callback):
     def _save(self, trainer: Trainer, module: LanguageModelModule, reason: str) -> str | None:
         """Begins to write; where the process may end soon, waits for the outcome and gives the error on all ranks."""
         began = time.perf_counter()
-        self._tell(wait=True)
+        self._report_write(wait=True)
         run = self.ranks.agree(lambda: self.run if self.folder is None else self.folder.place())
         path = checkpoint_path(run, trainer.global_step)
         if self.metrics is not None:
@@ -200,12 +200,12 @@ class Checkpointer(Callback):
         self._begun = (trainer.global_step, reason, time.perf_counter() - began)
         self.sync.saved()
         if reason in ("stop", "notice", "end"):
-            return self.ranks.from_first(self._tell(wait=True))
+            return self.ranks.from_first(self._report_write(wait=True))
         return None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells of the last write."""
-        self._tell(wait=True)
+        self._report_write(wait=True)
 
     def _reason(self, step: int, module: LanguageModelModule) -> str | None:
         if self.sync.bad is not None:
@@ -220,7 +220,7 @@ class Checkpointer(Callback):
             return "validation"
         return "steps" if self.cadence.saves(step) else None
 
-    def _tell(self, *, wait: bool) -> str | None:
+    def _report_write(self, *, wait: bool) -> str | None:
         """Tells how the write under way ended, if it has; returns its error."""
         written = self.io.outcome(wait=wait)
         if written is None or self._begun is None:

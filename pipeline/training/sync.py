@@ -135,7 +135,7 @@ class Sync(Callback):
         self._next_step = 0
         self._noticed = False
         self._steps_again, self._seconds_again = 0, 0.0
-        self._batch_began = self._settled = self._saved = self._told = self._asked_notice = time.perf_counter()
+        self._batch_began = self._settled = self._saved = self._progress_at = self._asked_notice = time.perf_counter()
         self._asked = 0.0
         self._settled_step = 0
 
@@ -152,7 +152,7 @@ class Sync(Callback):
             history=module.state.loss_history,
         )
         self._next_step, self._settled_step = trainer.global_step + 1, trainer.global_step
-        self._settled = self._saved = self._told = time.perf_counter()
+        self._settled = self._saved = self._progress_at = time.perf_counter()
         if self.ledger is not None:
             self.ledger.write("training", step=trainer.global_step)
         if self.watchdog is not None:
@@ -182,7 +182,7 @@ class Sync(Callback):
             self._steps_again += 1
             self._seconds_again += time.perf_counter() - self._batch_began
             if step == self.reached_step:
-                self._tell_again(module, step)
+                self._write_replayed(module, step)
         self.save = None
         if step >= self._next_step or self.cadence.anything(step) or self._suspects(step):
             self._settle(module, step)
@@ -192,7 +192,7 @@ class Sync(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells what is left to tell, and listens no more."""
         module = cast(LanguageModelModule, pl_module)
-        self._tell_again(module, trainer.global_step)
+        self._write_replayed(module, trainer.global_step)
         self.release()
         module.ranks.sums([0.0])  # the first rank keeps the watchdog's board until nobody looks at it
 
@@ -223,7 +223,7 @@ class Sync(Callback):
         num_steps, time_to_save, time_to_ask = sums[len(CAUSES) :]
         self._next_step = step + int(num_steps)
         self._settled, self._settled_step = now, step
-        self._judge(module, measured)
+        self._take(module, measured)
         self.stop = next((name for name, count in zip(CAUSES, sums, strict=False) if count), self.stop)
         if time_to_save:
             self.save = "time"
@@ -234,12 +234,12 @@ class Sync(Callback):
                 self.ledger.write(
                     "fault", kind="preemption", cause="notice of preemption", rank=None, fatal=False, step=step
                 )
-        if self.ledger is not None and now - self._told >= PROGRESS_SECONDS:
-            self._tell_again(module, step)
+        if self.ledger is not None and now - self._progress_at >= PROGRESS_SECONDS:
+            self._write_replayed(module, step)
             self.ledger.write("progress", step=step)
-            self._told = now
+            self._progress_at = now
         if self.bad is None and (self._to_be_saved(step) or self._suspects(step)):
-            self._judge_whole(module, step)
+            self._check_all(module, step)
         if self.bad is None:
             self._pass_over(module, step)
 
@@ -264,13 +264,13 @@ class Sync(Callback):
             float(time_to_ask),
         ]
 
-    def _judge(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
+    def _take(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
         """Takes the steps into the interval's sums up to the first that is bad."""
         for step, nats, norm in measured:
             num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
             if step - 1 in module.state.skipped:
                 continue
-            why = self._losses.judge(step, nats / num_targets)
+            why = self._losses.check(step, nats / num_targets)
             if math.isfinite(nats) and not math.isfinite(norm):
                 why = f"gradient norm is not finite ({norm}) at step {step}"
             if why is not None and self.guard.on_bad_loss != "ignore":
@@ -288,7 +288,7 @@ class Sync(Callback):
         due = self.cadence.saves(step) or self.cadence.validates(step)
         return due or self.save is not None or self.stop is not None
 
-    def _judge_whole(self, module: LanguageModelModule, step: int) -> None:
+    def _check_all(self, module: LanguageModelModule, step: int) -> None:
         """Judges all that a checkpoint would hold: the losses so far need not have shown what is wrong with it."""
         if self.guard.on_bad_loss == "ignore":
             return
@@ -313,7 +313,7 @@ class Sync(Callback):
                     tokens=module.plan.lane_ranges(window),
                 )
 
-    def _tell_again(self, module: LanguageModelModule, step: int) -> None:
+    def _write_replayed(self, module: LanguageModelModule, step: int) -> None:
         """Tells the ledger of steps that were made again since it was last told."""
         if self.ledger is not None and self._steps_again:
             num_tokens = module.plan.tokens_seen(min(step, self.reached_step)) - module.plan.tokens_seen(

@@ -33,15 +33,15 @@ class Watchdog:
         ranks: the ranks.
         hang_seconds: without a step, or without word of a rank, before it is taken to hang.
         host: address of the first rank, for the others.
-        tell: (rank that hangs or None, what is known) of a hang; called on one rank.
+        report: (rank that hangs or None, what is known) of a hang; called on one rank.
     """
 
     def __init__(
-        self, *, ranks: Collectives, hang_seconds: float, host: str, tell: Callable[[int | None, str], None]
+        self, *, ranks: Collectives, hang_seconds: float, host: str, report: Callable[[int | None, str], None]
     ) -> None:
         self.ranks = ranks
         self.hang_seconds = hang_seconds
-        self.tell = tell
+        self.report = report
         self._period = min(1.0, hang_seconds / 5)
         self._store = self._open_store(host)
         self._mark = (0, ORDER[0], time.monotonic())
@@ -158,7 +158,7 @@ class Watchdog:
         teller = 1 if rank == 0 and self.ranks.world_size > 1 else 0
         if self.ranks.rank == teller:
             log.error("%s: the group ends, and goes on from its last checkpoint when it is started again", cause)
-            self.tell(rank, cause)
+            self.report(rank, cause)
         else:
             time.sleep(self._period)  # the ledger first
         os._exit(HUNG)

@@ -252,14 +252,14 @@ def _go_on(
     if ledger is not None and folder is not None and reporter is not None:
         folder.move = partial(_move, job, reporter, ledger)
         reached_step = min(limit, max(reporter.metrics.reached_step, *(_made(event) for event in events), first_step))
-        _tell_of_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=ranks.world_size)
+        _write_group(ledger, events, first_step=first_step, reached_step=reached_step, world_size=ranks.world_size)
     watchdog = None
     if config.guard.hang_seconds is not None:
         watchdog = Watchdog(
             ranks=ranks,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
-            tell=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
+            report=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
                 "fault", kind="hang", cause=cause, rank=rank, fatal=True
             ),
         )
@@ -315,7 +315,7 @@ def _go_on(
         step=trainer.global_step, first_step=first_step, stop=None if finished else sync.stop, bad=sync.bad, lost=lost
     )
     if ledger is not None:
-        _tell_of_end(ledger, result, limit)
+        _write_end(ledger, result, limit)
     return result
 
 
@@ -420,10 +420,10 @@ class Here(Host):
 
 def _skipped(events: list[Event], *, from_step: int) -> set[int]:
     """Windows that were to be passed over, of steps that no checkpoint knows of yet; counted from 0 as windows are."""
-    return {step - 1 for step in _told_to_skip(events) if step > from_step}
+    return {step - 1 for step in _steps_to_skip(events) if step > from_step}
 
 
-def _told_to_skip(events: list[Event]) -> set[int]:
+def _steps_to_skip(events: list[Event]) -> set[int]:
     """The steps whose windows are passed over, by the ledger."""
     return {int(event["step"]) for event in events if event["event"] == "skip"}
 
@@ -441,7 +441,7 @@ def _suspicion(job: Job, bad: tuple[int, str], *, skipped: Collection[int]) -> S
     """
     guard, run = job.config.guard, str(job.config.run)
     step, why = bad
-    known = _told_to_skip(read_events(run)) | {each + 1 for each in skipped}
+    known = _steps_to_skip(read_events(run)) | {each + 1 for each in skipped}
     last = next((each for each in range(step, 0, -1) if each not in known), 0)
     steps = [each for each in range(max(1, last - guard.skip_steps + 1), last + 1) if each not in known]
     if not steps or len(known) + len(steps) > guard.max_skips * guard.skip_steps:
@@ -453,7 +453,7 @@ def _suspicion(job: Job, bad: tuple[int, str], *, skipped: Collection[int]) -> S
     return Suspicion(steps=tuple(steps), why=why)
 
 
-def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:
+def _write_group(ledger: Ledger, events: list[Event], *, first_step: int, reached_step: int, world_size: int) -> None:
     before = [int(event["world_size"]) for event in events if event["event"] == "group"]
     if before and before[-1] != world_size:
         log.info("%s, %d before", "1 worker" if world_size == 1 else f"{world_size} workers", before[-1])
@@ -462,7 +462,7 @@ def _tell_of_group(ledger: Ledger, events: list[Event], *, first_step: int, reac
     ledger.write("group", step=first_step, reached_step=reached_step, world_size=world_size, checkpoint=checkpoint)
 
 
-def _tell_of_end(ledger: Ledger, result: Result, limit: int) -> None:
+def _write_end(ledger: Ledger, result: Result, limit: int) -> None:
     if result.bad is not None:
         ledger.write("fault", kind="loss", cause=result.bad[1], rank=None, fatal=True, step=result.bad[0])
     elif result.step >= limit:
@@ -489,17 +489,17 @@ def _reporter(job: Job, ledger: Ledger, folder: RunFolder, *, first_step: int, n
             storage.join(config.run, METRICS_NAME),
             last_step=first_step,
             num_known=num_known,
-            tell=partial(on_failure, kind="disk"),
+            report=partial(on_failure, kind="disk"),
             lost=folder.is_lost,
         ),
-        tracker=GuardedTracker(lambda: _tracker(config, tell=on_offline), on_failure=on_failure),
+        tracker=GuardedTracker(lambda: _tracker(config, report=on_offline), on_failure=on_failure),
         display=display,
         ledger=ledger,
     )
 
 
-def _tracker(config: Config, *, tell: Callable[[str], None]) -> Tracker:
+def _tracker(config: Config, *, report: Callable[[str], None]) -> Tracker:
     assert config.run is not None
     if config.tracking.kind == "none":
         return NoTracker()
-    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"), tell=tell)
+    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"), report=report)

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.cluster.environment import KnownEnvironment
 from pipeline.cluster.launched import devices_for
-from pipeline.cluster.launchers import Rank, told_rank
+from pipeline.cluster.launchers import Rank, find_rank
 from pipeline.config import ClusterConfig, Config, load
 from pipeline.errors import ClusterError
 
@@ -21,7 +21,7 @@ def cluster(*overrides: str) -> ClusterConfig:
 
 
 def told(*overrides: str, **environment: object) -> Rank | None:
-    return told_rank({name: str(value) for name, value in environment.items()}, cluster(*overrides))
+    return find_rank({name: str(value) for name, value in environment.items()}, cluster(*overrides))
 
 
 def refusal(*overrides: str, **environment: object) -> str:

@@ -41,7 +41,7 @@ def told() -> list[str]:
 @pytest.fixture
 def metrics(path: Path, told: list[str]) -> Iterator[MetricsFile]:
     """With records of steps 1 and 2."""
-    metrics = MetricsFile(str(path), last_step=0, tell=told.append)
+    metrics = MetricsFile(str(path), last_step=0, report=told.append)
     metrics.write(record(1))
     metrics.write(record(2))
     yield metrics
@@ -75,7 +75,7 @@ def test_a_line_that_is_no_record_is_dropped_and_told(line: bytes, path: Path, c
     path.write_bytes(lines(1, 2) + line + b"\n" + lines(3))
     assert steps(path) == [1, 2, 3]
     told: list[str] = []
-    metrics = MetricsFile(str(path), last_step=3, num_known=3, tell=told.append)
+    metrics = MetricsFile(str(path), last_step=3, num_known=3, report=told.append)
     metrics.write(record(4))
     metrics.close()
     assert path.read_bytes() == lines(1, 2, 3, 4)
@@ -85,12 +85,12 @@ def test_a_line_that_is_no_record_is_dropped_and_told(line: bytes, path: Path, c
 
 def test_lines_are_counted_wherever_they_stand(path: Path, told: list[str]) -> None:
     path.write_bytes(b"garbage\n" + lines(1) + b"\n" + b"garbage\n")
-    MetricsFile(str(path), last_step=1, tell=told.append).close()
+    MetricsFile(str(path), last_step=1, report=told.append).close()
     assert told == [f"{path} held 2 lines that are no records, dropped now"]
 
 
 def test_of_nothing_there_is_nothing(path: Path, told: list[str]) -> None:
-    metrics = MetricsFile(str(path), last_step=0, num_known=0, tell=told.append)
+    metrics = MetricsFile(str(path), last_step=0, num_known=0, report=told.append)
     assert (metrics.reached_step, metrics.num_records, path.read_bytes(), told) == (0, 0, b"", [])
     metrics.close()
 
@@ -122,13 +122,13 @@ def test_a_cut_costs_the_record_that_it_cuts_even_if_another_follows_on_its_line
 
 def test_what_a_kill_cut_off_the_end_is_no_fault(path: Path, told: list[str]) -> None:
     path.write_bytes(lines(1, 2) + b'{"step": 3, "tok')
-    MetricsFile(str(path), last_step=2, num_known=2, tell=told.append).close()
+    MetricsFile(str(path), last_step=2, num_known=2, report=told.append).close()
     assert (path.read_bytes(), told) == (lines(1, 2), [])
 
 
 def test_records_of_steps_to_be_made_again_are_removed_and_remembered(path: Path, told: list[str]) -> None:
     path.write_bytes(lines(1, 2, 5, 3, 4))
-    metrics = MetricsFile(str(path), last_step=3, num_known=3, tell=told.append)
+    metrics = MetricsFile(str(path), last_step=3, num_known=3, report=told.append)
     assert path.read_bytes() == lines(1, 2, 3)
     assert (metrics.reached_step, metrics.num_records, told) == (5, 3, [])
     metrics.close()
@@ -150,7 +150,7 @@ def test_a_gap_is_told(known: int | None, content: bytes | None, cause: str | No
     if content is not None:
         path.write_bytes(content)
     told: list[str] = []
-    MetricsFile(str(path), last_step=4, num_known=known, tell=told.append).close()
+    MetricsFile(str(path), last_step=4, num_known=known, report=told.append).close()
     assert told == ([] if cause is None else [f"{path} {cause}"])
     assert len(caplog.messages) == len(told)
 
@@ -205,7 +205,7 @@ def test_a_file_that_is_replaced_is_gone_on_with(path: Path, metrics: MetricsFil
 @pytest.mark.parametrize("removed", [True, False])
 def test_where_the_folder_is_lost_records_wait_for_another(removed: bool, path: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    metrics = MetricsFile(str(path), last_step=0, tell=told.append, lost=lambda: not path.exists())
+    metrics = MetricsFile(str(path), last_step=0, report=told.append, lost=lambda: not path.exists())
     metrics.write(record(1))
     path.unlink()
     if removed:
@@ -289,7 +289,7 @@ def test_an_object_store_gets_them_by_commit_and_at_the_end(monkeypatch: pytest.
     path = f"memory://records/{METRICS_NAME}"
     storage.publish_bytes(path, lines(1, 2, 9))
     told: list[str] = []
-    metrics = MetricsFile(path, last_step=2, tell=told.append)
+    metrics = MetricsFile(path, last_step=2, report=told.append)
     metrics.write(record(3))
     commit = metrics.commit()
     metrics.write(record(4))

@@ -31,7 +31,7 @@ def runs(draw: st.DrawFn) -> list[float]:
 
 
 def verdicts(watch: LossWatch, losses: Sequence[float]) -> list[str | None]:
-    return [watch.judge(step, nats) for step, nats in enumerate(losses)]
+    return [watch.check(step, nats) for step, nats in enumerate(losses)]
 
 
 # --- the lines
@@ -40,7 +40,7 @@ def verdicts(watch: LossWatch, losses: Sequence[float]) -> list[str | None]:
 def test_a_spike_says_what_was_found_where_and_against_what() -> None:
     watch = watch_of([4.72, 5.32] * 50)  # mean 5.02, deviation 0.3
     assert (
-        watch.judge(1234, 9.31)
+        watch.check(1234, 9.31)
         == "loss 9.31 at step 1234 is 14.3 deviations above the mean 5.02 of the 100 steps before"
     )
 
@@ -55,7 +55,7 @@ def test_a_loss_that_is_not_finite_is_always_refused(
 ) -> None:
     before = [5.0, 6.0, 5.0, 6.0][:num_before]
     watch = watch_of(before, deviations=deviations, window_steps=4)
-    assert watch.judge(7, nats) == f"loss is not finite ({named}) at step 7"
+    assert watch.check(7, nats) == f"loss is not finite ({named}) at step 7"
     assert watch.history == before
 
 
@@ -68,14 +68,14 @@ def test_mean_and_deviation_by_hand() -> None:
 
 
 def test_the_limit_itself_is_in_order_and_what_is_beyond_is_not() -> None:
-    assert watch_of([4.0, 6.0]).judge(2, 8.0) is None
-    assert watch_of([4.0, 6.0]).judge(2, 8.000001) is not None
-    assert watch_of([4.0, 6.0], deviations=5.0).judge(2, 10.0) is None
+    assert watch_of([4.0, 6.0]).check(2, 8.0) is None
+    assert watch_of([4.0, 6.0]).check(2, 8.000001) is not None
+    assert watch_of([4.0, 6.0], deviations=5.0).check(2, 10.0) is None
 
 
 def test_only_a_rise_is_a_spike() -> None:
     watch = watch_of([5.0, 5.1] * 10)
-    assert watch.judge(20, 0.0) is None
+    assert watch.check(20, 0.0) is None
     assert watch.history[-1] == 0.0
 
 
@@ -91,16 +91,16 @@ def test_no_spike_is_judged_before_the_window_is_full() -> None:
 def test_only_the_window_counts() -> None:
     watch = watch_of([900.0] * 50 + [5.0, 5.1] * 2, window_steps=4)
     assert watch.history == [5.0, 5.1, 5.0, 5.1]
-    assert watch.judge(54, 6.0) is not None
+    assert watch.check(54, 6.0) is not None
 
 
 def test_a_refused_loss_leaves_no_trace() -> None:
     watch = watch_of([5.0, 5.1] * 2)
-    first = watch.judge(4, 9.0)
+    first = watch.check(4, 9.0)
     assert first is not None
     assert watch.history == [5.0, 5.1] * 2
-    assert watch.judge(4, 9.0) == first
-    assert watch.judge(5, 5.05) is None
+    assert watch.check(4, 9.0) == first
+    assert watch.check(5, 5.05) is None
     assert watch.history == [5.1, 5.0, 5.1, 5.05]
 
 
@@ -122,7 +122,7 @@ def test_float_noise_on_a_constant_loss_is_no_spike(level: float, window_steps: 
     noise = 1e-6 * max(1.0, level)
     watch = watch_of([level] * window_steps, deviations=2.0)
     assert verdicts(watch, [level + drawn.uniform(-noise, noise) for _ in range(200)]) == [None] * 200
-    assert watch_of([level] * window_steps, deviations=2.0).judge(0, level + 30 * noise) is not None
+    assert watch_of([level] * window_steps, deviations=2.0).check(0, level + 30 * noise) is not None
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-9, 0.3, 5.0, 1e30])
@@ -154,8 +154,8 @@ def test_a_noisy_run_that_learns_is_in_order_but_for_its_spike(seed: int) -> Non
 
 def test_losses_of_float32s_whole_range_are_judged() -> None:
     watch = watch_of([LARGEST, 0.0] * 50)
-    assert watch.judge(100, LARGEST) is None
-    assert watch_of([5.0, 5.1]).judge(2, LARGEST) is not None
+    assert watch.check(100, LARGEST) is None
+    assert watch_of([5.0, 5.1]).check(2, LARGEST) is not None
 
 
 # --- resume
@@ -175,7 +175,7 @@ def test_a_resumed_run_is_judged_exactly_as_an_undisturbed_one(
         if step in cuts:
             stored = json.loads(json.dumps(watch.history))  # plain values
             watch = watch_of(stored, deviations=deviations, window_steps=window_steps)
-        found.append(watch.judge(step, nats))
+        found.append(watch.check(step, nats))
     assert found == expected
     assert watch.history == whole.history
 
@@ -187,8 +187,8 @@ def test_a_verdict_is_a_function_of_the_window_alone(losses: list[float], window
     in_order: list[float] = []
     for step, nats in enumerate(losses):
         fresh = watch_of(in_order[-window_steps:], deviations=deviations, window_steps=window_steps)
-        verdict = watch.judge(step, nats)
-        assert verdict == fresh.judge(step, nats)
+        verdict = watch.check(step, nats)
+        assert verdict == fresh.check(step, nats)
         if verdict is None:
             in_order.append(nats)
         assert watch.history == in_order[-window_steps:]
@@ -196,8 +196,8 @@ def test_a_verdict_is_a_function_of_the_window_alone(losses: list[float], window
 
 def test_the_history_is_plain_floats_and_a_copy() -> None:
     watch = watch_of(window_steps=3)
-    assert watch.judge(0, np.float64(5.0)) is None
-    assert watch.judge(1, 5) is None
+    assert watch.check(0, np.float64(5.0)) is None
+    assert watch.check(1, 5) is None
     assert [type(each) for each in watch.history] == [float, float]
     watch.history.append(9.0)
     assert watch.history == [5.0, 5.0]

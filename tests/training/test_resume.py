@@ -160,8 +160,8 @@ def test_kill_9_at_a_moment_that_nobody_chose(
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.runner import train\n"
-        "train(judge(Config, sys.stdin.read()))\n"
+        "import sys\nfrom pipeline.config import Config, validated\nfrom pipeline.runner import train\n"
+        "train(validated(Config, sys.stdin.read()))\n"
     )
     config = config.model_copy(update={"run": torn})
     generator = torch.Generator().manual_seed(seed)

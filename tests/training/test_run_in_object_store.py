@@ -146,8 +146,8 @@ def test_kill_9_of_a_run_there(
     train(config)
     script = tmp_path / "go.py"
     script.write_text(
-        "import sys\nfrom pipeline.config import Config, judge\nfrom pipeline.runner import train\n"
-        "train(judge(Config, sys.stdin.read()))\n"
+        "import sys\nfrom pipeline.config import Config, validated\nfrom pipeline.runner import train\n"
+        "train(validated(Config, sys.stdin.read()))\n"
     )
     kills = 0
     generator = torch.Generator().manual_seed(0)

@@ -52,7 +52,7 @@ def tracking(**changes: str | None) -> TrackingConfig:
 
 def tracker(run: str, *told: list[str], **changes: str | None) -> WandbTracker:
     tell = told[0].append if told else pytest.fail
-    return WandbTracker(tracking(**changes), run=run, config={"of": "this run"}, tell=tell)
+    return WandbTracker(tracking(**changes), run=run, config={"of": "this run"}, report=tell)
 
 
 def closed_port() -> int:

@@ -91,7 +91,7 @@ class Ranks:
             ranks=ranks,  # type: ignore[arg-type]
             hang_seconds=HANG_SECONDS,
             host="head",
-            tell=lambda hanging, cause: self.told.append((rank, hanging, cause)),
+            report=lambda hanging, cause: self.told.append((rank, hanging, cause)),
         )
 
     def watch(self, rank: int, num_turns: int, before: Callable[[int], None] = lambda turn: None) -> None:
@@ -327,7 +327,7 @@ def test_the_first_rank_keeps_the_board_and_nobody_waits_for_it_longer_than_for_
 def test_it_looks_often_enough(hang_seconds: float, period_seconds: float, make_ranks: MakeRanks) -> None:
     make_ranks(1)
     ranks: Any = SimpleNamespace(rank=0, world_size=1, first=True)
-    dog = Watchdog(ranks=ranks, hang_seconds=hang_seconds, host="head", tell=lambda rank, cause: None)
+    dog = Watchdog(ranks=ranks, hang_seconds=hang_seconds, host="head", report=lambda rank, cause: None)
     assert dog._period == period_seconds
 
 
