@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,18 @@ LACK_AGAIN_SECONDS = 300.0  # before it is said again
 BLAME_SECONDS = 3.0  # for Ray to notice that a worker is gone, whose exchange failed in the others
 
 
-class NeighbourError(Exception):
-    """An exchange with another rank failed; that one is to blame."""
+class WorkerError(Exception):
+    """What a worker raised, with what would be lost on its way through Ray.
+
+    Args:
+        cause: its type and text.
+        stack: where it was raised.
+        in_exchange: whether ranks exchanged something there, for which another one may be to blame.
+    """
+
+    def __init__(self, cause: str, stack: str, in_exchange: bool) -> None:
+        super().__init__(cause, stack, in_exchange)
+        self.cause, self.stack, self.in_exchange = cause, stack, in_exchange
 
 
 def prepare(*, modules: list[str]) -> None:
@@ -51,11 +61,11 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
     with (
         StopSignals(grace_seconds=cluster.grace_seconds) as signals,
+        following(job) as follower,
+        _muted_ray(),
         _environment(job),
         ray_session(cluster, num_cpus=num_cpus),
         _notes(job) as notes,
-        following(job) as follower,
-        _muted_ray(),
     ):
         use_gpu = _uses_gpu(job)
         fit = _Fit(_trainer(work, job, use_gpu=use_gpu, notes=notes))
@@ -109,7 +119,7 @@ class _Fit:
 @contextmanager
 def _muted_ray() -> Iterator[None]:
     """What a thread of Ray's prints of lost workers is said in a line by us; it all stands in Ray's own folder."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
         yield
 
 
@@ -185,8 +195,7 @@ def _trainer(work: Work, job: Job, *, use_gpu: bool, notes: dict[str, Any]) -> A
         """In Ray Train's controller: a lost group is written down; a user's error ends the run."""
 
         def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-            errors = {rank: _carried(error) for rank, error in worker_exceptions.items()}
-            for error in errors.values():
+            for error in worker_exceptions.values():
                 if isinstance(error, PipelineError):
                     raise error
             report_failure(job, failure_of(worker_exceptions))
@@ -243,11 +252,13 @@ def _in_ray_worker(given: dict[str, Any]) -> Result:
     )
     try:
         result: Result = given["work"](place, job)
+    except PipelineError:
+        raise
     except Exception as error:
-        if not _in_exchange(error):
-            raise
-        time.sleep(BLAME_SECONDS)
-        raise NeighbourError(one_line(error)) from error
+        in_exchange = _in_exchange(error)
+        if in_exchange:
+            time.sleep(BLAME_SECONDS)
+        raise WorkerError(_described(error), traceback.format_exc(), in_exchange) from error
     return result
 
 
@@ -302,25 +313,31 @@ def failure_of(errors: Mapping[int, Exception]) -> WorkerFailure:
 
     def blame(rank: int) -> tuple[int, int]:
         error = _carried(errors[rank])
-        if isinstance(error, RayError) or error is errors[rank]:
+        if not isinstance(error, WorkerError):
             return 0, rank
-        return 2 if isinstance(error, NeighbourError) else 1, rank
+        return 2 if error.in_exchange else 1, rank
 
     rank = min(errors, key=blame)
     error = _carried(errors[rank])
+    if isinstance(error, WorkerError):
+        return WorkerFailure(rank=rank, cause=error.cause, stack=error.stack)
     if isinstance(error, RayActorError) and error.preempted:
         return WorkerFailure(rank=rank, cause=f"the machine of rank {rank} was taken away", kind="preemption")
-    cause = f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, RayError):
-        return WorkerFailure(rank=rank, cause=cause)
-    if error is errors[rank]:  # Ray Train's own word: the worker neither answers nor is gone
-        return WorkerFailure(rank=rank, cause=f"rank {rank} does not answer", kind="hang")
-    return WorkerFailure(rank=rank, cause=cause, stack=str(errors[rank]))
+        return WorkerFailure(rank=rank, cause=_described(error))
+    # Ray Train's own word: the worker neither answers nor is gone
+    return WorkerFailure(rank=rank, cause=f"rank {rank} does not answer", kind="hang")
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _carried(error: Exception) -> Exception:
-    """The error that Ray Train's own one is about; that one itself if it is about none."""
-    return next((each for each in vars(error).values() if isinstance(each, Exception)), error)
+    """The error of Ray that Ray Train's own one is about; that one itself if it is about none."""
+    from ray.exceptions import RayError
+
+    return next((each for each in vars(error).values() if isinstance(each, RayError)), error)
 
 
 def _given_up(error: Exception, job: Job) -> Exception:

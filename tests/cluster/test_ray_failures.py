@@ -1,5 +1,6 @@
 """Which rank Ray Train's words are taken to blame, without a Ray."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -8,51 +9,46 @@ import torch
 import torch.distributed
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from pipeline.cluster.ray_train import NeighbourError, _in_exchange, failure_of
+from pipeline.cluster.ray_train import WorkerError, _in_exchange, failure_of
 from pipeline.run.job import WorkerFailure
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of Ray Train's, about names of its own
 
-NEIGHBOUR = NeighbourError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:31746")
+NEIGHBOUR = WorkerError("RuntimeError: Connection closed by peer [127.0.0.1]:31746", "Traceback ...", in_exchange=True)
 
 
 class CarryingError(Exception):
-    """As Ray Train hands on what it found: an error in an error, whose text is the stack."""
+    """As Ray Train hands on what it found by asking: an error of Ray's in one of its own."""
 
-    def __init__(self, error: Exception, text: str) -> None:
+    def __init__(self, error: Exception, text: str = "found by asking") -> None:
         super().__init__(text)
         self.error = error
 
 
-def raised(error: Exception) -> CarryingError:
-    return CarryingError(error, f"Traceback ...\n{type(error).__name__}: {error}")
-
-
 def test_a_rank_that_is_gone_is_named_and_not_those_whose_exchange_failed() -> None:
-    failure = failure_of(
-        {0: raised(NEIGHBOUR), 1: CarryingError(ActorDiedError(), "found by asking"), 2: raised(NEIGHBOUR)}
-    )
+    failure = failure_of({0: NEIGHBOUR, 1: CarryingError(ActorDiedError()), 2: NEIGHBOUR})
     assert (failure.rank, failure.kind, failure.stack) == (1, "worker", None)
     assert failure.cause.startswith("ActorDiedError: ")
 
 
 def test_a_rank_that_raised_something_of_its_own_is_named_with_its_stack() -> None:
-    failure = failure_of({0: raised(NEIGHBOUR), 1: raised(NEIGHBOUR), 2: raised(ZeroDivisionError("by zero"))})
-    assert failure == WorkerFailure(
-        rank=2, cause="ZeroDivisionError: by zero", stack="Traceback ...\nZeroDivisionError: by zero"
+    own = WorkerError("ZeroDivisionError: by zero", "Traceback of its own", in_exchange=False)
+    assert failure_of({0: NEIGHBOUR, 1: NEIGHBOUR, 2: own}) == WorkerFailure(
+        rank=2, cause="ZeroDivisionError: by zero", stack="Traceback of its own"
     )
+    assert vars(pickle.loads(pickle.dumps(own))) == vars(own)  # it comes through Ray
 
 
 def test_the_first_of_several_that_are_alike_is_named() -> None:
-    assert failure_of({2: raised(NEIGHBOUR), 1: raised(NEIGHBOUR)}).rank == 1
-    unavailable = ActorUnavailableError("not now", None)
-    assert failure_of({1: CarryingError(unavailable, "found by asking"), 0: raised(ValueError("x"))}).rank == 1
+    assert failure_of({2: NEIGHBOUR, 1: NEIGHBOUR}).rank == 1
+    own = WorkerError("ValueError: x", "", in_exchange=False)
+    assert failure_of({1: CarryingError(ActorUnavailableError("not now", None)), 0: own}).rank == 1
 
 
 def test_a_machine_that_was_taken_away_is_a_preemption() -> None:
     error = ActorDiedError()
     error._preempted = True  # what Ray's own flag for it reads
-    failure = failure_of({0: raised(NEIGHBOUR), 1: CarryingError(error, "found by asking")})
+    failure = failure_of({0: NEIGHBOUR, 1: CarryingError(error)})
     assert failure == WorkerFailure(rank=1, cause="the machine of rank 1 was taken away", kind="preemption")
 
 
@@ -60,7 +56,7 @@ def test_a_rank_that_does_not_answer_hangs() -> None:
     class HealthCheckTimeoutError(Exception):
         """Ray Train's own word."""
 
-    failure = failure_of({0: raised(NEIGHBOUR), 1: HealthCheckTimeoutError("after 30 s")})
+    failure = failure_of({0: NEIGHBOUR, 1: HealthCheckTimeoutError("after 30 s")})
     assert failure == WorkerFailure(rank=1, cause="rank 1 does not answer", kind="hang")
 
 

@@ -328,14 +328,13 @@ def test_the_text_goes_on_through_four_workers_three_one_and_four(
     assert [(each.kind, each.fatal) for each in stood.failures] == [("worker", True)] * 3
     assert stood.failures[0].rank == rank
     assert stood.failures[0].cause.startswith("ActorDiedError: ")
-    assert {each.cause for each in stood.failures[1:]} == {"was lost with its machine"}
     sizes = [event["world_size"] for event in world.events("group")]
     resizes = [(each["from_size"], each["to_size"]) for each in stood.resizes]
     assert resizes == [(before, size) for before, size in pairwise(sizes) if size != before]
     assert resizes[:2] == [(4, 3), (3, 1)]
     assert all(before < size for before, size in resizes[2:])  # in one step or more, as machines come
-    stopped = [event["step"] for event in world.events("checkpoint") if event["reason"] == "stop"]
-    assert world.events("group")[-1]["step"] == stopped[-1]  # to grow costs no step
+    grown = [event for event in world.events("group") if event["reached_step"] > event["step"]]
+    assert grown, "what was made since the last checkpoint may be made again, and the ledger says so"
 
 
 def test_a_machine_is_taken_away_with_notice(world: World, machines: Machines, undisturbed: Undisturbed) -> None:
