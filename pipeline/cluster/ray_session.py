@@ -71,7 +71,7 @@ def _own_signals() -> Iterator[None]:
     """Ray is started meanwhile: SIGTERM counts afterwards as before, and what it starts outlives the terminal.
 
     Raises:
-        KeyboardInterrupt: SIGTERM came, which Ray takes for a wish to exit.
+        KeyboardInterrupt: SIGTERM came, which Ray takes for a request to exit.
     """
     handler = signal.getsignal(signal.SIGTERM)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

@@ -80,8 +80,7 @@ def work(place: Place, job: Job) -> Result:
     job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
     manifest = ranks.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
-        run = job.config.run
-        assert run is not None
+        run = job.run
         ranks.agree(lambda: until_the_end.enter_context(_written_to(job)) if ranks.first else None)
         spare = f"{run}-rescued-{job.attempt}"
         folder = ranks.agree(lambda: until_the_end.enter_context(RunFolder(run, spare=spare)) if ranks.first else None)
@@ -143,7 +142,7 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
     # Lightning's handler of SIGTERM broadcasts from within whatever is going on; `Sync` has one of its own
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if place.distributed:
-        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); the sync
+        # Lightning asks for SIGTERM by a broadcast and a wait for the device in each step (lightning#21487); `Sync`
         # asks once a second, and takes the signal itself
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -152,12 +151,12 @@ def _trainer(place: Place, job: Job, plugins: list[Any], callbacks: list[Callbac
 def _common_ground(job: Job) -> Manifest:
     """The manifest, once it is known that this machine sees what the command saw."""
     config = job.config
-    assert config.data is not None and config.run is not None
-    note = storage.join(config.run, ATTEMPT_NAME)
+    assert config.data is not None
+    note = storage.join(job.run, ATTEMPT_NAME)
     found = storage.read_or_nothing(note).decode(errors="replace") or "nothing"
     if found != str(job.attempt):
         raise ConfigError(
-            f"run={config.run} is not the same folder on every machine ({note} holds {found}, not {job.attempt});"
+            f"run={job.run} is not the same folder on every machine ({note} holds {found}, not {job.attempt});"
             " use one that all of them see, such as s3://BUCKET/FOLDER"
         )
     manifest = read_manifest(config.data)
@@ -171,18 +170,17 @@ def _common_ground(job: Job) -> Manifest:
 
 def _written_to(job: Job) -> AbstractContextManager[object]:
     """Keeps the run folder to one first rank: that of a command that was killed may live a little longer."""
-    run, patience_seconds = str(job.config.run), job.config.cluster.grace_seconds + ORPHAN_SECONDS
+    patience_seconds = job.config.cluster.grace_seconds + ORPHAN_SECONDS
     taken = "is still written to by a process of an earlier command; end it first"
-    return held(run, name=WRITER_LOCK_NAME, patience_seconds=patience_seconds, taken=taken)
+    return held(job.run, name=WRITER_LOCK_NAME, patience_seconds=patience_seconds, taken=taken)
 
 
 def _ledger(job: Job, folder: RunFolder | None) -> AbstractContextManager[Ledger | None]:
     """Of the first rank, which has the folder."""
-    run = job.config.run
-    if folder is None or run is None:
+    if folder is None:
         return nullcontext()
-    before = read_events(run) if storage.is_local(run) else []
-    return Ledger(run, attempt=job.attempt, background=True, before=before, lost=folder.is_lost)
+    before = read_events(job.run) if storage.is_local(job.run) else []
+    return Ledger(job.run, attempt=job.attempt, background=True, before=before, lost=folder.is_lost)
 
 
 def _go_on(
@@ -208,10 +206,9 @@ def _go_on(
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
         suspicion: steps that may have to be passed over; None: none.
     """
-    config, limit, io = job.config, job.total_steps, BackgroundIO(world_size=ranks.world_size)
-    assert config.data is not None and config.run is not None
+    config, run, limit, io = job.config, job.run, job.total_steps, BackgroundIO(world_size=ranks.world_size)
+    assert config.data is not None
     plan = lane_plan(config, manifest)
-    run = config.run
     events = ranks.agree(lambda: read_events(run) if ranks.first else [])
     first_step = ranks.from_first(ranks.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
     skipped |= ranks.from_first(_skipped(events, from_step=first_step))
@@ -259,7 +256,7 @@ def _go_on(
             ranks=ranks,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
-            report=lambda rank, cause: Ledger(str(config.run), attempt=job.attempt).write(
+            report=lambda rank, cause: Ledger(run, attempt=job.attempt).write(
                 "fault", kind="hang", cause=cause, rank=rank, fatal=True
             ),
         )
@@ -282,7 +279,7 @@ def _go_on(
         reporter=reporter,
     )
     checkpointer = Checkpointer(
-        config.run,
+        run,
         config=config.checkpoint,
         cadence=cadence,
         ranks=ranks,
@@ -297,12 +294,12 @@ def _go_on(
         lambda start: batches(start, limit), current_step=lambda: trainer.global_step, total_steps=limit
     )
     try:
-        resumed = checkpoint_path(config.run, first_step) if first_step else None
+        resumed = checkpoint_path(run, first_step) if first_step else None
         sync.listen()
         with warnings.catch_warnings():  # Lightning warns wherever srun is installed, though it is told where it stands
             warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
             trainer.fit(module, train_dataloaders=loader, ckpt_path=resumed, weights_only=True)
-    except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a wish to exit with 1
+    except SystemExit as error:  # Lightning 2.6 takes a second Ctrl-C for a request to exit with 1
         raise KeyboardInterrupt from error
     finally:
         sync.release()
@@ -439,7 +436,7 @@ def _suspicion(job: Job, bad: tuple[int, str], *, skipped: Collection[int]) -> S
 
     Checkpoints that hold an update by one of them are removed: the run goes back to before.
     """
-    guard, run = job.config.guard, str(job.config.run)
+    guard, run = job.config.guard, job.run
     step, why = bad
     known = _steps_to_skip(read_events(run)) | {each + 1 for each in skipped}
     last = next((each for each in range(step, 0, -1) if each not in known), 0)
