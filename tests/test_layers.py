@@ -158,3 +158,29 @@ def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):
     code = f"import sys, {module}; print({absent!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_no_module_leads_back_to_itself():
+    """Deferred imports count too; those for types alone do not."""
+    modules = {str(path.relative_to(ROOT)).removesuffix(".py").replace("/", "."): path for path in FILES}
+    imported = {
+        name: {other for dotted, _ in imports_of(path) for other in modules if f"{dotted}.".startswith(f"{other}.")}
+        for name, path in modules.items()
+        if not name.endswith("__init__")
+    }
+    done: set[str] = set()
+
+    def walk(name, *above):
+        assert name not in above, " → ".join((*above, name))
+        if name not in done:
+            for other in sorted(imported[name] - {name}):
+                walk(other, *above, name)
+            done.add(name)
+
+    for name in imported:
+        walk(name)
+
+
+def test_tests_share_what_stands_in_support_alone():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert not [name for name, _ in imports_of(path) if name.split(".")[0].startswith("test_")], path
