@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from pipeline.config import Config
 from pipeline.runner import train
@@ -30,3 +31,10 @@ def test_lightning_looks_for_no_launcher_where_slurm_is_installed(
     common = [f"data={make_corpus()}", f"run={tmp_path / 'run'}"]
     for steps in (3, 5):
         assert train(small_config(*common, f"max_steps={steps}")).step == steps
+
+
+def test_what_is_replaced_of_lightnings_own_is_there() -> None:
+    """Two private names, of which it has no public ones; where they go, so does the reason to replace them."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    assert callable(trainer._signal_connector.register_signal_handlers)
+    assert callable(trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor)
