@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sequences import Ids
 
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.stream import EOS, read_window, read_windows
-
-
-class Ids:
-    """A token sequence in memory that takes no read beyond its ends."""
-
-    def __init__(self, ids):
-        self.ids = np.asarray(ids, dtype=np.int64)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def read(self, start, stop):
-        assert 0 <= start <= stop <= len(self.ids)
-        return self.ids[start:stop]
 
 
 def counting(num_targets):

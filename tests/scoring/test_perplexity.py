@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sections import model_section
+from support.sequences import Ids
 from torch.nn import functional as F
 
 from pipeline.errors import CorpusError
@@ -16,18 +17,6 @@ from pipeline.scoring import perplexity
 from pipeline.scoring.perplexity import PROTOCOL, Score, score_tokens, score_unigram
 
 VOCAB = 17
-
-
-class Ids:
-    def __init__(self, ids):
-        self.ids = np.asarray(ids, dtype=np.int64)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def read(self, start, stop):
-        assert 0 <= start <= stop <= len(self.ids)
-        return self.ids[start:stop]
 
 
 def drawn_ids(num_tokens, *, seed=0):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sequences import Ids
 
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.stream import read_windows
@@ -15,17 +16,6 @@ from pipeline.model.dropout import lane_keys
 from pipeline.training.data import StepLoader, read_batches
 
 CUTOFFS = (3, 7)
-
-
-class Ids:
-    def __init__(self, ids):
-        self.ids = np.asarray(ids, dtype=np.int64)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def read(self, start, stop):
-        return self.ids[start:stop]
 
 
 def drawn_ids(num_tokens, *, seed=0):
