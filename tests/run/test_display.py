@@ -86,3 +86,17 @@ def test_a_store_that_does_not_answer_is_asked_again(
         follower.start()
         follower.stop()
     assert shown.steps == [1]
+
+
+def test_a_ledger_that_is_written_anew_is_told_of_what_is_new_alone(tmp_path: Path, shown: Shown, caplog: Any) -> None:
+    ledger = Ledger(str(tmp_path), attempt=1)
+    ledger.write("fault", kind="disk", cause="before", rank=0, fatal=False)
+    follower, events = Follower(str(tmp_path), shown), tmp_path / "events.jsonl"
+    ledger.write("fault", kind="disk", cause="full", rank=0, fatal=False)
+    follower.look()
+    content = events.read_text()
+    events.rename(tmp_path / "aside")  # so that the new file is another one
+    events.write_text(content)
+    Ledger(str(tmp_path), attempt=1).write("fault", kind="disk", cause="anew", rank=0, fatal=False)
+    follower.look()
+    assert caplog.messages == ["disk: full", "disk: anew"]

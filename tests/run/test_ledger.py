@@ -808,3 +808,12 @@ def test_what_is_told_later_changes_no_finished_stretch(events, data):
     later = account(events, now=1e12).seconds
     for category in set(earlier) - {"productive"}:
         assert later[category] >= earlier[category] - 1e-3
+
+
+def test_a_group_that_ends_for_a_notice_did_not_end_without_a_word():
+    """Of a machine that is drained Ray Train says no more than the notice."""
+    notice = {"kind": "preemption", "cause": "notice of preemption", "rank": None, "fatal": False, "step": 5}
+    events = [*BEGUN, at(20, "progress", step=5), at(21, "fault", **notice), group(30, step=5), at(35, "training")]
+    found = account(events, now=1040)
+    assert [(failure.kind, failure.fatal) for failure in found.failures] == [("preemption", False)]
+    assert spent(events, now=40) == {"starting": 24.0, "productive": 16.0}
