@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.processes import gone
 
+from jobs.__main__ import main
 from pipeline.config import Config
 from pipeline.run.account import account
 from pipeline.run.checkpoint import checkpoint_path, load_checkpoint
@@ -387,13 +388,17 @@ def test_two_faults_at_once_and_no_machine_left_for_a_worker(
     command.send(signal.SIGINT)
     assert command.ended() == 128 + signal.SIGINT, command.told
     assert world.events("stop")[-1]["cause"] == "SIGINT"
+    command = world.command(*machines.of(2))
+    command.until(lambda: lack in command.told)
+    assert main(["stop", f"run={world.run}"]) == 0  # nobody trains; the command itself looks for the request
+    assert command.ended() == 0, command.told
     world.ask(pace=0)
     command = world.command(*machines.of(2))
     command.until(lambda: lack in command.told)
     machines.add(1)
     assert command.ended() == 0, command.told
     assert_same_end(world.run, whole, to_the_bit=True)
-    assert [event["attempt"] for event in world.events("group")] == [1, 2]
+    assert [event["attempt"] for event in world.events("group")] == [1, 3]
     assert [event["attempt"] for event in world.events("fault")] == [1]
 
 
