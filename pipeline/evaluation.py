@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, given
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import CorpusError
 from pipeline.scoring.perplexity import Score, score_tokens, score_unigram
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
@@ -49,11 +49,10 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
         CorpusError: the corpus is missing or damaged, of another vocabulary, or without the split.
         CheckpointError: there is no whole checkpoint.
     """
-    if config.run is None:
-        raise ConfigError("run=null is not given; use run=FOLDER")
+    run = given("run", config.run)
     device = choose_device(config.accelerator)
     settle_numerics()
-    trained = load_trained(config.run, config.checkpoint)
+    trained = load_trained(run, config.checkpoint)
     data = config.data or trained.config.data
     assert data is not None
     manifest = read_manifest(data)
