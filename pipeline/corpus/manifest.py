@@ -10,19 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from pipeline import storage
-from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
+from pipeline.config import Count, Section
+from pipeline.corpus.vocabulary import MEND, Vocabulary, read_vocabulary
 from pipeline.errors import CorpusError
 from pipeline.upgrades import upgraded_manifest
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.arrow"
-MEND = "run `python -m jobs prepare` again"
 NUM_NAMED_PROBLEMS = 3
 
-Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -33,11 +32,7 @@ def _within(name: str) -> str:
     return name
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Shard(_Frozen):
+class Shard(Section):
     """One token shard.
 
     Attributes:
@@ -55,7 +50,7 @@ class Shard(_Frozen):
     source: str
 
 
-class Split(_Frozen):
+class Split(Section):
     """The shards of one split in the order of the text, with their sums.
 
     Attributes:
@@ -89,7 +84,7 @@ class Split(_Frozen):
         return self.num_unk / self.num_tokens if self.num_tokens else 0.0
 
 
-class Manifest(_Frozen):
+class Manifest(Section):
     """What a prepared corpus consists of.
 
     Attributes:
