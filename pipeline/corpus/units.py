@@ -119,21 +119,24 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
 
 def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
     """The bytes of a unit, unpacked, without the byte order mark, cut anywhere."""
-    content = chunks(unit.path, unit.start, unit.stop) if unit.packing is None else _unpacked_chunks(unit)
+    content = unpacked_chunks(unit.path, unit.packing) if unit.packing else chunks(unit.path, unit.start, unit.stop)
     if unit.has_mark:
-        head = b""
-        for chunk in content:
-            head += chunk
-            if len(head) >= len(BYTE_ORDER_MARK):
-                break
-        yield head.removeprefix(BYTE_ORDER_MARK)
+        yield first_bytes(content, len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     yield from content
 
 
-def _unpacked_chunks(unit: WorkUnit) -> Iterator[bytes]:
-    assert unit.packing is not None
-    with storage.open_read(unit.path) as file:
-        yield from unpacked(file, unit.packing)
+def unpacked_chunks(path: str, packing: Packing) -> Iterator[bytes]:
+    """The content of a packed file."""
+    with storage.open_read(path) as file:
+        yield from unpacked(file, packing)
+
+
+def first_bytes(text: Iterator[bytes], num_bytes: int) -> bytes:
+    """Takes the first pieces of a text, of so many bytes or more if it has them."""
+    head = b""
+    while len(head) < num_bytes and (chunk := next(text, None)) is not None:
+        head += chunk
+    return head
 
 
 def valid_chunks(text: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """A corpus is prepared where nothing is lost by it, by one process at a time."""
 
+import fcntl
 import multiprocessing
 import signal
 import uuid
@@ -243,6 +244,6 @@ def test_where_there_are_no_locks_a_corpus_is_prepared(folder, monkeypatch):
     def no_lock(descriptor, operation):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "flock", no_lock)
+    monkeypatch.setattr(fcntl, "flock", no_lock)
     prepare(corpus_config(train="d"), "out", run_tasks=run_here)
     assert Path("out/manifest.json").exists()
