@@ -22,7 +22,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, reason_of
 
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
@@ -84,9 +84,8 @@ def _reached(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
         missing = isinstance(error, FileNotFoundError) and name in str(error)  # a missing bucket is told otherwise
         if missing or isinstance(filesystem, LocalFileSystem):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"{path} cannot be reached ({reason}); mend its bucket, the credentials or the endpoint"
+            f"{path} cannot be reached ({reason_of(error)}); mend its bucket, the credentials or the endpoint"
         ) from error
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, Shard
 from pipeline.corpus.vocabulary import MEND, UNK, UNK_WORD, Vocabulary, open_mapped
-from pipeline.errors import CorpusError
+from pipeline.errors import CorpusError, reason_of
 
 BATCH_TOKENS = 1 << 20
 MAX_UINT16_VOCAB = 1 << 16
@@ -220,8 +220,7 @@ def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType
     try:
         schema, batches = _read_batches(path)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise CorpusError(f"token shard {path} cannot be read ({reason}); {MEND}") from error
+        raise CorpusError(f"token shard {path} cannot be read ({reason_of(error)}); {MEND}") from error
     expected = pa.field("token", type_, nullable=False)
     if not (len(schema) == 1 and schema.field(0).equals(expected)):
         raise CorpusError(f"token shard {path} holds {_fields(schema)}, needed {_fields([expected])}; {MEND}")

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
-from pipeline.errors import CorpusError
+from pipeline.errors import CorpusError, reason_of
 
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -91,9 +91,8 @@ def readable(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CorpusError(f"{path} is missing; mend the path") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CorpusError(
-            f"{path} is damaged or cannot be read ({reason}); restore the file or leave it out"
+            f"{path} is damaged or cannot be read ({reason_of(error)}); restore the file or leave it out"
         ) from error
 
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.corpus.text import LINE_END
 from pipeline.corpus.word_index import ABSENT, WordIndex
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import ConfigError, CorpusError, reason_of
 
 EOS = 0
 UNK = 1
@@ -209,7 +209,7 @@ def read_vocabulary(path: str) -> Vocabulary:
         table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(path))).read_all()
         table.validate(full=True)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise CorpusError(f"{path} is no readable vocabulary ({_one_line(error)}); {MEND}") from error
+        raise CorpusError(f"{path} is no readable vocabulary ({reason_of(error)}); {MEND}") from error
     if not table.schema.equals(COUNTS_SCHEMA):
         raise CorpusError(
             f"{path} has the columns {_columns(table.schema)}, needed {_columns(COUNTS_SCHEMA)}, none nullable; {MEND}"
@@ -243,7 +243,7 @@ def given_vocabulary(path: str, *, counts: pa.Table | None) -> Vocabulary:
     try:
         data = storage.read_bytes(path)
     except OSError as error:
-        raise CorpusError(f"vocabulary.path={path} cannot be read ({_one_line(error)}); name a file") from error
+        raise CorpusError(f"vocabulary.path={path} cannot be read ({reason_of(error)}); name a file") from error
     if data.startswith(ARROW_MAGIC):
         given = read_vocabulary(path)
     else:
@@ -326,7 +326,3 @@ def _total(counts: pa.Table) -> int:
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
