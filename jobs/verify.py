@@ -4,7 +4,6 @@ In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest; 
 line of its own, that are not the manifest's; counts that are not those of the tokens.
 """
 
-import os
 from collections.abc import Sequence
 
 from pipeline.config import VerifyConfig, given, load
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     data = given("data", load(VerifyConfig, arguments, name="verify").data)
     manifest = read_manifest(data)
     vocabulary = check_vocabulary(data, manifest)
-    problems = check_shards(data, manifest, digests=True, num_threads=os.cpu_count() or 1)
+    problems = check_shards(data, manifest, digests=True)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     for problem in problems:
         print(problem)

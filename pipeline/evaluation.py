@@ -4,7 +4,6 @@ In: an `EvaluateConfig`. Out: the split's score beside that of the unigram basel
 a corpus that is missing, damaged, of another vocabulary or without the split.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,8 +52,7 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
     device = choose_device(config.accelerator)
     settle_numerics()
     trained = load_trained(run, config.checkpoint)
-    data = config.data or trained.config.data
-    assert data is not None
+    data = given("data", config.data or trained.config.data)
     manifest = read_manifest(data)
     if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
         raise CorpusError(
@@ -63,7 +61,7 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
             " corpus"
         )
     tokens = open_split(data, manifest, config.split)
-    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True, num_threads=os.cpu_count() or 1)
+    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True)
     model = trained.model.to(device)
     return Evaluation(
         split=config.split,

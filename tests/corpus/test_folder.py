@@ -109,7 +109,7 @@ def test_a_vocabulary_within_the_output_is_refused(folder):
 def test_output_beside_input_is_not(folder, train, data):
     for _ in range(3):
         manifest = prepare(corpus_config(train=train), data, run_tasks=run_here)
-        verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
+        verify_corpus(data, read_manifest(data), digests=True)
     assert manifest.splits["train"].num_tokens == {"d": 7, "d/sub": 3, "d/**/*.txt": 7}.get(train, 4)
 
 
