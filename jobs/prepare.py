@@ -96,8 +96,8 @@ def main(arguments: Sequence[str]) -> None:
         ready_seconds = time.monotonic()
         manifest = prepare(config.corpus, data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
         seconds = time.monotonic() - ready_seconds
-    console.print(_table(manifest))
     around_seconds = time.monotonic() - begun_seconds - seconds
+    console.print(_table(manifest))
     for line in _lines(manifest, data=data, read_bytes=bar.read_bytes, seconds=seconds, around_seconds=around_seconds):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
