@@ -23,9 +23,8 @@ from pipeline import console
 from pipeline.config import (
     Config,
     EvaluateConfig,
+    RunConfig,
     Section,
-    StatusConfig,
-    StopConfig,
     VerifyConfig,
     choices,
     groups,
@@ -43,8 +42,8 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "verify": ("re-read a prepared corpus and compare digests", VerifyConfig, "verify", ()),
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
-    "status": ("how a run stands and where its time went", StatusConfig, "status", ("--json",)),
-    "stop": ("have a run save its state and stop", StopConfig, "stop", ("--json",)),
+    "status": ("how a run stands and where its time went", RunConfig, "status", ("--json",)),
+    "stop": ("have a run save its state and stop", RunConfig, "stop", ("--json",)),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
 SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command

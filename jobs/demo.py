@@ -39,12 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     request = EvaluateConfig(
         run=config.run, data=config.data, split="test", checkpoint="best", accelerator=config.accelerator
     )
-    Console().print(_table(config, read_manifest(config.data), evaluate_shown(request)))
+    Console().print(_table(storage.absolute(config.run), read_manifest(config.data), evaluate_shown(request)))
 
 
-def _table(config: Config, manifest: Manifest, evaluation: Evaluation) -> Table:
-    assert config.run is not None
-    run = storage.absolute(config.run)
+def _table(run: str, manifest: Manifest, evaluation: Evaluation) -> Table:
     table = Table(show_header=False)
     for name, split in manifest.splits.items():
         table.add_row(f"words of {name}", f"{split.num_tokens:,}")

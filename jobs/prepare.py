@@ -96,20 +96,21 @@ def main(arguments: Sequence[str]) -> None:
         ready_seconds = time.monotonic()
         manifest = prepare(config.corpus, data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
         seconds = time.monotonic() - ready_seconds
-    print_summary(
-        manifest,
-        data=data,
-        read_bytes=bar.read_bytes,
-        seconds=seconds,
-        around_seconds=time.monotonic() - begun_seconds - seconds,
-        console=console,
-    )
+    around_seconds = time.monotonic() - begun_seconds - seconds
+    console.print(_table(manifest))
+    for line in _lines(manifest, data=data, read_bytes=bar.read_bytes, seconds=seconds, around_seconds=around_seconds):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_summary(
-    manifest: Manifest, *, data: str, read_bytes: int, seconds: float, around_seconds: float, console: Console
-) -> None:
-    """What the corpus holds and how long it took.
+def _table(manifest: Manifest) -> Table:
+    table = Table("split", "shards", "tokens", "OOV rate")
+    for name, split in manifest.splits.items():
+        table.add_row(name, f"{len(split.shards):,}", f"{split.num_tokens:,}", f"{split.oov_rate:.4%}")
+    return table
+
+
+def _lines(manifest: Manifest, *, data: str, read_bytes: int, seconds: float, around_seconds: float) -> list[str]:
+    """What else the corpus holds, and how long it took.
 
     Args:
         manifest: the corpus.
@@ -117,25 +118,16 @@ def print_summary(
         read_bytes: size of the input, 0 if not known.
         seconds: of the preparation.
         around_seconds: to start and stop what ran its tasks.
-        console: where to.
     """
-    table = Table("split", "shards", "tokens", "OOV rate")
-    for name, split in manifest.splits.items():
-        table.add_row(name, f"{len(split.shards):,}", f"{split.num_tokens:,}", f"{split.oov_rate:.4%}")
-    console.print(table)
-    for name, split in manifest.splits.items():
-        if odd := _odd(split):
-            console.print(f"{name}: {odd}", highlight=False, markup=False, soft_wrap=True)
     num_tokens = sum(split.num_tokens for split in manifest.splits.values())
     speed = f"{read_bytes / seconds / 1e6:.1f} MB/s, " if read_bytes else ""
-    lines = [
+    return [
+        *(f"{name}: {odd}" for name, split in manifest.splits.items() if (odd := _odd(split))),
         f"vocabulary: {manifest.vocab_size:,} words",
         f"time: {seconds:.1f} s ({speed}{num_tokens / seconds:,.0f} tokens/s),"
         f" and {around_seconds:.1f} s to start and stop the workers",
         f"data: {data}",
     ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _odd(split: Split) -> str:

@@ -13,8 +13,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import StatusConfig, load
-from pipeline.errors import ConfigError
+from pipeline.config import RunConfig, given, load
 from pipeline.run.account import Account, Failure, account
 from pipeline.run.checkpoint import committed_steps, looks_whole
 from pipeline.run.ledger import Event, events_of_run
@@ -36,9 +35,10 @@ class Saved:
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the ledger and prints the account of it."""
-    config = load(StatusConfig, [each for each in arguments if each != "--json"], name="status")
-    events = _events(config)
-    found, saved = account(events, now=time.time()), _saved(config, events)
+    config = load(RunConfig, [each for each in arguments if each != "--json"], name="status")
+    run = given("run", config.run)
+    events = events_of_run(run)
+    found, saved = account(events, now=time.time()), _saved(run, events)
     if "--json" in arguments:
         print(json.dumps(as_json(found, saved)))
         return
@@ -47,31 +47,15 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join(_lines(found)))
 
 
-def status(config: StatusConfig) -> Account:
-    """The account of a run up to now.
-
-    Raises:
-        ConfigError: `run` is missing or holds no event.
-    """
-    return account(_events(config), now=time.time())
-
-
 def as_json(found: Account, saved: Saved) -> dict[str, object]:
     """The object that `--json` prints; times are unix seconds."""
     return asdict(found) | {"shares": found.shares} | asdict(saved)
 
 
-def _events(config: StatusConfig) -> list[Event]:
-    if config.run is None:
-        raise ConfigError("run=null is not given; use run=FOLDER")
-    return events_of_run(config.run)
-
-
-def _saved(config: StatusConfig, events: Sequence[Event]) -> Saved:
-    assert config.run is not None
+def _saved(run: str, events: Sequence[Event]) -> Saved:
     sizes = {event["step"]: event["size_bytes"] for event in events if event["event"] == "checkpoint"}
-    steps = committed_steps(config.run)[::-1]
-    whole = (step for step in steps if looks_whole(config.run, step, size_bytes=sizes.get(step)))
+    steps = committed_steps(run)[::-1]
+    whole = (step for step in steps if looks_whole(run, step, size_bytes=sizes.get(step)))
     return Saved(saved_step=steps[0] if steps else None, resumes_from=next(whole, None if steps else 0))
 
 

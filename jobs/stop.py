@@ -9,8 +9,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline import storage
-from pipeline.config import StopConfig, load
-from pipeline.errors import ConfigError
+from pipeline.config import RunConfig, given, load
 from pipeline.run.account import Account, account
 from pipeline.run.checkpoint import committed_steps
 from pipeline.run.folder import read_config
@@ -23,10 +22,8 @@ WAIT_SECONDS = 0.2  # between two looks at a ledger on a local disk
 
 def main(arguments: Sequence[str]) -> int:
     """Leaves the request, and waits for the ledger's word for as long as workers have to stop."""
-    config = load(StopConfig, [each for each in arguments if each != "--json"], name="stop")
-    if config.run is None:
-        raise ConfigError("run=null is not given; use run=FOLDER")
-    run = storage.absolute(config.run)
+    config = load(RunConfig, [each for each in arguments if each != "--json"], name="stop")
+    run = storage.absolute(given("run", config.run))
     found = account(events_of_run(run), now=time.time())
     was_running = found.state == "running"
     if found.state != "finished":

@@ -4,13 +4,12 @@ In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest; 
 line of its own, that are not the manifest's; counts that are not those of the tokens.
 """
 
-import os
 from collections.abc import Sequence
 
-from pipeline.config import VerifyConfig, load
+from pipeline.config import VerifyConfig, given, load
 from pipeline.corpus.manifest import check_shards, check_vocabulary, read_manifest
 from pipeline.corpus.tokens import check_counts
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import CorpusError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,21 +18,18 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         PipelineError: the corpus is not whole.
     """
-    config = load(VerifyConfig, arguments, name="verify")
-    if config.data is None:
-        raise ConfigError("data=null is not given; use data=FOLDER")
-    manifest = read_manifest(config.data)
-    vocabulary = check_vocabulary(config.data, manifest)
-    problems = check_shards(config.data, manifest, digests=True, num_threads=os.cpu_count() or 1)
+    data = given("data", load(VerifyConfig, arguments, name="verify").data)
+    manifest = read_manifest(data)
+    vocabulary = check_vocabulary(data, manifest)
+    problems = check_shards(data, manifest, digests=True)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     for problem in problems:
         print(problem)
     if problems:
         raise CorpusError(
-            f"data={config.data}: {len(problems)} of {num_shards} token shards are bad;"
-            " run `python -m jobs prepare` again"
+            f"data={data}: {len(problems)} of {num_shards} token shards are bad; run `python -m jobs prepare` again"
         )
-    if differences := check_counts(config.data, manifest, vocabulary):
-        raise CorpusError(f"data={config.data}: {'; '.join(differences)}; run `python -m jobs prepare` again")
+    if differences := check_counts(data, manifest, vocabulary):
+        raise CorpusError(f"data={data}: {'; '.join(differences)}; run `python -m jobs prepare` again")
     counts = ", ".join(f"{name} {split.num_tokens:,} tokens" for name, split in manifest.splits.items())
     print(f"ok: {num_shards} token shards, {counts}, vocabulary {manifest.vocab_size:,} words")

@@ -512,15 +512,8 @@ class VerifyConfig(Section):
     """The folder of the prepared corpus."""
 
 
-class StatusConfig(Section):
-    """What `status` reads."""
-
-    run: str | None
-    """The folder of the training run."""
-
-
-class StopConfig(Section):
-    """What `stop` reads."""
+class RunConfig(Section):
+    """What `status` and `stop` read."""
 
     run: str | None
     """The folder of the training run."""
@@ -556,7 +549,7 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     for override in overrides:
         key, value = _checked(schema, override)
         typed.add(key)
-        if _is_text(known.get(key)):
+        if str in _parts(known.get(key)):
             texts[key] = value
         else:
             may_be_new = "++" if key.rpartition(".")[0] in kinds else ""  # the kind's values come after Hydra
@@ -568,7 +561,9 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     # Hydra's grammar and OmegaConf's `${` and `???` never see a path
-    values: dict[str, object] = {key: _text(text, may_be_list=_is_list(known[key])) for key, text in texts.items()}
+    values: dict[str, object] = {
+        key: _text(text, may_be_list=tuple in map(get_origin, _parts(known[key]))) for key, text in texts.items()
+    }
     given = [key for key, text in values.items() if text is not None]
     values |= {other: value for key in given for other, value in IMPLIED.get(key, {}).items() if other not in typed}
     for place in kinds:
@@ -683,6 +678,17 @@ def shown(tree: Section) -> dict[str, str]:
     }
 
 
+def given(key: str, folder: str | None) -> str:
+    """The folder that a key names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if folder is None:
+        raise ConfigError(f"{key}=null is not given; use {key}=FOLDER")
+    return folder
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known name most like the word, or nothing if none is like it."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -721,14 +727,6 @@ def _text(value: str, *, may_be_list: bool) -> str | list[str] | None:
 
 def _parts(annotation: object) -> tuple[object, ...]:
     return (annotation, *(part for argument in get_args(annotation) for part in _parts(argument)))
-
-
-def _is_text(annotation: object) -> bool:
-    return any(part is str for part in _parts(annotation))
-
-
-def _is_list(annotation: object) -> bool:
-    return any(get_origin(part) is tuple for part in _parts(annotation))
 
 
 def _complaint(schema: type[Section], error: dict[str, Any]) -> str:

@@ -46,3 +46,8 @@ class Stopped(Exception):  # noqa: N818 it is no error: all is saved
     def __init__(self, message: str, *, cause: str) -> None:
         super().__init__(message)
         self.cause = cause
+
+
+def reason_of(error: BaseException) -> str:
+    """The text of an error of any library, on one line; its type if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

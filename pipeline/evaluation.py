@@ -4,13 +4,12 @@ In: an `EvaluateConfig`. Out: the split's score beside that of the unigram basel
 a corpus that is missing, damaged, of another vocabulary or without the split.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, given
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import CorpusError
 from pipeline.scoring.perplexity import Score, score_tokens, score_unigram
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
@@ -49,13 +48,11 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
         CorpusError: the corpus is missing or damaged, of another vocabulary, or without the split.
         CheckpointError: there is no whole checkpoint.
     """
-    if config.run is None:
-        raise ConfigError("run=null is not given; use run=FOLDER")
+    run = given("run", config.run)
     device = choose_device(config.accelerator)
     settle_numerics()
-    trained = load_trained(config.run, config.checkpoint)
-    data = config.data or trained.config.data
-    assert data is not None
+    trained = load_trained(run, config.checkpoint)
+    data = given("data", config.data or trained.config.data)
     manifest = read_manifest(data)
     if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
         raise CorpusError(
@@ -64,7 +61,7 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
             " corpus"
         )
     tokens = open_split(data, manifest, config.split)
-    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True, num_threads=os.cpu_count() or 1)
+    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True)
     model = trained.model.to(device)
     return Evaluation(
         split=config.split,

@@ -7,7 +7,7 @@ command line refuses, with the same errors (`pipeline.errors`). Each function im
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import storage
-from pipeline.config import Config, EvaluateConfig, load
+from pipeline.config import Config, EvaluateConfig, given, load
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,12 +63,11 @@ def check_preparation(config: Config) -> str:
     from pipeline.corpus.prepare import check_inputs
     from pipeline.run.records import METRICS_NAME
 
-    if config.data is None:
-        raise ConfigError("data=null is not given; use data=FOLDER")
-    if storage.exists(storage.join(config.data, METRICS_NAME)):
-        raise ConfigError(f"data={config.data} is a run folder, as it holds {METRICS_NAME}; use another data=FOLDER")
-    check_inputs(config.corpus, config.data)
-    return config.data
+    data = given("data", config.data)
+    if storage.exists(storage.join(data, METRICS_NAME)):
+        raise ConfigError(f"data={data} is a run folder, as it holds {METRICS_NAME}; use another data=FOLDER")
+    check_inputs(config.corpus, data)
+    return data
 
 
 def train(config: Config) -> "Conclusion":

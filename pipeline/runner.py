@@ -148,7 +148,7 @@ def launch(plan: Plan) -> Result:
     if not plan.writes:
         return backend.run(_work, job, plan.rank)
     digests = job.config.stream.verify == "digest"
-    verify_corpus(str(job.config.data), plan.manifest, digests=digests, num_threads=os.cpu_count() or 1)
+    verify_corpus(str(job.config.data), plan.manifest, digests=digests)
     with _opened(plan) as end:
         result = backend.run(_work, job, plan.rank)
         end(result.stop or result.lost or (result.bad and result.bad[1]))

@@ -5,7 +5,6 @@ is published appears under its name complete or not at all; an object store that
 cannot be listed, as ConfigError. A file that is not there raises FileNotFoundError, wherever it is missing.
 """
 
-import fcntl
 import fnmatch
 import glob
 import hashlib
@@ -23,9 +22,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, reason_of
 
-CHUNK_BYTES = 1 << 20
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
 KINDS = {
@@ -86,9 +84,8 @@ def _reached(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
         missing = isinstance(error, FileNotFoundError) and name in str(error)  # a missing bucket is told otherwise
         if missing or isinstance(filesystem, LocalFileSystem):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"{path} cannot be reached ({reason}); mend its bucket, the credentials or the endpoint"
+            f"{path} cannot be reached ({reason_of(error)}); mend its bucket, the credentials or the endpoint"
         ) from error
 
 
@@ -276,12 +273,9 @@ def read_head(path: str, num_bytes: int) -> bytes:
 
 
 def sha256(path: str) -> str:
-    """Digest of a file's bytes, as 64 hexadecimal digits; reads 1 MiB at a time."""
-    digest = hashlib.sha256()
-    with open_read(path) as file, _reached(path):
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """Digest of a file's bytes, as 64 hexadecimal digits; reads a part at a time."""
+    with _reached(path) as (filesystem, name), filesystem.open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: str) -> None:
@@ -295,13 +289,11 @@ def make_folder(path: str) -> None:
 
 
 @contextmanager
-def locked(path: str) -> Iterator[bool]:
-    """Holds a lock on a local file, which is made if need be, until the context or the process ends.
-
-    A file system that knows no locks is taken for one in which nobody else holds it.
+def lock_file(path: str) -> Iterator[int]:
+    """A local file to be locked, which is made if need be; a lock on it ends with the context or the process.
 
     Yields:
-        False if another process holds the lock.
+        its descriptor.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -310,19 +302,9 @@ def locked(path: str) -> Iterator[bool]:
     with _writable(path):
         descriptor = os.open(resolve(path)[1], os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        yield _lock(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # there are no locks here
-        return True
-    return True
 
 
 def remove(path: str) -> None:

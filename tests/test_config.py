@@ -16,7 +16,7 @@ from pipeline.config import (
     KINDS,
     Config,
     EvaluateConfig,
-    StatusConfig,
+    RunConfig,
     VerifyConfig,
     flat,
     groups,
@@ -416,7 +416,7 @@ def test_every_choice_of_every_group_composes(group, choice):
     load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
 
 
-TREES = {"config": Config, "evaluate": EvaluateConfig, "verify": VerifyConfig, "status": StatusConfig}
+TREES = {"config": Config, "evaluate": EvaluateConfig, "verify": VerifyConfig, "status": RunConfig}
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -462,7 +462,7 @@ def test_remove_takes_what_is_there_and_what_is_not(root):
     storage.remove(path)
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, storage.CHUNK_BYTES, 2 * storage.CHUNK_BYTES + 1])
+@pytest.mark.parametrize("size_bytes", [0, 1, 1 << 18, (2 << 18) + 1])
 def test_sha256_is_of_the_whole_file(root, size_bytes):
     content = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)
     path = storage.join(root, "a.bin")

@@ -19,8 +19,7 @@ from pipeline.errors import CorpusError
 
 BLOCK_BYTES = 4 << 20
 MAX_WORD_BYTES = 16 << 20
-TAIL_BYTES = 4096
-WHITE_SPACE = b" \n\t\r\v\f"
+WORD_BYTES = bytes(set(range(256)) - set(b" \n\t\r\v\f"))  # all but ASCII white space
 
 
 def read_blocks(
@@ -52,7 +51,7 @@ def _cut_blocks(pieces: Iterable[bytes], *, unit: WorkUnit, block_bytes: int) ->
     held: list[bytes] = []
     held_bytes = word_bytes = read_bytes = 0
     for piece in _small(pieces, max_bytes=min(CHUNK_BYTES, block_bytes)):
-        cut = _after_white_space(piece)
+        cut = len(piece.rstrip(WORD_BYTES))
         word_bytes = len(piece) - cut if cut else word_bytes + len(piece)
         read_bytes += len(piece)
         if word_bytes > MAX_WORD_BYTES:
@@ -74,15 +73,3 @@ def _small(pieces: Iterable[bytes], *, max_bytes: int) -> Iterator[bytes]:
     for piece in pieces:
         for start in range(0, len(piece), max_bytes):
             yield piece[start : start + max_bytes]
-
-
-def _after_white_space(data: bytes) -> int:
-    """The place after the last ASCII white-space byte, 0 if there is none."""
-    stop = len(data)
-    while stop > 0:
-        start = max(0, stop - TAIL_BYTES)
-        found = max(data.rfind(space, start, stop) for space in WHITE_SPACE)
-        if found >= 0:
-            return found + 1
-        stop = start
-    return 0

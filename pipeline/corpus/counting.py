@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.folder import kept_paths
@@ -20,7 +18,7 @@ from pipeline.corpus.phases import Phases
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit
-from pipeline.corpus.vocabulary import COUNTS_SCHEMA, count_words, merge_counts
+from pipeline.corpus.vocabulary import count_words, merge_counts, write_counts
 
 COUNTS = "counts"  # folder of the work folder
 SAMPLE_ROWS = 1 << 13  # one word of so many is reported to the driver, which cuts the ranges by them
@@ -93,19 +91,3 @@ def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) 
     counted = Counted(key, num_words, counts.num_rows, samples, sha256)
     write_receipt(receipt, counted)
     return counted
-
-
-def write_counts(table: pa.Table, path: str) -> str:
-    """Publishes a count table; returns its digest."""
-    with storage.publish(path) as file:
-        sink = storage.DigestingFile(file)
-        with pa.ipc.new_file(sink, COUNTS_SCHEMA) as writer:
-            writer.write_table(table.combine_chunks())
-    return sink.sha256()
-
-
-def read_counts(path: str) -> pa.Table:
-    """A count table; on a local disk it is mapped, so that only what is looked at is read."""
-    local = storage.is_local(path)
-    source = pa.memory_map(storage.resolve(path)[1]) if local else pa.BufferReader(storage.read_bytes(path))
-    return pa.ipc.open_file(source).read_all()

@@ -6,6 +6,7 @@ call would read what this one wrote; a folder with files of the user's own at na
 which another process prepares.
 """
 
+import fcntl
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,9 +98,13 @@ def held(data: str) -> Iterator[None]:
     if not storage.is_local(data):
         yield
         return
-    with storage.locked(storage.join(data, WORK, LOCK_NAME)) as is_mine:
-        if not is_mine:
-            raise ConfigError(f"data={data} is being prepared by another process; wait for it or {MEND}")
+    with storage.lock_file(storage.join(data, WORK, LOCK_NAME)) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"data={data} is being prepared by another process; wait for it or {MEND}") from error
+        except OSError:
+            pass  # there are no locks here
         yield
 
 

@@ -6,23 +6,23 @@ Refuses: a corpus without a manifest, a manifest of another shape, shards and vo
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from pipeline import storage
-from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
+from pipeline.config import Count, Section
+from pipeline.corpus.vocabulary import MEND, Vocabulary, read_vocabulary
 from pipeline.errors import CorpusError
 from pipeline.upgrades import upgraded_manifest
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.arrow"
-MEND = "run `python -m jobs prepare` again"
 NUM_NAMED_PROBLEMS = 3
 
-Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -33,11 +33,7 @@ def _within(name: str) -> str:
     return name
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Shard(_Frozen):
+class Shard(Section):
     """One token shard.
 
     Attributes:
@@ -55,7 +51,7 @@ class Shard(_Frozen):
     source: str
 
 
-class Split(_Frozen):
+class Split(Section):
     """The shards of one split in the order of the text, with their sums.
 
     Attributes:
@@ -89,7 +85,7 @@ class Split(_Frozen):
         return self.num_unk / self.num_tokens if self.num_tokens else 0.0
 
 
-class Manifest(_Frozen):
+class Manifest(Section):
     """What a prepared corpus consists of.
 
     Attributes:
@@ -166,20 +162,19 @@ def remove_manifest(data: str) -> None:
     storage.remove(storage.join(data, MANIFEST_NAME))
 
 
-def check_shards(data: str, manifest: Manifest, *, digests: bool, num_threads: int) -> list[str]:
-    """What is wrong with the shards of a corpus.
+def check_shards(data: str, manifest: Manifest, *, digests: bool) -> list[str]:
+    """What is wrong with the shards of a corpus. As many are checked at once as there are cores.
 
     Args:
         data: the corpus folder.
         manifest: its manifest.
         digests: whether each shard is read and its sha256 compared; sizes are compared always.
-        num_threads: shards checked at once (sha256 does not hold the interpreter's lock).
 
     Returns:
         one line per bad shard, in the order of the manifest; empty if all is well.
     """
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    with ThreadPoolExecutor(max_workers=num_threads) as threads:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # sha256 does not hold the interpreter's lock
         problems = threads.map(lambda shard: _problem(data, shard, digest=digests), shards)
         return [problem for problem in problems if problem is not None]
 
@@ -206,14 +201,13 @@ def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
     return vocabulary
 
 
-def verify_corpus(data: str, manifest: Manifest, *, digests: bool, num_threads: int) -> Vocabulary:
+def verify_corpus(data: str, manifest: Manifest, *, digests: bool) -> Vocabulary:
     """Checks a corpus against its manifest: vocabulary and shards.
 
     Args:
         data: the corpus folder.
         manifest: its manifest.
         digests: whether each shard is read and its sha256 compared; sizes are compared always.
-        num_threads: shards checked at once.
 
     Returns:
         the vocabulary, since it has been read.
@@ -222,7 +216,7 @@ def verify_corpus(data: str, manifest: Manifest, *, digests: bool, num_threads: 
         CorpusError: names the first bad shards, with what was found and what is needed.
     """
     vocabulary = check_vocabulary(data, manifest)
-    problems = check_shards(data, manifest, digests=digests, num_threads=num_threads)
+    problems = check_shards(data, manifest, digests=digests)
     if problems:
         named = "; ".join(problems[:NUM_NAMED_PROBLEMS])
         more = f"; and {len(problems) - NUM_NAMED_PROBLEMS} more" if len(problems) > NUM_NAMED_PROBLEMS else ""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import VocabularyConfig
-from pipeline.corpus.counting import COUNTS, Counted, read_counts, write_counts
+from pipeline.corpus.counting import COUNTS, Counted
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import FORMAT, hashed
 from pipeline.corpus.phases import Phases
@@ -28,6 +28,8 @@ from pipeline.corpus.vocabulary import (
     given_vocabulary,
     is_special,
     merge_counts,
+    read_counts,
+    write_counts,
     write_vocabulary,
 )
 
@@ -147,7 +149,7 @@ def make_vocabulary(parts: Sequence[str], *, key: str, data: str, vocabulary: Vo
     else:
         words = cut_vocabulary(counts, size=size, min_count=vocabulary.min_count)
     path, receipt = kept_paths(data, VOCABULARY, key)
-    write_vocabulary(words, path)
-    made = MadeVocabulary(key, words.size, words.fingerprint, storage.sha256(path))
+    sha256 = write_vocabulary(words, path)
+    made = MadeVocabulary(key, words.size, words.fingerprint, sha256)
     write_receipt(receipt, made)
     return made

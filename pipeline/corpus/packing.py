@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -47,21 +47,6 @@ def unpacked(file: BinaryIO, packing: Packing) -> Iterator[bytes]:
         yield from _streams(file, packing)
 
 
-class _Stream(Protocol):
-    """What unpacks one stream, as `bz2.BZ2Decompressor` does."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
-
-
 class _GzipStream:
     """zlib's unpacking of one gzip stream, in the shape of bz2's and lzma's."""
 
@@ -84,7 +69,7 @@ class _GzipStream:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
-NEW_STREAM: dict[Packing, Callable[[], _Stream]] = {
+NEW_STREAM: dict[Packing, type[_GzipStream | bz2.BZ2Decompressor | lzma.LZMADecompressor]] = {
     "gzip": _GzipStream,
     "bzip2": bz2.BZ2Decompressor,
     "xz": lzma.LZMADecompressor,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.corpus.packing import SUFFIXES, Packing, packing_of, unpacked
+from pipeline.corpus.packing import SUFFIXES, Packing, packing_of
 from pipeline.corpus.readers import READERS, Reader
-from pipeline.corpus.units import BYTE_ORDER_MARK
+from pipeline.corpus.units import BYTE_ORDER_MARK, first_bytes, unpacked_chunks
 from pipeline.errors import CorpusError
 
 HEAD_BYTES = 4096
@@ -78,7 +78,7 @@ def recognise(path: str) -> Recognised:
             " out, or name it as what it is"
         )
     if packing is not None:
-        head = _first_content(path, packing)
+        head = first_bytes(unpacked_chunks(path, packing), HEAD_BYTES)[:HEAD_BYTES]
     format_ = _last_row(lambda reader: reader.magic is not None and head.startswith(reader.magic))
     if format_ is None:
         _refuse(path, head, packed=packing is not None)
@@ -112,16 +112,6 @@ def _last_row(is_meant: Callable[[Reader], bool]) -> str | None:
 def _check_packable(path: str, format_: str) -> None:
     if not READERS[format_].is_packable:
         raise CorpusError(f"{path} is compressed {format_}; decompress it: {format_} is compressed within")
-
-
-def _first_content(path: str, packing: Packing) -> bytes:
-    head = b""
-    with storage.open_read(path) as file:
-        for piece in unpacked(file, packing):
-            head += piece
-            if len(head) >= HEAD_BYTES:
-                break
-    return head[:HEAD_BYTES]
 
 
 def _refuse(path: str, head: bytes, *, packed: bool) -> None:

@@ -7,7 +7,7 @@ Refuses: what is missing, empty, damaged, of a kind that is not read, or without
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -86,11 +86,8 @@ def cut_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
 
 def unit_digest(unit: WorkUnit, corpus: CorpusConfig) -> str:
     """sha256, in hexadecimal digits, of what the format's reader says decides the text of a unit."""
-    digest = hashlib.sha256()
     with readable(unit.path):
-        for chunk in READERS[unit.format].deciding_bytes(unit, corpus):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return _digest(READERS[unit.format].deciding_bytes(unit, corpus)).hex()
 
 
 def _files(pattern: str, *, key: str) -> dict[str, str]:
@@ -135,10 +132,14 @@ def _position_of_file(whole: list[WorkUnit]) -> float:
     packed = everything.packing is not None
     text = READERS[everything.format].text
     content = chunks(everything.path, 0, everything.stop) if packed else valid_chunks(text(everything))
+    return position_of_digest(_digest(content))
+
+
+def _digest(text: Iterable[bytes]) -> bytes:
     digest = hashlib.sha256()
-    for chunk in content:
+    for chunk in text:
         digest.update(chunk)
-    return position_of_digest(digest.digest())
+    return digest.digest()
 
 
 def _whole_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:

@@ -16,15 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.corpus.manifest import MEND, VOCABULARY_NAME, Manifest, Shard
-from pipeline.corpus.vocabulary import UNK, UNK_WORD, Vocabulary
-from pipeline.errors import CorpusError
+from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.corpus.vocabulary import MEND, UNK, UNK_WORD, Vocabulary, open_mapped
+from pipeline.errors import CorpusError, reason_of
 
 BATCH_TOKENS = 1 << 20
 MAX_UINT16_VOCAB = 1 << 16
 COUNTED_TOKENS = 1 << 22  # at least, at a time
 
 Ids = npt.NDArray[np.integer]
+_OpenShard = tuple[list[Ids], list[int]]  # the record batches, on the memory map; where each begins, and the last ends
 
 
 @dataclass(frozen=True)
@@ -184,17 +185,13 @@ class TokenSequence:
             CorpusError: a shard is missing, truncated or not the manifest's.
         """
         assert 0 <= start <= stop <= len(self), f"[{start}, {stop}) is not within [0, {len(self)})"
-        out = np.empty(stop - start, dtype=np.int64)
-        index = bisect_right(self._starts, start) - 1
-        at = start
-        while at < stop:
-            end = min(stop, self._starts[index + 1])
-            self._open(index).copy_to(out[at - start : end - start], at - self._starts[index])
-            at = end
-            index += 1
-        return out
+        pieces: list[Ids] = [np.empty(0, dtype=np.int64)]
+        for index, first, last in _parts(self._starts, start, stop):
+            batches, starts = self._open(index)
+            pieces += [batches[number][begin:end] for number, begin, end in _parts(starts, first, last)]
+        return np.concatenate(pieces)
 
-    def _open(self, index: int) -> "_OpenShard":
+    def _open(self, index: int) -> _OpenShard:
         if index not in self._opened:
             self._opened[index] = _open_shard(
                 self._data, self._shards[index], fingerprint=self._fingerprint, type_=self._type
@@ -202,22 +199,19 @@ class TokenSequence:
         return self._opened[index]
 
 
-@dataclass(frozen=True)
-class _OpenShard:
-    """The record batches of a shard, on its memory map, and where each begins (and the last ends)."""
+def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The pieces of a sequence that make up [start, stop) of it: the number of each, and the range within it.
 
-    batches: list[Ids]
-    starts: list[int]
-
-    def copy_to(self, out: npt.NDArray[np.int64], start: int) -> None:
-        """Fills `out` with the tokens from `start` on."""
-        index = bisect_right(self.starts, start) - 1
-        filled = 0
-        while filled < len(out):
-            part = self.batches[index][start + filled - self.starts[index] :][: len(out) - filled]
-            out[filled : filled + len(part)] = part
-            filled += len(part)
-            index += 1
+    Args:
+        starts: where each piece begins, and the last ends.
+        start: the first place.
+        stop: the end of the range, exclusive.
+    """
+    index = bisect_right(starts, start) - 1
+    while start < stop:
+        end = min(stop, starts[index + 1])
+        yield index, start - starts[index], end - starts[index]
+        start, index = end, index + 1
 
 
 def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType) -> _OpenShard:
@@ -226,8 +220,7 @@ def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType
     try:
         schema, batches = _read_batches(path)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise CorpusError(f"token shard {path} cannot be read ({reason}); {MEND}") from error
+        raise CorpusError(f"token shard {path} cannot be read ({reason_of(error)}); {MEND}") from error
     expected = pa.field("token", type_, nullable=False)
     if not (len(schema) == 1 and schema.field(0).equals(expected)):
         raise CorpusError(f"token shard {path} holds {_fields(schema)}, needed {_fields([expected])}; {MEND}")
@@ -240,16 +233,12 @@ def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType
     starts = list(accumulate(map(len, views), initial=0))
     if starts[-1] != shard.num_tokens:
         raise CorpusError(f"token shard {path} holds {starts[-1]} tokens, needed {shard.num_tokens}; {MEND}")
-    return _OpenShard(views, starts)
+    return views, starts
 
 
 def _read_batches(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
     """Schema and record batches of an Arrow file, on its memory map if it lies on this machine."""
-    if storage.is_local(path):
-        source = pa.memory_map(storage.resolve(path)[1])
-    else:
-        source = pa.BufferReader(storage.read_bytes(path))
-    reader = pa.ipc.open_file(source)
+    reader = open_mapped(path)
     batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
     for batch in batches:
         batch.validate()  # whether the buffers are as long as the header says

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
-from pipeline.errors import CorpusError
+from pipeline.errors import CorpusError, reason_of
 
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -91,9 +91,8 @@ def readable(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CorpusError(f"{path} is missing; mend the path") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CorpusError(
-            f"{path} is damaged or cannot be read ({reason}); restore the file or leave it out"
+            f"{path} is damaged or cannot be read ({reason_of(error)}); restore the file or leave it out"
         ) from error
 
 
@@ -119,21 +118,24 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
 
 def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
     """The bytes of a unit, unpacked, without the byte order mark, cut anywhere."""
-    content = chunks(unit.path, unit.start, unit.stop) if unit.packing is None else _unpacked_chunks(unit)
+    content = unpacked_chunks(unit.path, unit.packing) if unit.packing else chunks(unit.path, unit.start, unit.stop)
     if unit.has_mark:
-        head = b""
-        for chunk in content:
-            head += chunk
-            if len(head) >= len(BYTE_ORDER_MARK):
-                break
-        yield head.removeprefix(BYTE_ORDER_MARK)
+        yield first_bytes(content, len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     yield from content
 
 
-def _unpacked_chunks(unit: WorkUnit) -> Iterator[bytes]:
-    assert unit.packing is not None
-    with storage.open_read(unit.path) as file:
-        yield from unpacked(file, unit.packing)
+def unpacked_chunks(path: str, packing: Packing) -> Iterator[bytes]:
+    """The content of a packed file."""
+    with storage.open_read(path) as file:
+        yield from unpacked(file, packing)
+
+
+def first_bytes(text: Iterator[bytes], num_bytes: int) -> bytes:
+    """Takes the first pieces of a text, of so many bytes or more if it has them."""
+    head = b""
+    while len(head) < num_bytes and (chunk := next(text, None)) is not None:
+        head += chunk
+    return head
 
 
 def valid_chunks(text: Iterable[bytes]) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.corpus.text import LINE_END
 from pipeline.corpus.word_index import ABSENT, WordIndex
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import ConfigError, CorpusError, reason_of
 
 EOS = 0
 UNK = 1
@@ -34,6 +34,7 @@ UNK_WORD = "<unk>"
 COUNTS_SCHEMA = pa.schema(
     [pa.field("word", pa.string(), nullable=False), pa.field("count", pa.int64(), nullable=False)],
 )
+MEND = "run `python -m jobs prepare` again"
 ARROW_MAGIC = b"ARROW1"
 ASCII_WHITE_SPACE = " \t\n\v\f\r"
 MERGE_MIN_ROWS = 1 << 20
@@ -90,8 +91,9 @@ class Vocabulary:
         distinct = block.dictionary
         ids = self._index.find(distinct)
         ids[ids == ABSENT] = UNK
-        ids[_booleans(pc.equal(distinct, LINE_END))] = EOS
-        return ids[_integers(block.indices)]
+        ids[pc.equal(distinct, LINE_END).to_numpy(zero_copy_only=False)] = EOS
+        found: npt.NDArray[np.int32] = ids[block.indices.to_numpy()]
+        return found
 
 
 def count_words(words: pa.Array) -> pa.Table:
@@ -134,23 +136,17 @@ def cut_vocabulary(counts: pa.Table, *, size: int | None, min_count: int) -> Voc
 
     Args:
         counts: count table with distinct words, as `merge_counts` gives it.
-        size: the most words that the vocabulary may hold, `<eos>` and `<unk>` included; None for no limit.
-        min_count: words that occur less often are cut; `<eos>` and `<unk>` never are.
+        size: the most words that the vocabulary may hold, `<eos>` and `<unk>` included: 3 or more; None for no limit.
+        min_count: words that occur less often are cut, 1 or more; `<eos>` and `<unk>` never are.
 
     Returns:
         a vocabulary ordered by (−count, UTF-8 bytes of the word) from id 2 on; the count of `<unk>` is that of a
         literal `<unk>` plus those of the words cut.
 
     Raises:
-        ConfigError: `size` or `min_count` leaves no room for a word.
+        ConfigError: `min_count` cuts every word.
         CorpusError: the text holds no words.
     """
-    if size is not None and size < 3:
-        raise ConfigError(
-            f"vocabulary.size={size} has no room for a word beside {EOS_WORD} and {UNK_WORD}; use 3 or more"
-        )
-    if min_count < 1:
-        raise ConfigError(f"vocabulary.min_count={min_count} is below 1; use 1 to keep every word")
     others = counts.filter(pc.invert(is_special(counts["word"])))
     ranked = others.sort_by([("count", "descending"), ("word", "ascending")])
     if ranked.num_rows == 0:
@@ -175,11 +171,31 @@ def is_special(words: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return pc.is_in(words, value_set=pa.array([EOS_WORD, UNK_WORD]))
 
 
-def write_vocabulary(vocabulary: Vocabulary, path: str) -> None:
-    """Publishes `vocabulary.arrow`: an Arrow IPC file with the columns word and count in the order of ids."""
-    table = pa.table([vocabulary.words, pa.array(vocabulary.counts)], schema=COUNTS_SCHEMA)
-    with storage.publish(path) as file, pa.ipc.new_file(file, COUNTS_SCHEMA) as writer:
-        writer.write_table(table)
+def write_counts(table: pa.Table, path: str) -> str:
+    """Publishes a count table; returns its digest."""
+    with storage.publish(path) as file:
+        sink = storage.DigestingFile(file)
+        with pa.ipc.new_file(sink, COUNTS_SCHEMA) as writer:
+            writer.write_table(table.combine_chunks())
+    return sink.sha256()
+
+
+def read_counts(path: str) -> pa.Table:
+    """A count table; on a local disk it is mapped, so that only what is looked at is read."""
+    return open_mapped(path).read_all()
+
+
+def open_mapped(path: str) -> pa.ipc.RecordBatchFileReader:
+    """An Arrow IPC file: mapped where it lies on this machine, else read into memory."""
+    local = storage.is_local(path)
+    return pa.ipc.open_file(
+        pa.memory_map(storage.resolve(path)[1]) if local else pa.BufferReader(storage.read_bytes(path))
+    )
+
+
+def write_vocabulary(vocabulary: Vocabulary, path: str) -> str:
+    """Publishes `vocabulary.arrow`, a count table in the order of ids; returns its digest."""
+    return write_counts(pa.table([vocabulary.words, pa.array(vocabulary.counts)], schema=COUNTS_SCHEMA), path)
 
 
 def read_vocabulary(path: str) -> Vocabulary:
@@ -193,19 +209,19 @@ def read_vocabulary(path: str) -> Vocabulary:
         table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(path))).read_all()
         table.validate(full=True)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise CorpusError(f"{path} is no readable vocabulary ({_one_line(error)}); {_MEND}") from error
+        raise CorpusError(f"{path} is no readable vocabulary ({reason_of(error)}); {MEND}") from error
     if not table.schema.equals(COUNTS_SCHEMA):
         raise CorpusError(
-            f"{path} has the columns {_columns(table.schema)}, needed {_columns(COUNTS_SCHEMA)}, none nullable; {_MEND}"
+            f"{path} has the columns {_columns(table.schema)}, needed {_columns(COUNTS_SCHEMA)}, none nullable; {MEND}"
         )
     words = table["word"].combine_chunks()
     if words[:2].to_pylist() != [EOS_WORD, UNK_WORD]:
-        raise CorpusError(f"{path} begins with {words[:2].to_pylist()}, needed {EOS_WORD} and {UNK_WORD}; {_MEND}")
+        raise CorpusError(f"{path} begins with {words[:2].to_pylist()}, needed {EOS_WORD} and {UNK_WORD}; {MEND}")
     _refuse_bad_words(words, path=path, first_line=0, place="id")
     counts = table["count"].combine_chunks()
     bad = pc.index(pc.fill_null(pc.greater_equal(counts, 0), fill_value=False), value=False).as_py()
     if bad >= 0:
-        raise CorpusError(f"{path}, id {bad}: found the count {counts[bad].as_py()}, needed 0 or more; {_MEND}")
+        raise CorpusError(f"{path}, id {bad}: found the count {counts[bad].as_py()}, needed 0 or more; {MEND}")
     return Vocabulary(words=words, counts=counts.to_numpy().copy())
 
 
@@ -227,16 +243,13 @@ def given_vocabulary(path: str, *, counts: pa.Table | None) -> Vocabulary:
     try:
         data = storage.read_bytes(path)
     except OSError as error:
-        raise CorpusError(f"vocabulary.path={path} cannot be read ({_one_line(error)}); name a file") from error
+        raise CorpusError(f"vocabulary.path={path} cannot be read ({reason_of(error)}); name a file") from error
     if data.startswith(ARROW_MAGIC):
         given = read_vocabulary(path)
     else:
         words = pa.concat_arrays([pa.array([EOS_WORD, UNK_WORD]), _words_of_text(data, path=path)])
         given = Vocabulary(words=words, counts=np.zeros(len(words), dtype=np.int64))
     return given if counts is None else Vocabulary(words=given.words, counts=_counts_of(given.words, counts=counts))
-
-
-_MEND = "run `python -m jobs prepare` again"
 
 
 def _words_of_text(data: bytes, *, path: str) -> pa.Array:
@@ -311,18 +324,5 @@ def _total(counts: pa.Table) -> int:
     return int(pc.sum(counts["count"], min_count=0).as_py())
 
 
-def _integers(array: pa.Array) -> npt.NDArray[np.int32]:
-    """An Arrow integer array without nulls as the numpy array on the same memory."""
-    return array.to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
-
-
-def _booleans(array: pa.Array) -> npt.NDArray[np.bool_]:
-    return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -97,19 +97,10 @@ def held(run: str, *, name: str, patience_seconds: float, taken: str) -> Iterato
     if not storage.is_local(run):
         yield lambda: True
         return
-    storage.make_folder(run)
     path = Path(run, name)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror}); mend the path, its rights or the disk's space"
-        ) from error
-    try:
+    with storage.lock_file(str(path)) as descriptor:
         _lock(descriptor, path, patience_seconds=patience_seconds, taken=f"run={run} {taken}")
         yield lambda: path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path, *, patience_seconds: float, taken: str) -> None:

@@ -86,11 +86,11 @@ def corpus(tmp_path):
 
 
 def problems(data, *, digests):
-    return check_shards(str(data), read_manifest(str(data)), digests=digests, num_threads=2)
+    return check_shards(str(data), read_manifest(str(data)), digests=digests)
 
 
 def verify(data, *, digests=False):
-    verify_corpus(str(data), read_manifest(str(data)), digests=digests, num_threads=2)
+    verify_corpus(str(data), read_manifest(str(data)), digests=digests)
 
 
 # --- the file
@@ -260,7 +260,7 @@ def test_a_shard_that_cannot_be_read_is_a_problem_too(corpus):
     whole = read_manifest(str(corpus))
     folder = whole.splits["train"].shards[2].model_copy(update={"size_bytes": path.stat().st_size})
     split = Split(shards=(folder,), num_tokens=folder.num_tokens, num_unk=0)
-    found = check_shards(str(corpus), whole.model_copy(update={"splits": {"t": split}}), digests=True, num_threads=1)
+    found = check_shards(str(corpus), whole.model_copy(update={"splits": {"t": split}}), digests=True)
     assert len(found) == 1
     assert found[0].startswith("train/00002.arrow: cannot be read (")
 

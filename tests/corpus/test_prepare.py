@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, CorpusError
 def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
     data = str(tmp_path / "data")
     manifest = prepare(config(texts, vocabulary={"size": 40, "min_count": 1, "path": None}), data, run_tasks=run_here)
-    verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
+    verify_corpus(data, read_manifest(data), digests=True)
     assert read_manifest(data) == manifest
     text = "".join((texts / f"{number}.txt").read_text() for number in range(3))
     counts = {}
@@ -116,7 +116,7 @@ def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     assert calls.count("encode_unit") == 1 and calls.count("merge_range") == 0
     assert [unit.split for unit in redone()] == ["valid", "valid"]  # counted, encoded
     assert not (tmp_path / "data" / "valid" / "00001.arrow").exists()
-    verify_corpus(data, read_manifest(data), digests=True, num_threads=1)
+    verify_corpus(data, read_manifest(data), digests=True)
 
 
 def test_the_users_own_files_stay(texts, tmp_path):
@@ -283,7 +283,7 @@ def test_killed_at_any_step_a_reader_sees_a_whole_corpus_or_none_and_a_rerun_mak
             except KeyboardInterrupt:
                 pass
         if (data / "manifest.json").exists():
-            verify_corpus(str(data), read_manifest(str(data)), digests=True, num_threads=1)
+            verify_corpus(str(data), read_manifest(str(data)), digests=True)
         prepare(corpus, str(data), run_tasks=run_here)
         assert digests(data) == whole
     assert number > 15

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.status import status
 from pipeline import storage
-from pipeline.config import Config, StatusConfig
+from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.run.account import account
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.run.ledger import read_events
+from pipeline.run.ledger import events_of_run, read_events
 from pipeline.runner import train
 from pipeline.training import sync
 from pipeline.training.module import LanguageModelModule
@@ -64,7 +64,7 @@ def test_a_run_there_is_the_run_here(
     assert losses[0] == losses[1]
     assert committed_steps(there) == committed_steps(here)
     assert load_trained(there, "best").step == load_trained(here, "best").step
-    assert status(StatusConfig(run=there)).state == "finished"
+    assert account(events_of_run(there), now=time.time()).state == "finished"
     names = {name.removeprefix(there) for name in storage.list_files(there)}
     assert {"/config.yaml", "/metrics.jsonl", "/events.jsonl", "/checkpoints/step-40.ckpt"} <= names
 
@@ -107,7 +107,7 @@ def test_between_checkpoints_no_step_waits_for_the_store(
     assert len(steps) == 40
     assert asked <= {"ledger", "checkpoint_0"}
     assert storage.list_files(f"{run}/events") == []
-    assert status(StatusConfig(run=run)).state == "finished"
+    assert account(events_of_run(run), now=time.time()).state == "finished"
     progress = [event for event in read_events(run) if event["event"] == "progress"]
     assert len(progress) < 15, "signs of life in a row are one"
 
@@ -133,7 +133,7 @@ def test_a_ledger_that_cannot_be_gathered_at_the_end_costs_nothing(
     assert removed
     assert [event["event"] for event in read_events(run)].count("end") == 1
     assert train(config.model_copy(update={"max_steps": 6})).first_step == 4
-    assert status(StatusConfig(run=run)).num_attempts == 2
+    assert account(events_of_run(run), now=time.time()).num_attempts == 2
 
 
 @pytest.mark.slow

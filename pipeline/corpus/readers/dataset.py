@@ -17,7 +17,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.readers.columns import BATCH_ROWS, check_column, documents_of
 from pipeline.corpus.readers.reader import Documents, Reader, Span
 from pipeline.corpus.units import WorkUnit
-from pipeline.errors import CorpusError
+from pipeline.errors import CorpusError, reason_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -106,8 +106,7 @@ def _one_line_errors(what: str, *, mend: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each builder has errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorpusError(f"{what} ({reason}); {mend}") from error
+        raise CorpusError(f"{what} ({reason_of(error)}); {mend}") from error
     finally:
         logger.setLevel(level)
 
