@@ -4,9 +4,10 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import active_children, forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
 STOPS = {signal.Signals[name] for name in SIGNALS}
+START_TRIALS, START_SECONDS = 5, 0.5  # to start workers, and between two trials
 LOST_GRACE_SECONDS = 1.0  # for the other workers when one is lost, before and after they are asked to end
 
 
@@ -137,14 +139,23 @@ class _Group:
         self._killed, self._results = None, get_context("forkserver").SimpleQueue()
         with socket.create_server((HERE, 0)) as free:
             port = free.getsockname()[1]
-        with _blocked_stops():
-            self._group = start_processes(  # type: ignore[no-untyped-call]
-                _in_process,
-                (num_workers, port, self._work, self._job, dict(os.environ), self._results),
-                nprocs=num_workers,
-                join=False,
-                start_method="forkserver",
-            )
+        for trial in range(1, START_TRIALS + 1):
+            try:
+                with _blocked_stops():
+                    self._group = start_processes(  # type: ignore[no-untyped-call]
+                        _in_process,
+                        (num_workers, port, self._work, self._job, dict(os.environ), self._results),
+                        nprocs=num_workers,
+                        join=False,
+                        start_method="forkserver",
+                    )
+                break
+            except (EOFError, ConnectionError):  # the process that they are forks of is just dying
+                for process in active_children():
+                    process.kill()
+                if trial == START_TRIALS:
+                    raise
+                time.sleep(START_SECONDS)
         assert self._group is not None
         self._processes = self._group.processes
 
