@@ -131,7 +131,8 @@ def _lines(manifest: Manifest, *, data: str, read_bytes: int, seconds: float, ar
 
 
 def _odd(split: Split) -> str:
-    """What the text of a split holds that text mostly does not; nothing if it has none, or nobody counted."""
+    """Unusual characters and missing rows of a split's text, counted in a line; empty if there are none or none were
+    counted."""
     counts = (
         (split.num_replacement_chars, "U+FFFD, put in for bytes that are no UTF-8 or there before"),
         (split.num_nul_bytes, "NUL bytes"),

@@ -9,5 +9,11 @@ def prepare(*, modules: list[str]) -> None:
 
 
 def run(work: Work, job: Job, rank: Rank | None) -> Result:
-    """Runs the worker's part here; see `Backend`."""
+    """Runs the worker's part here.
+
+    Args:
+        work: the worker's part.
+        job: what each worker is given.
+        rank: the place of this process, if a launcher started it as one of several.
+    """
     return work(Place(num_threads=job.config.cluster.cpus_per_worker), job)

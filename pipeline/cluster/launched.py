@@ -17,7 +17,12 @@ def prepare(*, modules: list[str]) -> None:
 
 
 def run(work: Work, job: Job, rank: Rank | None) -> Result:
-    """Runs the worker's part here, with the other processes; see `Backend`.
+    """Runs the worker's part here, with the other processes.
+
+    Args:
+        work: the worker's part.
+        job: what each worker is given.
+        rank: the place of this process, if a launcher started it as one of several.
 
     Raises:
         ClusterError: the ranks cannot meet where they were told to.
@@ -39,7 +44,7 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
         distributed=True,
         environment=KnownEnvironment(replace(rank, local_rank=rank.local_rank % num_devices)),
         num_threads=threads_of_each(job, rank.ranks_here),
-        stop_cause=_nobody_is_gone if launcher is None else launcher.stop_cause,
+        stop_cause=_no_cause if launcher is None else launcher.stop_cause,
     )
     meeting = f"MASTER_ADDR={rank.main_address}, MASTER_PORT={rank.main_port}"
     try:
@@ -53,8 +58,8 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
     return result
 
 
-def _nobody_is_gone() -> None:
-    """Where a launcher may go and the ranks train on."""
+def _no_cause() -> None:
+    """Never a cause to stop: ranks of this launcher train on without it."""
 
 
 def devices_for(rank: Rank, *, accelerator: str) -> int:

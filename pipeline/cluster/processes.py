@@ -42,7 +42,13 @@ def prepare(*, modules: list[str]) -> None:
 
 
 def run(work: Work, job: Job, rank: Rank | None) -> Result:
-    """Runs the workers; see `Backend`. If one is lost all are ended, for they wait for it, and started again."""
+    """Runs the workers. If one is lost all are ended, for they wait for it, and started again.
+
+    Args:
+        work: the worker's part.
+        job: what each worker is given.
+        rank: the place of this process, if a launcher started it as one of several.
+    """
     cluster = job.config.cluster
     with StopSignals(grace_seconds=cluster.grace_seconds) as signals:
         group, num_failures = _Group(work, job, signals), 0

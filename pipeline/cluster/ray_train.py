@@ -56,7 +56,13 @@ def prepare(*, modules: list[str]) -> None:
 
 
 def run(work: Work, job: Job, rank: Rank | None) -> Result:
-    """Runs the workers; see `Backend`."""
+    """Runs the workers, by Ray.
+
+    Args:
+        work: the worker's part.
+        job: what each worker is given.
+        rank: the place of this process, if a launcher started it as one of several.
+    """
     cluster = job.config.cluster
     num_cpus = max((cluster.num_workers or 1) * (cluster.cpus_per_worker or 1), len(os.sched_getaffinity(0)))
     with (

@@ -18,7 +18,14 @@ DRAWS = 1 << 16  # a draw is 16 bits wide, so the share dropped is a multiple of
 
 
 def lane_keys(*, seed: int, step: int, lanes: Sequence[int], num_sites: int) -> NDArray[np.int32]:
-    """The key of each lane at each site in a step: int32 [sites, lanes], a hash of the four numbers."""
+    """The dropout key of each lane at each site in a step, a hash of the four numbers: int32 [sites, lanes].
+
+    Args:
+        seed: of the run.
+        step: from 0.
+        lanes: their numbers.
+        num_sites: places in the network at which something is dropped.
+    """
     lanes_1L = np.asarray(lanes, dtype=np.uint64)[None, :]
     sites_S1 = np.arange(num_sites, dtype=np.uint64)[:, None]
     key = np.zeros((1, 1), dtype=np.uint64)

@@ -120,7 +120,7 @@ def _steps(run: str, name: str) -> list[int]:
 
 
 def remove_uncommitted(run: str) -> None:
-    """Removes what a kill left behind of a checkpoint that it cut short."""
+    """Removes the files of a checkpoint whose writing was cut short, as by a kill."""
     for step in uncommitted_steps(run):
         storage.remove(checkpoint_path(run, step))
     for path in storage.list_files(storage.join(run, FOLDER)):
@@ -368,6 +368,11 @@ def _tensors(value: object) -> "Iterator[Tensor]":
 
 def check_identity(found: Mapping[str, str], needed: Mapping[str, str], *, path: str) -> None:
     """Compares what a checkpoint was trained with and what is configured now.
+
+    Args:
+        found: the identity that the checkpoint was stamped with.
+        needed: that of the run as it is configured.
+        path: of the checkpoint.
 
     Raises:
         ConfigError: names every key that differs, with both values.

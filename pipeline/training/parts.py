@@ -21,6 +21,11 @@ def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
 def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
     """The tokens of a split.
 
+    Args:
+        data: the corpus folder.
+        manifest: of the corpus.
+        split: its name.
+
     Raises:
         CorpusError: the corpus has no such split.
     """

@@ -30,7 +30,13 @@ def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
 
 
 def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dict[str, str]:
-    """What must be equal when a run is resumed, by dotted key: what it computes, not where, how long or how watched."""
+    """What must be equal when a run is resumed, by dotted key: what it computes, not where, how long or how watched.
+
+    Args:
+        config: of the run, with its model fitted to the vocabulary.
+        manifest: of its corpus.
+        total_steps: of the run; part of the identity where the learning rate depends on it.
+    """
     values = flat(config)
     names = [name for name in values if name.startswith(("model.", "optim."))]
     names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
