@@ -19,7 +19,7 @@ from pipeline.cluster.parent import ParentWatch, await_command
 from pipeline.cluster.returns import one_line, returned, unwrapped
 from pipeline.errors import PipelineError
 from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
-from pipeline.run.stop import SIGNALS, StopSignals, request_stop
+from pipeline.run.stop import SIGNALS, StopSignals
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext, ProcessException
@@ -88,7 +88,6 @@ class _Group:
         self._processes: list[BaseProcess] = []
         self._results: SimpleQueue[Result | PipelineError] | None = None
         self._killed: tuple[int, signal.Signals] | None = None  # the first rank to be, and by what
-        self._requested: str | None = None  # the cause that the run folder has
         self._asked = False  # whether there was a request already when it was last looked for ends
 
     def result(self) -> Result | WorkerFailure:
@@ -126,9 +125,8 @@ class _Group:
         """Asks the workers to stop, and gives them time for it."""
         if self._signals.late:
             self.kill()
-        elif self._signals.cause not in (None, self._requested):
-            self._requested = self._signals.cause
-            request_stop(self._job.run, cause=str(self._requested), attempt=self._job.attempt)
+        else:
+            self._signals.leave_request(self._job.run, attempt=self._job.attempt)
 
     def _ended_by_request(self) -> bool:
         """Whether what looks like a loss came of a request: not if it came before, or by a signal that nobody sent."""

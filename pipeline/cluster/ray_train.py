@@ -25,7 +25,7 @@ from pipeline.errors import ClusterError, PipelineError
 from pipeline.run.display import following
 from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
 from pipeline.run.ledger import read_events
-from pipeline.run.stop import RequestWatch, StopSignals, request_stop
+from pipeline.run.stop import RequestWatch, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,12 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
         use_gpu = _uses_gpu(job)
         fit = _Fit(_trainer(work, job, use_gpu=use_gpu, notes=notes))
         lack = _Lack(cluster, _needs(cluster, use_gpu=use_gpu))
-        requests, requested = RequestWatch(job.run, attempt=job.attempt), None
+        requests = RequestWatch(job.run, attempt=job.attempt)
         while not fit.ended(within_seconds=LOOK_SECONDS):
             stop = signals.cause or (None if follower.working else requests.cause())
             if stop is not None and (signals.late or not follower.working):
                 return Result(step=0, stop=stop)
-            if signals.cause not in (None, requested):
-                requested = signals.cause
-                request_stop(job.run, cause=str(requested), attempt=job.attempt)
+            signals.leave_request(job.run, attempt=job.attempt)
             lack.watch(waiting=not follower.working)
         try:
             return fit.result()

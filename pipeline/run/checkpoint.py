@@ -99,8 +99,12 @@ def checkpoint_path(run: str, step: int) -> str:
 
 def mark_path(path: str) -> str:
     """Where the mark of a checkpoint stands: that of an earlier version where it has one, and no other."""
-    mark, before = f"{path.removesuffix('.ckpt')}.json", f"{path}.sha256"
+    mark, before = _own_mark(path), f"{path}.sha256"
     return before if storage.exists(before) and not storage.exists(mark) else mark
+
+
+def _own_mark(path: str) -> str:
+    return f"{path.removesuffix('.ckpt')}.json"
 
 
 def committed_steps(run: str) -> list[int]:
@@ -142,7 +146,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str, *, world_size: int
         digesting = storage.DigestingFile(file)
         torch.save(dict(checkpoint), cast(Any, digesting))
     mark = _mark_of(checkpoint, sha256=digesting.sha256(), size_bytes=digesting.tell(), world_size=world_size)
-    storage.publish_bytes(f"{path.removesuffix('.ckpt')}.json", json.dumps(asdict(mark)).encode() + b"\n")
+    storage.publish_bytes(_own_mark(path), json.dumps(asdict(mark)).encode() + b"\n")
     return mark.size_bytes
 
 
@@ -444,7 +448,7 @@ def _refuse_lost_marks(run: str, saved: Collection[int]) -> None:
 
 def remove_checkpoint(path: str) -> None:
     """Takes the commit mark away first, so that no committed checkpoint is ever missing."""
-    storage.remove(f"{path.removesuffix('.ckpt')}.json")
+    storage.remove(_own_mark(path))
     storage.remove(f"{path}.sha256")
     storage.remove(path)
 

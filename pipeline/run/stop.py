@@ -141,12 +141,31 @@ class StopSignals:
         self._grace_seconds = grace_seconds
         self._since = 0.0
         self._deadline = float("inf")
+        self._left: str | None = None  # the cause that stands in a run folder
         self._before: dict[int, Any] = {}
 
     @property
     def late(self) -> bool:
         """Whether the time to stop is over."""
         return time.monotonic() > self._deadline
+
+    def leave_request(self, run: str, *, attempt: int) -> None:
+        """Leaves a request of the last signal in a run folder, once for each cause; to be called again and again.
+
+        A place that does not serve is told of and tried again, for the workers are still there.
+
+        Args:
+            run: the folder.
+            attempt: the one that is to stop.
+        """
+        if self.cause in (None, self._left):
+            return
+        try:
+            request_stop(run, cause=str(self.cause), attempt=attempt)
+        except PipelineError as error:
+            log.warning("the request to stop is not written down yet: %s", error)
+        else:
+            self._left = self.cause
 
     def catch(self) -> None:
         """From now on."""

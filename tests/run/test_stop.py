@@ -122,6 +122,31 @@ def test_signals_are_requests_and_a_second_ctrl_c_later_ends_at_once(monkeypatch
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_request_of_a_signal_is_left_once_and_tried_again_where_the_place_does_not_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(run: str, **how: object) -> None:
+        raise ConfigError("no room")
+
+    run, signals = str(tmp_path), StopSignals()
+    signals.leave_request(run, attempt=3)
+    assert list(tmp_path.iterdir()) == []
+    signals.cause = "SIGTERM"
+    with monkeypatch.context() as patch:
+        patch.setattr(stop, "request_stop", fail)
+        signals.leave_request(run, attempt=3)
+    assert caplog.messages == ["the request to stop is not written down yet: no room"]
+    signals.leave_request(run, attempt=3)
+    request = stop_request(run, attempt=3)
+    assert request is not None and request.cause == "SIGTERM"
+    signals.leave_request(run, attempt=3)
+    assert stop_request(run, attempt=3) == request
+    signals.cause = "SIGINT"
+    signals.leave_request(run, attempt=3)
+    found = stop_request(run, attempt=3)
+    assert found is not None and found.cause == "SIGINT"
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
