@@ -23,8 +23,11 @@ from pipeline import console
 from pipeline.config import (
     Config,
     EvaluateConfig,
+    PlanConfig,
+    ReportConfig,
     RunConfig,
     Section,
+    SubmitConfig,
     VerifyConfig,
     choices,
     groups,
@@ -44,6 +47,10 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
     "status": ("how a run stands and where its time went", RunConfig, "status", ("--json",)),
     "stop": ("have a run save its state and stop", RunConfig, "stop", ("--json",)),
+    "logs": ("what a run's jobs printed, of every submission", RunConfig, "logs", ("-f",)),
+    "plan": ("what a run will take: steps, memory, hours, cost", PlanConfig, "plan", ("--json",)),
+    "submit": ("hand train or prepare to a cluster", SubmitConfig, "submit", ("--dry-run", "--json")),
+    "report": ("runs as one page without network, and pictures", ReportConfig, "report", ()),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
 SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command
@@ -100,7 +107,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
     flags = VERBS[verb][3]
     for argument in arguments:
-        if argument.startswith("--") and argument not in flags:
+        if argument.startswith("-") and argument not in flags:
             known = " ".join(("--help", *flags))
             raise ConfigError(f"unknown flag {argument} of {verb}; it knows {known} and key=value")
 
@@ -126,9 +133,9 @@ def _help(verb: str) -> str:
     """The groups with their choices, and by section every key with its value and what it is for."""
     does, schema, file, flags = VERBS[verb]
     lines = [f"{_command()} {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
-    if schema is Config:
+    if choices_of := groups(schema):
         lines += ["", "Groups of keys that are set together by a file of conf/, as group=choice:"]
-        lines += [f"  {group}={'|'.join(files)}" for group, files in groups().items()]
+        lines += [f"  {group}={'|'.join(files)}" for group, files in choices_of.items()]
     tree = load(schema, [], name=file)
     values = shown(tree)
     column = max(len(f"{key}={value}") for key, value in values.items()) + 2

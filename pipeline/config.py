@@ -249,10 +249,110 @@ class FullSoftmaxConfig(SoftmaxConfig):
     div_value: ClassVar[float] = 1.0
 
 
+class ViaConfig(Section):
+    """How a job gets onto a cluster: what every way has; each adds keys of its own."""
+
+    kind: str
+    """The cluster's tool that starts the job; it decides which other keys there are."""
+    python: str | None
+    """The interpreter on the nodes that has this package, as a full path; null: the image's, else this command's own."""
+
+
+class RayJobsConfig(ViaConfig):
+    """Ray's Jobs API."""
+
+    address: str | None
+    """http://HOST:8265 of the dashboard; null: RAY_API_SERVER_ADDRESS, or the Ray of this machine."""
+    working_dir: str | None
+    """A folder with the code, without data, that Ray copies to the nodes; null: `python` has the package."""
+
+
+class SlurmConfig(ViaConfig):
+    """Slurm."""
+
+    nodes: PositiveInt
+    """Machines of the job; the ranks, `cluster.num_workers`, are shared out evenly."""
+    gpus_per_node: Count | None
+    """GPUs of each machine; null: none is asked for."""
+    cpus_per_rank: PositiveInt | None
+    """Cores of each rank; null: what the cluster gives."""
+    memory_gb: Positive | None
+    """Memory of each machine, in GB; null: what the cluster gives."""
+    partition: str | None
+    """The queue; null: the cluster's default."""
+    account: str | None
+    """Who pays; null: the user's default."""
+    qos: str | None
+    """The quality of service; null: the user's default."""
+    minutes: PositiveInt | None
+    """The time limit of one start; null: the queue's. A run that is not done by then is saved and requeued."""
+    signal_seconds: PositiveInt
+    """How long before the time limit the run is asked to save and stop."""
+    setup: str | None
+    """A shell file on the nodes that is read first, as for modules; null: none."""
+    image: str | None
+    """A container image for the ranks, by srun's plugin pyxis; null: none."""
+    logs: str | None
+    """The folder of the job's logs, seen from the nodes; null: `logs` in the run folder."""
+    options: Paths | None
+    """Further options of sbatch, as [--constraint=a100,--exclusive]; null: none."""
+
+
+class KubeRayConfig(ViaConfig):
+    """KubeRay, on Kubernetes."""
+
+    namespace: str
+    """The namespace."""
+    image: str | None
+    """The container image with this package; it must be given."""
+    ray_version: str
+    """The version of Ray in the image."""
+    gpus_per_worker: Count
+    """GPUs of each worker's pod."""
+    cpus_per_worker: PositiveInt
+    """Cores of each worker's pod."""
+    memory_gb: Positive
+    """Memory of each pod, in GB."""
+    volume_claim: str | None
+    """A PersistentVolumeClaim that all pods mount, for data and runs; null: both lie in an object store."""
+    mount: str
+    """Where the volume is mounted; `data` and `run` lie below it."""
+    secrets: Paths | None
+    """Kubernetes Secrets whose keys become environment variables, for wandb and object stores; null: none."""
+    token_secret: str | None
+    """The Secret that holds Ray's token; null: KubeRay makes one."""
+    backoff_limit: Count
+    """How often KubeRay starts the job anew after a failure."""
+    ttl_seconds: Count
+    """How long the ended job's cluster stays."""
+
+
+class SkyConfig(ViaConfig):
+    """SkyPilot; its YAML is rendered, not submitted."""
+
+    infra: str | None
+    """Where, as aws/us-east-1 or k8s; null: where SkyPilot finds it cheapest."""
+    accelerators: str | None
+    """GPUs of each machine, as H100:8; null: none."""
+    nodes: PositiveInt
+    """Machines of the job; the ranks, `cluster.num_workers`, are shared out evenly."""
+    spot: bool
+    """Whether machines may be taken away, which costs less."""
+    image: str | None
+    """A container image with this package; null: `workdir` is installed."""
+    workdir: str | None
+    """A checkout that SkyPilot copies to the machines and installs; null: the image has the package."""
+    disk_gb: PositiveInt | None
+    """Disk of each machine, in GB; null: SkyPilot's default."""
+    secrets: Paths | None
+    """Names of secrets that SkyPilot passes on, as WANDB_API_KEY; their values are never written; null: none."""
+
+
 # dotted key of a section that comes in kinds → kind → the section with that kind's keys
 KINDS: dict[str, dict[str, type[Section]]] = {
     "model.recurrence": {"lstm": LSTMConfig},
     "model.softmax": {"adaptive": AdaptiveSoftmaxConfig, "full": FullSoftmaxConfig},
+    "via": {"ray": RayJobsConfig, "slurm": SlurmConfig, "kuberay": KubeRayConfig, "sky": SkyConfig},
 }
 
 
@@ -490,6 +590,38 @@ class Config(Section):
         return validated, (type(self), self.model_dump_json())
 
 
+class PlanSection(Section):
+    """What a plan is made for."""
+
+    words_per_second: Positive | None
+    """Speed of the whole run; null: measured here, on one device, and multiplied by the number of workers."""
+    price_per_hour: Positive | None
+    """Price of one device for an hour, in whatever currency; null: no cost is planned."""
+    device_memory_gb: Positive | None
+    """Memory of a device, in GB; null: that of the GPU that is here, else nothing is refused for it."""
+
+
+class PlanConfig(Config):
+    """What `plan` reads."""
+
+    plan: PlanSection
+
+
+class SubmitConfig(Config):
+    """What `submit` reads."""
+
+    via: Annotated[SerializeAsAny[ViaConfig], _by_kind("via")]
+
+
+class ReportConfig(Section):
+    """What `report` reads."""
+
+    runs: Paths | None
+    """The folders of the runs, as [A,B]."""
+    out: str | None
+    """The HTML file; its pictures lie beside it; null: report.html in the folder of the first run, if it is local."""
+
+
 class EvaluateConfig(Section):
     """What `evaluate` reads."""
 
@@ -513,7 +645,7 @@ class VerifyConfig(Section):
 
 
 class RunConfig(Section):
-    """What `status` and `stop` read."""
+    """What `status`, `stop` and `logs` read."""
 
     run: str | None
     """The folder of the training run."""
@@ -539,16 +671,18 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if schema is Config:
+    if issubclass(schema, Config):
         _import_typed(overrides)
     known = leaves(schema)
     kinds = [place for place in KINDS if f"{place}.kind" in known]
     texts: dict[str, str] = {}
     others: list[str] = []
-    typed: set[str] = set()
+    typed: dict[str, str] = {}
     for override in overrides:
         key, value = _checked(schema, override)
-        typed.add(key)
+        if key in typed:
+            raise ConfigError(f"{key} is given twice, as {typed[key]} and as {value}; give it once")
+        typed[key] = value
         if str in _parts(known.get(key)):
             texts[key] = value
         else:
@@ -619,12 +753,13 @@ def _fill(section: dict[str, Any], place: str, *, kind: object, typed: Collectio
     section.update(cast(dict[str, Any], values) | stay | {"kind": kind})
 
 
-def groups() -> dict[str, list[str]]:
-    """The groups of conf/ and the choices in each."""
+def groups(schema: type[Section]) -> dict[str, list[str]]:
+    """The groups of conf/ that fill a schema, and the choices in each; an experiment fills the whole."""
+    names = {*schema.model_fields, *(("experiment",) if issubclass(schema, Config) else ())}
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name in names
     }
 
 
@@ -703,7 +838,7 @@ def _checked(schema: type[Section], override: str) -> tuple[str, str]:
     if any("\ud800" <= character <= "\udfff" for character in override):  # how Python holds bytes of another encoding
         raise ConfigError(f"argument {override!r} is no valid UTF-8; name such a file by its folder or a glob")
     known = leaves(schema)
-    files = groups() if schema is Config else {}
+    files = groups(schema)
     if RENAMED.get(key) in known:
         key = RENAMED[key]
     if key in files:

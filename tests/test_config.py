@@ -29,7 +29,7 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigError
 
-EXPERIMENTS = groups()["experiment"]
+EXPERIMENTS = groups(Config)["experiment"]
 CUTOFFS = "model.softmax.cutoffs"
 SOFTMAXES = " or ".join(repr(kind) for kind in KINDS["model.softmax"])
 
@@ -411,7 +411,7 @@ def test_every_experiment_composes(experiment):
     assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups().items() for each in found])
+@pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups(Config).items() for each in found])
 def test_every_choice_of_every_group_composes(group, choice):
     load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
 
@@ -439,7 +439,7 @@ def test_sections_are_found_with_their_prefix():
 
 
 def test_groups_are_the_folders_of_conf():
-    found = groups()
+    found = groups(Config)
     assert list(found) == sorted(path.name for path in CONF.iterdir() if path.is_dir())
     assert found["optim"] == ["adagrad", "adam", "adamw", "sgd"]
     assert set(found) == {"cluster", "corpus", "experiment", "model", "optim"}

@@ -46,7 +46,7 @@ def recipe(name, *overrides):
 
 
 def test_every_recipe_stands_here():
-    assert sorted(SIZES) == groups()["experiment"]
+    assert sorted(SIZES) == groups(Config)["experiment"]
 
 
 # --- sizes

@@ -341,7 +341,7 @@ def test_help_shows_the_keys_with_their_values(verb, flag, capsys, monkeypatch):
     assert sorted(setting for setting, *_ in explained) == sorted(f"{key}={value}" for key, value in values.items())
     assert not [setting for setting, *text in explained if not text]
     is_whole_tree = "optim" in {key.partition(".")[0] for key in leaves(schema)}
-    listed = [f"  {group}={'|'.join(choices)}" for group, choices in groups().items()]
+    listed = [f"  {group}={'|'.join(choices)}" for group, choices in groups(Config).items()]
     assert [line for line in listed if line in lines] == (listed if is_whole_tree else [])
 
 
