@@ -487,6 +487,53 @@ def publish_bytes(path: str, data: bytes) -> None:
         file.write(data)
 
 
+def create_bytes(path: str, data: bytes) -> bool:
+    """Publishes content under a name that nothing has yet: of two who try at once, one succeeds.
+
+    On a local disk the whole file gets its name by a link; in an object store the store is asked to refuse what is
+    there already.
+
+    Returns:
+        whether it is ours; False: something is there.
+
+    Raises:
+        ConfigError: the place cannot be written to, or its store or disk cannot promise this.
+    """
+    if exists(path):
+        return False
+    if is_local(path):
+        return _linked(Path(resolve(path)[1]), data)
+    with _reached(path) as (filesystem, name):
+        try:
+            filesystem.pipe_file(name, data, mode="create")
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{path}: its store cannot create an object only where none is ({reason_of(error)});"
+                " use a run=FOLDER on a shared disk or in S3"
+            ) from error
+        except OSError:  # each store says in its own words that something is there
+            if not filesystem.exists(name):
+                raise
+    return read_bytes(path) == data
+
+
+def _linked(target: Path, data: bytes) -> bool:
+    """`create_bytes` on a local disk."""
+    with _writable(str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)
+            try:
+                os.link(file.name, target)
+            except FileExistsError:
+                return False
+        flush_folder(target.parent)
+    return True
+
+
 def append_line(path: str, line: str) -> None:
     """Adds a line to a file, which is made if need be; a reader sees the whole line or nothing of it.
 

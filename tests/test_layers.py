@@ -18,9 +18,10 @@ LAYERS = [
     ["interface", *pipeline.__all__],
     ["runner", "evaluation"],
     ["training", "cluster"],
-    ["scoring", "run"],
+    ["scoring", "submission"],
+    ["run"],
     ["corpus", "model"],
-    ["config", "console", "errors", "storage", "upgrades"],
+    ["config", "console", "errors", "masking", "provenance", "storage", "upgrades"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rglob("*.py"))

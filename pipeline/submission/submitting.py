@@ -1,0 +1,212 @@
+"""Submitting a run: one job, however often and from wherever it is pressed.
+
+In: a verb, what was typed for it, and the way onto the cluster. Out: the job's id. The record in the run folder comes
+first, then the client is called; so whatever is lost on the way, the next try finds the record and asks the client for
+the job by its id. A job that the client knows is not submitted again; one that it does not know is, under the same id.
+A new number is given once the job of the last one has ended, or never was and something else is asked for.
+"""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.config import SubmitConfig, given
+from pipeline.errors import ConfigError
+from pipeline.masking import holds_secret
+from pipeline.provenance import code_version
+from pipeline.run.ledger import read_events
+from pipeline.submission.adaptors import JobStatus, Order, Rendered, adaptor_of, section_of
+from pipeline.submission.record import (
+    Submission,
+    age_seconds,
+    digest_of,
+    job_id,
+    record,
+    record_path,
+    submissions,
+    via_of,
+)
+
+SETTLE_SECONDS = 30.0  # after a record was written, in which whoever wrote it may still be calling the client
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        submission: the job's record.
+        status: what the client says of the job; its name is None where only a file was written.
+        again: whether the job was there already.
+        file: where what the client was given lies.
+        command: how it is, or is to be, handed over.
+    """
+
+    submission: Submission
+    status: JobStatus
+    again: bool
+    file: str
+    command: list[str]
+
+
+def order_of(config: SubmitConfig, *, verb: str, arguments: tuple[str, ...]) -> Order:
+    """The order that a call makes, numbered as if nothing had been submitted.
+
+    Args:
+        config: of the call.
+        verb: `train` or `prepare`.
+        arguments: of the verb, as typed.
+
+    Raises:
+        ConfigError: it cannot be submitted.
+    """
+    adaptor = adaptor_of(config.via.kind)
+    _check_places(config)
+    for argument in arguments:
+        if holds_secret(argument):
+            raise ConfigError(
+                f"{argument.partition('=')[0]} holds a secret, which everybody would read in the job's record;"
+                " leave it out and let the nodes have it, in ~/.netrc, ~/.aws/credentials or a Secret"
+            )
+    keys = {argument.partition("=")[0] for argument in arguments}
+    if not keys & {"cluster", "cluster.kind"}:
+        arguments = (*arguments, f"cluster={adaptor.CLUSTER}")
+    elif config.cluster.kind != adaptor.CLUSTER:
+        raise ConfigError(
+            f"via={config.via.kind} runs with cluster={adaptor.CLUSTER}, and cluster={config.cluster.kind} is given;"
+            " leave it out"
+        )
+    order = Order(
+        submission=_numbered(config, number=1, verb=verb, arguments=arguments), config=config, section=config.via
+    )
+    adaptor.check(order)
+    return order
+
+
+def render(order: Order) -> Rendered:
+    """What the client would be given."""
+    return adaptor_of(order.submission.kind).render(order)
+
+
+def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outcome:
+    """Hands an order to its cluster, unless a job of the run is there already.
+
+    Args:
+        order: as `order_of` made it.
+        wait: for seconds.
+
+    Raises:
+        ConfigError: the client refuses it or does not answer, or another job of this run waits or runs.
+    """
+    while True:
+        last = next(iter(submissions(order.submission.run)[::-1]), None)
+        if last is None:
+            new = order.submission
+        else:
+            status = _settled(last, wait=wait)
+            if status.alive:
+                return _there_already(order, last, status)
+            lost = status.state == "gone" and not _begun(last) and _unchanged(order, last)
+            new = last if lost else _numbered_again(order, last.number + 1)
+        if new == last or record(new):
+            return _hand_over(Order(submission=new, config=order.config, section=order.section))
+
+
+def _hand_over(order: Order) -> Outcome:
+    rendered = render(order)
+    file = record_path(order.submission, rendered.ending)
+    storage.publish_bytes(file, rendered.text.encode())
+    name = adaptor_of(order.submission.kind).submit(order, rendered, file)
+    return Outcome(
+        submission=order.submission,
+        status=JobStatus(state="gone" if name is None else "queued", name=name),
+        again=False,
+        file=file,
+        command=rendered.command,
+    )
+
+
+def _settled(last: Submission, *, wait: Callable[[float], None]) -> JobStatus:
+    """What the client says of a job, once whoever wrote its record has had the time to call the client.
+
+    Raises:
+        ConfigError: the client does not answer.
+    """
+    adaptor = adaptor_of(last.kind)
+    while (status := adaptor.status(last)).state == "gone" and age_seconds(last) < SETTLE_SECONDS:
+        wait(LOOK_SECONDS)
+    if status.state == "silent":
+        raise ConfigError(
+            f"run={last.run} was submitted as {last.id} by via={last.kind}, which does not say whether that job goes"
+            f" on ({status.reason}); submit where it can be asked, or remove"
+            f" {record_path(last, '.json')} once it has ended"
+        )
+    return status
+
+
+def _begun(last: Submission) -> bool:
+    """Whether the ledger tells of a start since the job was submitted: then a job that is not known any more ended."""
+    return any(event["event"] == "start" and event["time"] >= last.time for event in read_events(last.run))
+
+
+def _there_already(order: Order, last: Submission, status: JobStatus) -> Outcome:
+    """The job that is there, if it is what is asked for.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    new = order.submission
+    if (last.kind, last.verb, last.configuration) != (new.kind, new.verb, new.configuration):
+        raise ConfigError(
+            f"run={last.run} is {status.state} already as {last.id}, by `submit {last.verb} via={last.kind}"
+            f" {shlex.join(last.arguments)}`; wait for it, or `python -m jobs stop run={last.run}` first"
+        )
+    rendered = render(Order(submission=last, config=order.config, section=section_of(last)))
+    file = record_path(last, rendered.ending)
+    return Outcome(submission=last, status=status, again=True, file=file, command=rendered.command)
+
+
+def _unchanged(order: Order, last: Submission) -> bool:
+    new = order.submission
+    return (last.verb, last.configuration, last.via) == (new.verb, new.configuration, new.via)
+
+
+def _numbered(config: SubmitConfig, *, number: int, verb: str, arguments: tuple[str, ...]) -> Submission:
+    run, code = given("run", config.run), code_version()
+    return Submission(
+        id=job_id(run, number=number),
+        number=number,
+        via=via_of(config.via),
+        verb=verb,
+        run=run,
+        arguments=arguments,
+        time=time.time(),
+        configuration=digest_of(config),
+        version=code.version,
+        commit=code.commit,
+        dirty=code.dirty,
+    )
+
+
+def _numbered_again(order: Order, number: int) -> Submission:
+    submission = order.submission
+    return _numbered(order.config, number=number, verb=submission.verb, arguments=submission.arguments)
+
+
+def _check_places(config: SubmitConfig) -> None:
+    """Refuses folders that would be others where the job runs.
+
+    Raises:
+        ConfigError: one is missing or relative.
+    """
+    for name, place in (("data", config.data), ("run", config.run), ("init_from", config.init_from)):
+        if place is None and name != "init_from":
+            raise ConfigError(f"{name}=null is not given; use {name}=FOLDER, a full path or an object store's URI")
+        if place is not None and not place.startswith("/") and "://" not in place:
+            raise ConfigError(
+                f"{name}={place} is relative, and the job's working folder is another;"
+                f" use {name}={storage.absolute(place)}"
+            )
