@@ -16,6 +16,8 @@ from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import count_words, cut_vocabulary, merge_counts, write_vocabulary
 
+pytest_plugins = ["support.worlds"]
+
 MakeCorpus = Callable[..., str]
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no finding
