@@ -411,7 +411,9 @@ def test_every_experiment_composes(experiment):
     assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups(Config).items() for each in found])
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, each) for group, found in groups(Config).items() for each in found]
+)
 def test_every_choice_of_every_group_composes(group, choice):
     load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
 

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import storage
@@ -53,7 +53,10 @@ def check(order: Order) -> None:
     for option in section.options or ():
         if not option.startswith("--"):
             raise ConfigError(f"via.options={option} is no long option of sbatch; give it as --name=value")
-    for key, text in (("run", _log(order.submission)), *(("via", str(value)) for value in order.submission.via.values())):
+    for key, text in (
+        ("run", _log(order.submission)),
+        *(("via", str(value)) for value in order.submission.via.values()),
+    ):
         if any(each in text for each in "\n\r"):
             raise ConfigError(f"{key}={text!r} has a line end, which no script of sbatch can hold; leave it out")
     if "%" in _log(order.submission):
@@ -233,6 +236,7 @@ def _ask(*command: str, text: str | None = None) -> str:
             text=True,
             timeout=ASK_SECONDS,
             env=without_secrets(),
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{name} does not answer ({reason_of(error)}); try again once Slurm does") from error

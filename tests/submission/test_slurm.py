@@ -82,7 +82,7 @@ def state_of(cluster, number):
 
 @pytest.mark.slow
 def test_a_run_goes_through_a_time_limit_and_a_preemption_bit_for_bit(world, cluster, slow):
-    """Two machines: USR1, as before the time limit; then another partition takes both away. One ledger, no step lost."""
+    """Two machines: USR1, as before the time limit; then another partition takes them. One ledger, no step lost."""
     run = world.run()
     order = ["train", "via=slurm", "via.nodes=2", f"data={world.data}", f"run={run}", *TRAIN, "cluster.num_workers=2"]
     job = submitted(*order, *slow)
@@ -119,7 +119,9 @@ def test_a_run_that_is_stopped_or_cannot_go_on_is_not_requeued(world, cluster, s
     job = submitted(*order)
     await_that(lambda: recorded(run) >= 10, why=lambda: state_of(cluster, job["job"]))
     assert call("stop", f"run={run}")[0] == 0
-    await_that(lambda: state_of(cluster, job["job"]) in ("COMPLETED", "CANCELLED"), why=lambda: state_of(cluster, job["job"]))
+    await_that(
+        lambda: state_of(cluster, job["job"]) in ("COMPLETED", "CANCELLED"), why=lambda: state_of(cluster, job["job"])
+    )
     step = saved(run)
     second = submitted(*order)  # a person goes on
     assert second["id"] == f"{job['id'][:-1]}2"
@@ -137,9 +139,17 @@ def test_the_script_passes_shellcheck(tmp_path):
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck here; apt-get install shellcheck")
     for verb in ("train", "prepare"):
-        code, told = call("submit", verb, "via=slurm", "data=/d", f"run={tmp_path / 'a b'}", "via.setup=/etc/profile", "--dry-run")
+        code, told = call(
+            "submit", verb, "via=slurm", "data=/d", f"run={tmp_path / 'a b'}", "via.setup=/etc/profile", "--dry-run"
+        )
         assert code == 0
-        done = subprocess.run(["shellcheck", "--shell=bash", "--exclude=SC1091", "-"], input=told, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            ["shellcheck", "--shell=bash", "--exclude=SC1091", "-"],
+            input=told,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert done.stdout == ""
 
 
