@@ -223,7 +223,7 @@ def test_the_command_says_the_id_in_a_line_or_an_object(cluster, tmp_path):
 
 
 def test_a_dry_run_leaves_nothing(cluster, tmp_path):
-    code, told = call("submit", "train", "via=slurm", "data=/data", f"run={tmp_path / 'run'}", "--dry-run")
+    code, told = call("submit", "train", "via=sky", "data=/data", f"run={tmp_path / 'run'}", "--dry-run")
     assert code == 0
     assert "'run=" in told
     assert not Path(tmp_path, "run").exists()
