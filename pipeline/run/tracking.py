@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.masking import masked
 
 ID_NAME, PLACE_NAME = "tracking-id", "tracking-place"
 
@@ -43,14 +44,15 @@ def tracking_id(run: str) -> str:
     Beside it stands the place where it was last used: a folder that is found elsewhere was copied if there is one with
     this name at that place still, and else moved.
     """
+    here = masked(run)
     id_path, place_path = (storage.join(run, name) for name in (ID_NAME, PLACE_NAME))
     identity = _read(id_path)
     place = _read(place_path)
-    if identity is None or (place not in (None, run) and _is_copy(run, of=str(place), identity=identity)):
+    if identity is None or (place not in (None, here) and _is_copy(run, of=str(place), identity=identity)):
         identity = uuid.uuid4().hex[:8]
         storage.publish_bytes(id_path, identity.encode())
-    if place != run:
-        storage.publish_bytes(place_path, run.encode())
+    if place != here:
+        storage.publish_bytes(place_path, here.encode())
     return identity
 
 

@@ -24,6 +24,7 @@ from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
+from pipeline.masking import masked_tree
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import (
     check_weights,
@@ -501,4 +502,6 @@ def _tracker(config: Config, *, report: Callable[[str], None]) -> Tracker:
     assert config.run is not None
     if config.tracking.kind == "none":
         return NoTracker()
-    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"), report=report)
+    return WandbTracker(
+        config.tracking, run=config.run, config=masked_tree(config.model_dump(mode="json")), report=report
+    )
