@@ -122,7 +122,7 @@ def _lock(descriptor: int, path: Path, *, patience_seconds: float, taken: str) -
             return
 
 
-class PlainLoader(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
     """Plain values alone, and no aliases, which we never write: a few lines of them stand for more than any memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:

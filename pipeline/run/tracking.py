@@ -3,6 +3,7 @@
 In: a run folder. Out: the identity, the command that sends what waits. It imports no dashboard: a command is quick.
 """
 
+import re
 import shlex
 import uuid
 from pathlib import Path
@@ -43,10 +44,15 @@ def tracking_id(run: str) -> str:
 
     Beside it stands the place where it was last used: a folder that is found elsewhere was copied if there is one with
     this name at that place still, and else moved.
+
+    Raises:
+        ConfigError: the file holds no such name.
     """
     here = masked(run)
     id_path, place_path = (storage.join(run, name) for name in (ID_NAME, PLACE_NAME))
     identity = _read(id_path)
+    if identity is not None and not re.fullmatch(r"[\w-]{1,64}", identity):  # wandb names a folder by it
+        raise ConfigError(f"{id_path} holds {identity[:64]!r}, needed letters, digits, - and _; remove it")
     place = _read(place_path)
     if identity is None or (place not in (None, here) and _is_copy(run, of=str(place), identity=identity)):
         identity = uuid.uuid4().hex[:8]

@@ -502,6 +502,5 @@ def _tracker(config: Config, *, report: Callable[[str], None]) -> Tracker:
     assert config.run is not None
     if config.tracking.kind == "none":
         return NoTracker()
-    return WandbTracker(
-        config.tracking, run=config.run, config=masked_tree(config.model_dump(mode="json")), report=report
-    )
+    shown = masked_tree(config.model_dump(mode="json"))
+    return WandbTracker(config.tracking, run=config.run, config=shown, report=report)

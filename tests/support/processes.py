@@ -1,6 +1,5 @@
 """The processes that tests look for in /proc: any of them may end between two looks."""
 
-import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
@@ -70,10 +69,7 @@ def _listening() -> dict[str, tuple[str, int]]:
             _, place, _, state, *_, number = line.split()[:10]
             if state == LISTENS:
                 address, _, port = place.partition(":")
-                words = [
-                    struct.pack("=I", socket.htonl(int(address[start : start + 8], 16)))
-                    for start in range(0, len(address), 8)
-                ]
+                words = [int(address[start : start + 8], 16) for start in range(0, len(address), 8)]
                 kind = IPv4Address if family == "tcp" else IPv6Address
-                found[number] = (str(kind(b"".join(word[::-1] for word in words))), int(port, 16))
+                found[number] = str(kind(struct.pack(f"={len(words)}I", *words))), int(port, 16)
     return found

@@ -2,18 +2,19 @@
 
 import os
 import socket
+import time
 from contextlib import closing
 from ipaddress import ip_address
 
 import pytest
-from support.faulty_runs import JOBS, PATIENCE_SECONDS, World, assert_same_run, session
+from support.faulty_runs import World, assert_same_run, session
 from support.processes import descendants, listeners
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),  # a CPU's way
 ]
-FIRST, LAST = 20, 140  # steps between which it is looked at
+FIRST = 20  # step from which it is looked at
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
@@ -31,6 +32,7 @@ def listening(world: World, **how: object) -> set[tuple[str, int]]:
     while command.process.poll() is None:
         pids = {command.process.pid, *descendants(command.process.pid), *session(command.process.pid)}
         found |= listeners(pids)
+        time.sleep(0.05)
     command.end()
     print(sorted(found))
     return found
