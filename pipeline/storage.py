@@ -10,6 +10,7 @@ import glob
 import hashlib
 import heapq
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, reason_of
+from pipeline.masking import USER
 
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
+KEY_OF_S3 = re.compile(rf"\bs3a?://{USER.pattern}")  # which s3fs takes for a part of the bucket's name
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -57,10 +60,16 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     Listings are not kept: they would hide what another process has written or removed since.
 
     Raises:
-        ConfigError: the path's protocol is not known, its package is not installed, or what it chains to is not there.
+        ConfigError: the path's protocol is not known, its package is not installed, or what it chains to is not there;
+            or it holds a key of S3.
     """
     if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
         return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
+    if KEY_OF_S3.search(path):
+        raise ConfigError(
+            f"{path} holds a key, which S3 takes in no URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave"
+            " it out"
+        )
     chained = "://" in path.partition("::")[2]
     try:
         filesystem, name = fsspec.core.url_to_fs(

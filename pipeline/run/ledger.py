@@ -35,6 +35,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.masking import masked_tree
 from pipeline.run.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Ledger:
 
     def write(self, event: str, /, **fields: object) -> None:
         """Adds an event of now; what cannot be written is told once and never stops training."""
-        record = {"event": event, "time": time.time(), "attempt": self._attempt, **fields}
+        record = {"event": event, "time": time.time(), "attempt": self._attempt, **masked_tree(fields)}
         try:
             if misfits := _misfits(record):
                 raise ValueError(f"an event {event} with {', '.join(misfits)} missing or of another type")
