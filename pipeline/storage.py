@@ -272,6 +272,26 @@ def read_head(path: str, num_bytes: int) -> bytes:
         return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
 
 
+def read_end(path: str, num_bytes: int) -> bytes:
+    """The last bytes of a file, all if it is shorter; nothing where there is none.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    if not is_local(path):
+        with suppress(FileNotFoundError), _reached(path) as (filesystem, name):
+            return bytes(filesystem.cat_file(name, start=max(filesystem.size(name) - num_bytes, 0)))
+        return b""
+    try:
+        with open_read(path) as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
+
+
 def sha256(path: str) -> str:
     """Digest of a file's bytes, as 64 hexadecimal digits; reads a part at a time."""
     with _reached(path) as (filesystem, name), filesystem.open(name, "rb") as file:

@@ -188,6 +188,19 @@ def read_records(path: str) -> list[Record]:
     return _records_of(storage.read_or_nothing(path))
 
 
+def last_records(run: str, *, num_bytes: int) -> list[Record]:
+    """The records at the end of a run's metrics, in its order; the first of them may be cut off.
+
+    Args:
+        run: the run folder.
+        num_bytes: of the file, at most.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    return _records_of(storage.read_end(storage.join(run, METRICS_NAME), num_bytes))
+
+
 def records_tail(run: str) -> Tail[Record]:
     """The records of a run folder, as they come."""
     path = storage.join(run, METRICS_NAME)
