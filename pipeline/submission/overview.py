@@ -12,20 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.corpus.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.run.account import Account, Failure, account, steps_per_second
 from pipeline.run.checkpoint import committed_steps, looks_whole
-from pipeline.run.folder import read_hang_seconds
-from pipeline.run.ledger import EVENTS_NAME, PARTS, Event, read_events
+from pipeline.run.ledger import EVENTS_NAME, PARTS, Event, events_of_run, read_events
 from pipeline.run.plan import Row, compared, read_plan
-from pipeline.run.records import Record, last_records, step_of
+from pipeline.run.records import VALIDATION, Record, last_records, last_validation, step_of
 from pipeline.submission.adaptors import JobStatus
 from pipeline.submission.asking import ask
 from pipeline.submission.record import FOLDER, Submission, submissions
 from pipeline.submission.standing import Standing, needs_asking, standing
 
-RECORDS_BYTES = 1 << 18  # of the metrics' end: some thousand records
+RECORDS_BYTES = 1 << 17  # of the metrics' end: some 500 records
 SPEED_RECORDS = 20  # the newest, of which the speed is the mean
 NUM_READERS = 8  # of runs at the same time, for object stores
 OF_A_RUN = rf"(?:{re.escape(EVENTS_NAME)}|{PARTS}/[^/]+\.jsonl|{FOLDER}/[^/]+\.json)"
@@ -114,14 +112,16 @@ class _Read:
     submission: Submission | None
 
 
-def overview(run: str) -> Overview:
-    """The overview of one run.
+def overview(run: str) -> Overview | None:
+    """The overview of one run; None: the folder has neither a ledger with events nor submissions.
 
     Raises:
-        ConfigError: it cannot be read, or the folder is none of a run.
+        ConfigError: it cannot be read.
     """
-    read, now = _read(run), time.time()
-    return _put_together(read, _answers([read]), now=now)
+    read = _read(run)
+    if not read.events and read.submission is None:
+        return None
+    return _put_together(read, _answers([read]), now=time.time())
 
 
 def overviews(runs: Sequence[str]) -> list[Overview | ConfigError]:
@@ -130,15 +130,6 @@ def overviews(runs: Sequence[str]) -> list[Overview | ConfigError]:
         read = list(pool.map(_read_or_why, runs))
         answers, now = _answers([each for each in read if isinstance(each, _Read)]), time.time()
         return list(pool.map(lambda each: _put_together_or_why(each, answers, now=now), read))
-
-
-def is_run(run: str) -> bool:
-    """Whether a folder has a ledger or submissions.
-
-    Raises:
-        ConfigError: something is there that cannot be read.
-    """
-    return storage.exists(storage.join(run, EVENTS_NAME)) or bool(read_events(run) or submissions(run))
 
 
 def runs_in(folder: str) -> list[str]:
@@ -161,6 +152,8 @@ def _read(run: str) -> _Read:
     events, now = read_events(run), time.time()
     found = account(events, now=now)
     if found.state == "silent":
+        from pipeline.run.folder import read_hang_seconds  # imports pyarrow, which takes half a second
+
         found = account(events, now=now, hang_seconds=read_hang_seconds(run))
     last = next(iter(submissions(run)[::-1]), None)
     return _Read(
@@ -170,7 +163,10 @@ def _read(run: str) -> _Read:
 
 def _read_or_why(run: str) -> _Read | ConfigError:
     try:
-        return _read(run)
+        read = _read(run)
+        if not read.events and read.submission is None:
+            events_of_run(run)  # refuses it
+        return read
     except PipelineError as error:
         return ConfigError(str(error))
 
@@ -206,9 +202,8 @@ def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> 
         stop_cause=_stop_cause(read.events),
         prepared=submission is not None and not found.num_attempts and _prepared(submission),
     )
-    measured = _measured(read.records)
+    measured = _measured(run, read.records)
     saved_times = [event["time"] for event in read.events if event["event"] == "checkpoint"]
-    forecast = read_plan(run)
     return Overview(
         run=run,
         found=found,
@@ -221,7 +216,7 @@ def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> 
         goodput=found.shares["productive"] if found.num_attempts else None,
         checkpoint_age_seconds=max(now - saved_times[-1], 0.0) if saved_times else None,
         seconds_left=_seconds_left(read, measured) if where.state == "running" else None,
-        plan=[] if forecast is None else compared(forecast, found=found, events=read.events, records=read.records),
+        plan=_plan(read),
     )
 
 
@@ -232,17 +227,17 @@ def _saved(run: str, events: Sequence[Event]) -> Saved:
     return Saved(saved_step=steps[0] if steps else None, resumes_from=next(whole, None if steps else 0))
 
 
-def _measured(records: Sequence[Record]) -> Measured:
+def _measured(run: str, records: Sequence[Record]) -> Measured:
     speeds = [speed for each in records if (speed := each.get("speed/tokens_per_second"))][-SPEED_RECORDS:]
-    speed = math.fsum(speeds) / len(speeds) if speeds else None
-    for kind, key in (("validation", "valid/perplexity"), ("training", "train/perplexity")):
-        for each in reversed(records):
-            if (perplexity := each.get(key)) is not None:
-                step = step_of(each)
-                return Measured(
-                    perplexity=perplexity, perplexity_of=kind, perplexity_step=step, words_per_second=speed
-                )
-    return Measured(perplexity=None, perplexity_of=None, perplexity_step=None, words_per_second=speed)
+    validated = next((each for each in reversed(records) if VALIDATION in each), None) or last_validation(run)
+    trained = next((each for each in reversed(records) if "train/perplexity" in each), None)
+    last = validated or trained
+    return Measured(
+        perplexity=None if last is None else last.get(VALIDATION, last.get("train/perplexity")),
+        perplexity_of="validation" if validated else "training" if trained else None,
+        perplexity_step=None if last is None else step_of(last),
+        words_per_second=math.fsum(speeds) / len(speeds) if speeds else None,
+    )
 
 
 def _seconds_left(read: _Read, measured: Measured) -> float | None:
@@ -258,11 +253,23 @@ def _seconds_left(read: _Read, measured: Measured) -> float | None:
     return None if pace is None else max(total_steps - read.found.step, 0) / pace
 
 
+def _plan(read: _Read) -> list[Row]:
+    try:
+        forecast = read_plan(read.run)
+    except ConfigError as error:
+        return [Row(name="plan", planned="cannot be read", fact=str(error))]
+    if forecast is None:
+        return []
+    return compared(forecast, found=read.found, events=read.events, records=read.records)
+
+
 def _stop_cause(events: Sequence[Event]) -> str | None:
     return next((event["cause"] for event in reversed(events) if event["event"] == "stop"), None)
 
 
 def _prepared(submission: Submission) -> bool:
     """Whether the corpus is there that a submission of `prepare` makes; its manifest is written last."""
+    from pipeline.corpus.manifest import MANIFEST_NAME  # imports pyarrow, as above
+
     data = next((each.partition("=")[2] for each in submission.arguments if each.startswith("data=")), None)
     return submission.verb == "prepare" and bool(data) and storage.exists(storage.join(str(data), MANIFEST_NAME))

@@ -61,7 +61,7 @@ def now(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XYZ-2")
         time.tzset()
-        yield lambda seconds: patch.setattr("jobs.status.time.time", lambda: BEGAN + seconds)
+        yield lambda seconds: patch.setattr("pipeline.submission.overview.time.time", lambda: BEGAN + seconds)
     time.tzset()
 
 
@@ -141,6 +141,24 @@ def test_what_programs_read(tmp_path, now, capsys):
         "resizes": [{"event": "resize", "time": BEGAN + 51, "attempt": 1, "from_size": 4, "to_size": 3}],
         "saved_step": None,
         "resumes_from": 0,
+        "reason": "",
+        "perplexity": None,
+        "perplexity_of": None,
+        "perplexity_step": None,
+        "words_per_second": None,
+        "goodput": 75.0 / 110,
+        "checkpoint_age_seconds": 70.0,
+        "seconds_left": (500 - 125) / (5 / 20),  # by the 5 steps of the last 20 s
+        "last_failure": {
+            "time": BEGAN + 85,
+            "step": 110,
+            "kind": "tracker",
+            "cause": "no way to it",
+            "rank": None,
+            "fatal": False,
+        },
+        "submission": None,
+        "plan": [],
     }
 
 
@@ -148,12 +166,12 @@ def test_what_programs_read(tmp_path, now, capsys):
     ("more", "seconds", "line"),
     [
         ([], 11, "running, step 0/500 (0.0%), world size 4, 1 attempt"),
-        ([], 1000, "silent since 2023-11-15 00:13:30, step 0/500 (0.0%), world size 4, 1 attempt"),
-        ([(60, "stop", {"step": 61, "cause": "SIGTERM"})], 1000, "stopped, step 61/500 (12.2%), world size 4"),
+        ([], 1000, "lost (no event for 16 min), step 0/500 (0.0%), world size 4, 1 attempt"),
+        ([(60, "stop", {"step": 61, "cause": "SIGTERM"})], 1000, "stopped (SIGTERM), step 61/500 (12.2%), world size 4"),
         ([(60, "end", {"step": 500})], 1000, "finished, step 500/500 (100.0%), world size 4, 1 attempt"),
         ([(60, "start", COMMON[0][2])], 61, "running, step 0/500 (0.0%), world size 4, 2 attempts"),
     ],
-    ids=["running", "silent", "stopped", "finished", "again"],
+    ids=["running", "lost", "stopped", "finished", "again"],
 )
 def test_the_first_line_says_how_it_stands(more, seconds, line, tmp_path, now, capsys):
     now(seconds)
@@ -264,7 +282,7 @@ def test_an_event_of_no_date_is_passed_over(time, tmp_path, now, capsys):
         file.write(
             json.dumps({"event": "progress", "time": time, "attempt": 1, "step": 9}) + "\n" + "[" * 100_000 + "\n"
         )
-    assert status(capsys, tmp_path).startswith("silent since 2023-11-15 00:13:30, step 0/500")
+    assert status(capsys, tmp_path).startswith("lost (no event for 16 min), step 0/500")
 
 
 def test_a_ledger_of_ten_megabytes_is_read(tmp_path, now, capsys):
