@@ -31,6 +31,11 @@ class Standing:
     reason: str = ""
 
 
+def is_newer(submission: Submission, found: Account) -> bool:
+    """Whether a run was submitted after the last event of its ledger."""
+    return not found.num_attempts or submission.time > found.last_time
+
+
 def needs_asking(found: Account, submission: Submission, *, stop_cause: str | None) -> bool:
     """Whether the client's word can change where a run stands.
 
@@ -39,7 +44,7 @@ def needs_asking(found: Account, submission: Submission, *, stop_cause: str | No
         submission: the last one.
         stop_cause: of the last clean stop.
     """
-    if not found.num_attempts or submission.time > found.last_time:
+    if is_newer(submission, found):
         return True
     return found.state in ("running", "silent") or (found.state == "stopped" and stop_cause != USER)
 
@@ -69,7 +74,7 @@ def standing(
     if submission is None or job is None:
         return told
     fresh = found.state == "running" and now - found.last_time < RECENT_SECONDS
-    anew = found.state in ("stopped", "finished") or submission.time > found.last_time
+    anew = found.state in ("stopped", "finished") or is_newer(submission, found)
     what = _said(submission, job)
     if not fresh and job.state == "queued":
         return Standing(state="queued", reason=job.reason)
