@@ -172,6 +172,22 @@ def list_files(pattern: str) -> list[str]:
         return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
 
 
+def folders_in(folder: str) -> list[str]:
+    """The names of the folders right in a local one, sorted and without hidden ones; empty if it is none.
+
+    Raises:
+        ConfigError: it cannot be listed.
+    """
+    name = resolve(folder)[1]
+    try:
+        with os.scandir(name) as entries:
+            return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read ({error.strerror}); mend its rights") from error
+
+
 def _list_local(name: str) -> list[str]:
     """`list_files` on a local disk. fsspec would leave out what cannot be listed, and links to folders."""
     try:

@@ -138,14 +138,21 @@ def runs_in(folder: str) -> list[str]:
     Raises:
         ConfigError: the folder cannot be listed.
     """
-    root = storage.canonical(folder).rstrip("/")
     if storage.is_local(folder):
-        globs = (EVENTS_NAME, f"{FOLDER}/*.json")
-        paths = [f"file://{path}" for each in globs for path in storage.list_files(storage.join(root, "*", each))]
+        names = [name for name in storage.folders_in(folder) if _holds_run(storage.join(folder, name))]
     else:
-        paths = storage.list_files(folder)
-    matches = (re.fullmatch(rf"{re.escape(root)}/([^/]+)/{OF_A_RUN}", path) for path in paths)
-    return [storage.join(folder, name) for name in sorted({match[1] for match in matches if match})]
+        root = re.escape(storage.canonical(folder).rstrip("/"))
+        found = (re.fullmatch(rf"{root}/([^/]+)/{OF_A_RUN}", path) for path in storage.list_files(folder))
+        names = sorted({match[1] for match in found if match})
+    return [storage.join(folder, name) for name in names]
+
+
+def _holds_run(folder: str) -> bool:
+    """Whether a local folder is that of a run, or cannot be read: then its row says so."""
+    try:
+        return any(storage.list_files(storage.join(folder, each)) for each in (EVENTS_NAME, f"{FOLDER}/*.json"))
+    except ConfigError:
+        return True
 
 
 def _read(run: str) -> _Read:

@@ -65,7 +65,13 @@ def client_of(kind: str, patch: pytest.MonkeyPatch) -> Client:
 
 
 def submitted(
-    run: str, *, number: int = 1, kind: str = "slurm", verb: str = "train", seconds_ago: float = 0.0, data: str = "/data"
+    run: str,
+    *,
+    number: int = 1,
+    kind: str = "slurm",
+    verb: str = "train",
+    seconds_ago: float = 0.0,
+    data: str = "/data",
 ) -> Submission:
     """A submission, written down in its run folder."""
     submission = Submission(
