@@ -181,6 +181,22 @@ def list_files(pattern: str) -> list[str]:
         return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
 
 
+def folders_in(folder: str) -> list[str]:
+    """The names of the folders right in a local one, sorted and without hidden ones; empty if it is none.
+
+    Raises:
+        ConfigError: it cannot be listed.
+    """
+    name = resolve(folder)[1]
+    try:
+        with os.scandir(name) as entries:
+            return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read ({error.strerror}); mend its rights") from error
+
+
 def _list_local(name: str) -> list[str]:
     """`list_files` on a local disk. fsspec would leave out what cannot be listed, and links to folders."""
     try:
@@ -279,6 +295,26 @@ def read_head(path: str, num_bytes: int) -> bytes:
     """The first bytes of a file that is not empty; an object store sends no more than these."""
     with _reached(path) as (filesystem, name):
         return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
+
+
+def read_end(path: str, num_bytes: int) -> bytes:
+    """The last bytes of a file, all if it is shorter; nothing where there is none.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    if not is_local(path):
+        with suppress(FileNotFoundError), _reached(path) as (filesystem, name):
+            return bytes(filesystem.cat_file(name, start=max(filesystem.size(name) - num_bytes, 0)))
+        return b""
+    try:
+        with open_read(path) as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def sha256(path: str) -> str:

@@ -13,9 +13,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -143,11 +144,11 @@ def write_config(config: Config) -> None:
     storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())
 
 
-def read_config(run: str) -> Config:
-    """The resolved configuration of a run folder; its extensions are imported.
+def _read_tree(run: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """What stands in a run's configuration, and its extensions.
 
     Raises:
-        ConfigError: the folder holds no run, its configuration is not one of this version, or an extension is missing.
+        ConfigError: the folder holds none, or it is no tree.
     """
     path = storage.join(run, CONFIG_NAME)
     if not storage.exists(path):
@@ -159,11 +160,33 @@ def read_config(run: str) -> Config:
         extensions = tuple(tree.get("extensions", ()))
     except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise _unreadable(path, error) from error
+    return tree, extensions
+
+
+def read_config(run: str) -> Config:
+    """The resolved configuration of a run folder; its extensions are imported.
+
+    Raises:
+        ConfigError: the folder holds no run, its configuration is not one of this version, or an extension is missing.
+    """
+    tree, extensions = _read_tree(run)
     import_extensions(extensions)
     try:
         return validated(Config, json.dumps(tree))
     except ConfigError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(storage.join(run, CONFIG_NAME), error) from error
+
+
+def read_hang_seconds(run: str) -> float | None:
+    """After how long a step of a run is taken to hang; None: no watch is kept, or its configuration does not tell.
+
+    Imports no extension.
+    """
+    with suppress(ConfigError):
+        guard = _read_tree(run)[0].get("guard")
+        seconds = guard.get("hang_seconds") if isinstance(guard, dict) else None
+        return float(seconds) if isinstance(seconds, int | float) else None
+    return None
 
 
 def _unreadable(path: str, error: Exception) -> ConfigError:

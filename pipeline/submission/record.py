@@ -137,6 +137,6 @@ def age_seconds(submission: Submission) -> float:
 
 def _read(path: str) -> Submission:
     try:
-        return Submission.of_json(storage.read_bytes(path))
+        return Submission.of_json(storage.read_or_nothing(path))
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path} is no record of a submission ({error!r}); remove it if its job has ended") from error
