@@ -6,6 +6,7 @@ can read a request: it holds no secret. Ray's client finds its token as ever, by
 """
 
 import json
+import logging
 import math
 import os
 import shlex
@@ -54,9 +55,7 @@ def check(order: Order) -> None:
     section = cast(RayJobsConfig, order.section)
     if section.address is not None:
         if holds_secret(section.address):
-            raise ConfigError(
-                "via.address holds a password, which everybody would read in the job's record; leave it out"
-            )
+            raise ConfigError("via.address holds a password, which everybody could read; leave it out")
         if not section.address.startswith(("http://", "https://")):
             raise ConfigError(
                 f"via.address={section.address} is no address of a dashboard; use via.address=http://HOST:8265"
@@ -105,8 +104,14 @@ def submit(order: Order, rendered: Rendered, file: str) -> str:
     """
     try:
         _asked(cast(RayJobsConfig, order.section), lambda client: client.submit_job(**json.loads(rendered.text)))
-    except ConfigError:
-        if status(order.submission).state in ("gone", "silent"):  # else somebody else has just submitted it
+    except ConfigError as error:
+        found = status(order.submission)
+        if found.state == "ended":
+            raise ConfigError(
+                f"Ray has had a job {order.submission.id}, of a run folder that was removed since; submit again, which"
+                " takes the next number"
+            ) from error
+        if not found.alive:  # else somebody has just submitted it too
             raise
     return order.submission.id
 
@@ -120,8 +125,12 @@ def status(submission: Submission) -> JobStatus:
     except ConfigError as error:
         return JobStatus(state="silent", reason=str(error))
     word = str(job.status.value)
-    state = STATES.get(word, "ended")
-    return JobStatus(state=state, name=submission.id, reason=_how_ended(job) if state == "ended" else job.message or "")
+    reasons = {"PENDING": _last_line(job.message or ""), "RUNNING": ""}
+    return JobStatus(
+        state=STATES.get(word, "ended"),
+        name=submission.id,
+        reason=reasons[word] if word in reasons else _how_ended(job),
+    )
 
 
 def cancel(submission: Submission) -> None:
@@ -177,6 +186,7 @@ def _asked(section: RayJobsConfig, question: Callable[[Any], Answer]) -> Answer:
     from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what is packed is no news
     address = section.address or os.environ.get(URL_VARIABLE) or os.environ.get("RAY_ADDRESS")
     name = f"Ray at {address or 'this machine'}"
     try:
@@ -193,13 +203,13 @@ def _asked(section: RayJobsConfig, question: Callable[[Any], Answer]) -> Answer:
         if str(error).startswith("Request failed with status code 404"):
             raise UnknownJobError from error
         raise ConfigError(
-            f"{name} does not do as asked ({_last_line(str(error))}); give via.address=http://HOST:8265 of its dashboard"
+            f"{name} does not do as asked ({_last_line(str(error))}); give via.address=http://HOST:8265 of a dashboard"
         ) from error
 
 
 def _knock(address: str | None) -> None:
     """Raises OSError or ValueError where nobody answers; Ray's client itself would wait for minutes, or for ever."""
-    import requests  # type: ignore[import-untyped]
+    import requests
 
     if address is None or address == "auto":
         return  # the client looks for a Ray of this machine
@@ -253,10 +263,12 @@ def _check_folder(folder: str, config: SubmitConfig) -> None:
             f"via.working_dir={folder} holds no {CODE}; use a checkout of this package, or null where via.python has it"
         )
     for name, place in (("data", config.data), ("run", config.run)):
-        if place is not None and storage.is_local(place) and Path(place).resolve().is_relative_to(path.resolve()):
-            raise ConfigError(
-                f"{name}={place} lies in via.working_dir={folder}, which Ray would copy; move one of them"
-            )
+        if (
+            place is not None
+            and storage.is_local(place)
+            and Path(storage.absolute(place)).is_relative_to(path.resolve())
+        ):
+            raise ConfigError(f"{name}={place} lies in via.working_dir={folder}, which Ray copies; use another folder")
     sizes = _sizes(path)
     if sizes.total() > MOST_BYTES:
         largest, size = sizes.most_common(1)[0]
