@@ -26,7 +26,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rglob("*.py"))
 HOMES = {  # a heavy dependency: where it may be imported
-    "ray": "pipeline/cluster/",
+    "ray": ("pipeline/cluster/", "pipeline/submission/ray_jobs.py"),
     "wandb": "pipeline/training/monitor.py",
     "datasets": "pipeline/corpus/readers/dataset.py",
     "pyarrow": ("pipeline/corpus/", "pipeline/cluster/ray_train.py"),
