@@ -144,6 +144,28 @@ def test_a_client_that_does_not_answer_gets_no_second_job(cluster, run):
     assert cluster.calls == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "over"),
+    [
+        ("end", {"step": 9}, True),
+        ("stop", {"step": 5, "cause": "user"}, True),
+        ("stop", {"step": 5, "cause": "SIGTERM"}, False),  # its job may have been requeued
+        ("progress", {"step": 5}, False),
+    ],
+)
+def test_a_run_that_is_over_may_leave_a_cluster_that_is_gone(cluster, run, name, fields, over):
+    first = submit(order(run)).submission
+    ledger = Ledger(run, attempt=1)
+    ledger.write("start", command_step=0, total_steps=9, cluster="none")
+    ledger.write(name, **fields)
+    cluster.jobs[first.id] = "silent"
+    if over:
+        assert submit(order(run)).submission.number == 2
+    else:
+        with pytest.raises(ConfigError, match="does not say whether that job goes on"):
+            submit(order(run))
+
+
 def test_a_store_that_cannot_create_exclusively_is_refused(cluster, s3_bucket, monkeypatch):
     """Law 7: of a record, two writers would each think it theirs."""
     import s3fs
