@@ -180,7 +180,9 @@ def holding(folder: Path, *secrets: str) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.each_commit
-def test_a_planted_key_is_found_in_no_file_and_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_key_is_found_in_no_file_and_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts, data, run = write_texts(tmp_path / "texts"), tmp_path / "data", tmp_path / "run"
     secrets = {name: f"{name.lower()}-{KEY[::-1]}" for name in VARIABLES}
     for name, value in secrets.items():
@@ -194,25 +196,28 @@ def test_a_planted_key_is_found_in_no_file_and_no_output(tmp_path: Path, monkeyp
         prepared = prepare_typed(texts, data, f"corpus.train={place}/train.txt?token={KEY}")
         commands = [
             (0, prepared),
-            (0, prepared),
             (0, [*training, f"corpus.train={place}/train.txt"]),
             (0, ["evaluate", f"run={run}"]),
-            (0, ["status", f"run={run}"]),
-            (2, prepare_typed(texts, data, f"corpus.train={place}/missing.txt")),
             (2, [*training, f"init_from={place}", f"run={tmp_path / 'other'}"]),
-            (2, [*training, f"run=s3://user:{KEY}@bucket/run"]),
-            (2, ["evaluate", f"run={place}/run"]),
-            (2, ["status", f"run={place}/run", f"xyzzy={KEY}://u:{KEY}@h"]),
-            (2, ["verify", f"data={place}?token={KEY}"]),
-            (2, ["train", f"data={secrets['HF_TOKEN']}", f"run={run}"]),
+        ]
+        mistakes = [
+            prepare_typed(texts, data, f"corpus.train={place}/missing.txt"),
+            [*training, f"run=s3://user:{KEY}@bucket/run"],
+            ["evaluate", f"run={place}/run"],
+            ["status", f"run={place}/run", f"xyzzy={KEY}://u:{KEY}@h"],
+            ["verify", f"data={place}?token={KEY}"],
+            ["train", f"data={secrets['HF_TOKEN']}", f"run={run}"],
         ]
         told = ""
         for code, arguments in commands:
             done = typed(*arguments)
-            print(done.stdout, done.stderr)
-            assert done.returncode == code
-            assert "Traceback" not in done.stderr
+            assert done.returncode == code, done.stderr
             told += done.stdout + done.stderr
+        assert main(prepared) == 0
+        assert main(["status", f"run={run}"]) == 0
+        assert [main(arguments) for arguments in mistakes] == [2] * len(mistakes)
+        told += "".join(capsys.readouterr())
+    assert "Traceback" not in told
     assert "***" in told
     assert all(each not in told for each in [KEY, *secrets.values()])
     assert "user:***" not in (run / "config.yaml").read_text()
