@@ -39,7 +39,7 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
     free = "not known" if found.free_bytes is None else shown_bytes(found.free_bytes)
     rows = [
         ("steps", f"{found.total_steps:,}, {found.steps_per_epoch:,} an epoch, {found.epochs:.4g} epochs"),
-        ("lanes", f"{found.num_lanes:,} on {found.world_size} device(s), {found.lanes_per_rank:,} on each"),
+        ("lanes", f"{found.num_lanes:,}, {found.lanes_per_rank:,} on each of {found.world_size}"),
         ("parameters", _parameters(found.parameters)),
         ("memory of a device", f"{shown_bytes(memory.total)}{of_device}: {parts}"),
         (

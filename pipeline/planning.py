@@ -62,14 +62,16 @@ def plan(config: PlanConfig) -> Forecast:
 def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: str | None, began: float) -> Forecast:
     """The numbers; refuses what does not fit before it tries the model out."""
     from pipeline.training import footprint
+    from pipeline.training.parts import settle_numerics
 
-    device = footprint.device_here(config.accelerator)
+    device, bf16 = footprint.device_here(config.accelerator), config.precision == "bf16"
+    settle_numerics(bf16=bf16 and device == "cpu")
     counts_V = read_vocabulary(storage.join(str(config.data), VOCABULARY_NAME)).counts
     steps, world_size = total_steps(config, tiling), config.cluster.num_workers or 1
     model = footprint.shapes_of(config.model, vocab_size=manifest.vocab_size)
     parameters = footprint.count_parameters(model)
     activations = footprint.activation_bytes(
-        config.model, counts_V=counts_V, bptt=config.stream.bptt, bf16=config.precision == "bf16", device=device
+        config.model, counts_V=counts_V, bptt=config.stream.bptt, bf16=bf16, device=device
     )
     weights, optimizer = footprint.weight_bytes(model), footprint.optimizer_bytes(config.optim, model.parameters())
     fixed = Memory(
@@ -79,7 +81,7 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
     if config.plan.device_memory_gb is not None:
         available = round(config.plan.device_memory_gb * GB)
     memory = _fitting(config, fixed, activations, available=available)
-    checkpoint_bytes = footprint.checkpoint_bytes(model, optimizer, num_lanes=tiling.num_lanes)
+    checkpoint_bytes = footprint.checkpoint_bytes(model, config.optim, num_lanes=tiling.num_lanes)
     num_checkpoints = _num_checkpoints(config.checkpoint, total_steps=steps, steps_per_epoch=tiling.num_windows)
     free = None if run is None else _free_bytes(run)
     _check_disk(config.checkpoint, num_checkpoints, checkpoint_bytes, free=free, run=run, total_steps=steps)
@@ -134,7 +136,7 @@ def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int
 
 
 def _num_checkpoints(section: CheckpointConfig, *, total_steps: int, steps_per_epoch: int) -> int:
-    """The most checkpoints that lie on the disk at once: at the end, if the best were the first, and one half written."""
+    """The most that lie on the disk at once: at the run's end, if its first were its best, and one half written."""
     validated = range(0, total_steps + 1, section.validate_every_steps or steps_per_epoch)[1:]
     saved = sorted({*range(0, total_steps + 1, section.every_steps)[1:], *validated, total_steps})
     kept = steps_to_keep(
@@ -204,7 +206,7 @@ def _speed(
     here = world_size if config.cluster.kind != "ray" else 1  # workers that share the cores of this machine
     threads = config.cluster.cpus_per_worker or max(1, cores // here)
     lanes = config.stream.num_lanes // world_size
-    seconds = trial.step_seconds(
+    tried = trial.try_steps(
         config,
         counts_V=counts_V,
         lanes=lanes,
@@ -213,8 +215,8 @@ def _speed(
         budget_seconds=LIMIT_SECONDS - (time.monotonic() - began),
     )
     at_once = min(world_size, cores) if device == "cpu" and here > 1 else world_size
-    speed = lanes * config.stream.bptt / seconds * at_once
-    return speed, f"words/s by steps on this {device}, {threads} threads each"
+    speed = lanes * config.stream.bptt / tried.seconds * at_once
+    return speed, f"words/s by steps of {tried.tried_lanes} of {lanes} lanes on this {device}"
 
 
 def _interval(config: PlanConfig, speed: float | None) -> int:

@@ -7,6 +7,7 @@ its kernels keep is theirs to know. So any cell and any output layer is counted,
 Shape suffixes: T time, L lanes, N tokens, S dropout sites, H hidden, V vocabulary.
 """
 
+import io
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -22,8 +23,7 @@ from pipeline.training.optimization import build_optimizer
 from pipeline.training.parts import build_model, choose_device
 
 TRIED_LANES = 16  # from which on what a lane holds does not change any more
-FILE_BYTES = 10_000  # of a checkpoint, beside its tensors
-TENSOR_BYTES = 400  # of the file for each tensor
+LIGHTNING_BYTES = 3_500  # of a checkpoint, for counters and the run's identity
 TRIED_OPERATIONS = 3e10  # about half a second of a CPU
 
 
@@ -45,17 +45,20 @@ def weight_bytes(model: LanguageModel) -> int:
     return sum(each.numel() * each.element_size() for each in model.parameters())
 
 
-def checkpoint_bytes(model: LanguageModel, optimizer: int, *, num_lanes: int) -> int:
+def checkpoint_bytes(model: LanguageModel, optim: OptimConfig, *, num_lanes: int) -> int:
     """Size of a checkpoint: weights, the optimizer's state, the carried state of all lanes, and what the file adds.
 
     Args:
         model: as `shapes_of` gives it.
-        optimizer: bytes of the optimizer's state.
+        optim: the optimizer's section.
         num_lanes: of the global batch.
     """
     carried = sum(each.numel() * each.element_size() for each in model.recurrence.zero_state(num_lanes))
-    num_tensors = len(model.recurrence.state_names) + 2 * len([*model.parameters()])
-    return weight_bytes(model) + optimizer + carried + FILE_BYTES + num_tensors * TENSOR_BYTES
+    names = [name for name, _ in model.named_parameters()]
+    file = io.BytesIO()  # a checkpoint whose tensors have one element, for what the file adds to each
+    torch.save([{name: torch.zeros(1) for name in names}, _stepped(optim, [1] * len(names)).state_dict()], file)
+    tensors = weight_bytes(model) + optimizer_bytes(optim, model.parameters()) + carried
+    return tensors + file.tell() + LIGHTNING_BYTES
 
 
 def device_here(accelerator: str) -> str:
@@ -163,12 +166,18 @@ def _softmax_bytes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bo
 
 def _state_bytes(optim: OptimConfig, *, num_elements: int) -> int:
     """Of a parameter of so many elements, after a step."""
-    parameter = nn.Parameter(torch.zeros(num_elements))
-    parameter.grad = torch.zeros(num_elements)
-    optimizer = build_optimizer([parameter], optim)
+    (state,) = _stepped(optim, [num_elements]).state.values() or ({},)
+    return sum(each.numel() * each.element_size() for each in state.values() if isinstance(each, Tensor))
+
+
+def _stepped(optim: OptimConfig, sizes: Iterable[int]) -> torch.optim.Optimizer:
+    """The optimizer of parameters of so many elements, after a step."""
+    parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = build_optimizer(parameters, optim)
     optimizer.step()
-    state = dict(optimizer.state[parameter]).values()
-    return sum(each.numel() * each.element_size() for each in state if isinstance(each, Tensor))
+    return optimizer
 
 
 def _num_elements(tensors: Iterable[Tensor]) -> int:

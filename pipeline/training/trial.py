@@ -1,12 +1,14 @@
 """How long a training step takes: a few steps of a model that is thrown away, on words drawn as the corpus has them.
 
-In: sections of the configuration, the vocabulary's counts, a device. Out: seconds. Steps of few lanes come first and
-grow while there is time; where all lanes would take too long, the rest is a straight line. Nothing is read or written.
+In: the configuration, the vocabulary's counts, a device. Out: seconds, and how many lanes were tried. Steps of few
+lanes come first and grow while there is time; where all lanes would take too long, the rest is a straight line. Nothing
+is read or written.
 """
 
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +23,17 @@ from pipeline.training.parts import build_model
 GROWTH = 4  # of the lanes from trial to trial
 
 
-def step_seconds(
+class Trial(NamedTuple):
+    """Seconds of a step, by steps of at most so many lanes."""
+
+    seconds: float
+    tried_lanes: int
+
+
+def try_steps(
     config: Config, *, counts_V: NDArray[np.int64], lanes: int, device: str, num_threads: int, budget_seconds: float
-) -> float:
-    """Seconds of a training step on one device.
+) -> Trial:
+    """How long a training step takes on one device.
 
     Args:
         config: of the run, its model fitted to the vocabulary.
@@ -38,13 +47,13 @@ def step_seconds(
     torch.set_num_threads(num_threads)
     try:
         step = _stepper(config, counts_V=counts_V, device=device)
-        return extrapolated_seconds(lambda size: _timed(step, size), lanes=lanes, budget_seconds=budget_seconds)
+        return extrapolated(lambda size: _timed(step, size), lanes=lanes, budget_seconds=budget_seconds)
     finally:
         torch.set_num_threads(before)
 
 
-def extrapolated_seconds(trial: Callable[[int], float], *, lanes: int, budget_seconds: float) -> float:
-    """Seconds of a step of so many lanes, by trials of fewer where there is no time for as many.
+def extrapolated(trial: Callable[[int], float], *, lanes: int, budget_seconds: float) -> Trial:
+    """How long a step of so many lanes takes, by trials of fewer where there is no time for as many.
 
     Args:
         trial: makes a step of some lanes and gives its seconds.
@@ -52,21 +61,23 @@ def extrapolated_seconds(trial: Callable[[int], float], *, lanes: int, budget_se
         budget_seconds: for all trials; two of one lane and one of a few are made in any case.
     """
     left = budget_seconds - trial(1)  # in which memory is laid out and kernels are chosen
-    seconds: dict[int, list[float]] = {}
+    found: dict[int, list[float]] = {}
     size = 1
     while True:
-        seconds.setdefault(size, []).append(trial(size))
-        left -= seconds[size][-1]
-        size, before = min(lanes, size * GROWTH), size
-        if before > 1 and left < seconds[before][-1] * size / before:
-            return _line({each: median(found) for each, found in seconds.items()}, lanes)
+        seconds = trial(size)
+        found.setdefault(size, []).append(seconds)
+        left -= seconds
+        larger = min(lanes, size * GROWTH)
+        if left < seconds * larger / size and len(found) > min(1, lanes - 1):
+            return Trial(_on_line({each: median(times) for each, times in found.items()}, lanes), max(found))
+        size = larger
 
 
-def _line(seconds: dict[int, float], lanes: int) -> float:
+def _on_line(seconds: dict[int, float], lanes: int) -> float:
     """Through the two largest numbers of lanes that were tried; never less than the largest took."""
     *others, largest = sorted(seconds)
-    if not others:
-        return seconds[largest] * lanes / largest
+    if largest == lanes:
+        return seconds[largest]
     of_a_lane = (seconds[largest] - seconds[others[-1]]) / (largest - others[-1])
     return seconds[largest] + max(0.0, of_a_lane) * (lanes - largest)
 
