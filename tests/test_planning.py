@@ -73,7 +73,8 @@ def test_checkpoints_have_the_size_and_number_that_are_planned(planned, tmp_path
     assert found.checkpoint_every_steps == 4
 
 
-def test_words_a_second_are_measured(planned):
+def test_words_a_second_are_measured(planned, monkeypatch):
+    monkeypatch.setattr("pipeline.planning.TRIAL_SECONDS", 0.3)
     workers = {"num_workers": 3, "cpus_per_worker": 1}
     one, three = (
         plan(planned(plan={"words_per_second": None}, stream={"num_lanes": lanes}, cluster=cluster))
@@ -114,6 +115,14 @@ def test_memory_that_a_device_lacks_is_refused_with_what_it_has_room_for(planned
     of(64, workers, gb=gb)
     with pytest.raises(ConfigError):
         of(lanes + num_workers, gb=gb)
+
+
+def test_the_gpu_that_is_here_has_its_own_memory(planned, monkeypatch):
+    monkeypatch.setattr("pipeline.training.footprint.device_memory_bytes", lambda device: 100_000)
+    assert plan(planned()).device_memory_bytes == 100_000
+    with pytest.raises(ConfigError, match=r"a device has 100 kB and"):
+        plan(planned(stream={"num_lanes": 30}))
+    assert plan(planned(stream={"num_lanes": 30}, plan={"device_memory_gb": 1.0})).device_memory_bytes == 10**9
 
 
 def test_a_model_that_no_lane_fits_is_refused(planned):
