@@ -44,7 +44,10 @@ def test_json_is_what_is_kept(typed_plan, tmp_path):
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
-        (["plan.device_memory_gb=0.00005"], ["a device has 50 kB and the run needs ", "; use stream.num_lanes="]),
+        (
+            ["plan.device_memory_gb=0.00005"],
+            ["a device has 50 kB and the run needs ", "; one lane takes ", "use devices of plan.device_memory_gb=0.01"],
+        ),
         (["cluster.num_workers=2"], ["cluster.num_workers=2 does not divide stream.num_lanes=3", "1 or 3"]),
         (["plan.device_memory_gb=0"], ["plan.device_memory_gb=0"]),
         (["plan.words_per_secnd=3"], ["did you mean plan.words_per_second?"]),
