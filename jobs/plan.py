@@ -37,9 +37,11 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
     parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in memory if name != "total")
     of_device = "" if found.device_memory_bytes is None else f" of {shown_bytes(found.device_memory_bytes)}"
     free = "not known" if found.free_bytes is None else shown_bytes(found.free_bytes)
+    each = f"{found.world_size:,} devices, {found.lanes_per_rank:,} on each"
+    devices = "1 device" if found.world_size == 1 else each
     rows = [
         ("steps", f"{found.total_steps:,}, {found.steps_per_epoch:,} an epoch, {found.epochs:.4g} epochs"),
-        ("lanes", f"{found.num_lanes:,}, {found.lanes_per_rank:,} on each of {found.world_size}"),
+        ("lanes", f"{found.num_lanes:,} on {devices}"),
         ("parameters", _parameters(found.parameters)),
         ("memory of a device", f"{shown_bytes(memory.total)}{of_device}: {parts}"),
         (

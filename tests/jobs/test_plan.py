@@ -23,11 +23,14 @@ def typed_plan(make_corpus, tmp_path, capsys):
 
 def test_the_table(typed_plan, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    code, out, err = typed_plan("max_epochs=3", "plan.price_per_hour=3", "plan.device_memory_gb=80")
+    code, out, err = typed_plan(
+        "max_epochs=3", "plan.price_per_hour=3", "plan.device_memory_gb=80", "cluster.num_workers=3"
+    )
     assert (code, err) == (0, "")
     found = read_plan(str(tmp_path / "run"))
     assert f"{found.total_steps:,}, {found.steps_per_epoch:,} an epoch, 3 epochs" in out
     assert f"{found.parameters.total:,}: embedding {found.parameters.embedding:,}" in out
+    assert "3 on 3 devices, 1 on each" in out
     assert "of 80 GB: weights" in out
     assert "at 3 an hour and device" in out
     assert "words/s as given; activations as a cpu keeps them" in out
