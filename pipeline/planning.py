@@ -74,13 +74,10 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
     activations = footprint.activation_bytes(
         config.model, counts_V=counts_V, bptt=config.stream.bptt, bf16=bf16, device=device
     )
-    weights, optimizer = footprint.weight_bytes(model), footprint.optimizer_bytes(config.optim, model.parameters())
-    fixed = Memory(
-        weights=weights, gradients=weights, optimizer=optimizer, activations=0, total=2 * weights + optimizer
-    )
     available = footprint.device_memory_bytes(device)
     if config.plan.device_memory_gb is not None:
         available = round(config.plan.device_memory_gb * GB)
+    fixed = _fixed_memory(footprint.weight_bytes(model), footprint.optimizer_bytes(config.optim, model.parameters()))
     memory = _fitting(config, fixed, activations, available=available)
     checkpoint_bytes = footprint.checkpoint_bytes(model, config.optim, num_lanes=tiling.num_lanes)
     num_checkpoints = _num_checkpoints(config.checkpoint, total_steps=steps, steps_per_epoch=tiling.num_windows)
@@ -112,6 +109,12 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
         cost=None if price is None or hours is None else price * hours * world_size,
         measured=f"{measured}; activations as a {device} keeps them",
     )
+
+
+def _fixed_memory(weights: int, optimizer: int) -> Memory:
+    """What a device holds whatever the number of lanes."""
+    total = 2 * weights + optimizer
+    return Memory(weights=weights, gradients=weights, optimizer=optimizer, activations=0, total=total)
 
 
 def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int], *, available: int | None) -> Memory:
