@@ -112,11 +112,11 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     manifest = read_manifest(str(config.data))
     config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     check_run_folder(str(config.run), data=str(config.data))
-    _check_splits(config, manifest)
+    check_splits(config, manifest)
     if config.accelerator == "cuda" and config.cluster.kind != "ray":  # its workers are elsewhere
         _check_cuda()
     plan = lane_plan(config, manifest)
-    _check_workers(config, rank)
+    check_workers(config, rank)
     limit = total_steps(config, plan)
     identity = run_identity(config, manifest, total_steps=limit)
     events = read_events(str(config.run))
@@ -260,7 +260,7 @@ def _with_places(config: Config) -> Config:
     return found
 
 
-def _check_splits(config: Config, manifest: Manifest) -> None:
+def check_splits(config: Config, manifest: Manifest) -> None:
     """Refuses a corpus that lacks what the run reads."""
     if "train" not in manifest.splits:
         raise CorpusError(f"data={config.data} has no split train, only {', '.join(manifest.splits)}; prepare one")
@@ -278,7 +278,7 @@ def _check_cuda() -> None:
     choose_device("cuda")
 
 
-def _check_workers(config: Config, rank: Rank | None) -> None:
+def check_workers(config: Config, rank: Rank | None) -> None:
     """Refuses numbers of workers that do not share the lanes out evenly."""
     cluster, num_lanes = config.cluster, config.stream.num_lanes
     if rank is not None:

@@ -16,6 +16,7 @@ LAYERS = [
     ["jobs"],
     ["__init__"],
     ["interface", *pipeline.__all__],
+    ["planning"],
     ["runner", "evaluation"],
     ["training", "cluster"],
     ["scoring", "submission"],
@@ -151,6 +152,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
     ("module", "absent"),
     [
         ("jobs.train", "torch"),  # a mistake in the configuration is told before it is imported
+        ("jobs.plan", "torch"),
         ("pipeline.runner", "torch"),  # a command that has workers elsewhere trains nothing itself
         ("jobs.prepare", "torch"),
         ("jobs.evaluate", "lightning"),

@@ -1,0 +1,123 @@
+"""How long a training step takes: a few steps of a model that is thrown away, on words drawn as the corpus has them.
+
+In: the configuration, the vocabulary's counts, a device. Out: seconds, and how many lanes were tried. Steps of few
+lanes come first and grow while there is time; where all lanes would take too long, the rest is a straight line. Nothing
+is read or written.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.model.language_model import LanguageModel
+from pipeline.training.footprint import autocast, expected_words
+from pipeline.training.optimization import build_optimizer
+from pipeline.training.parts import build_model
+
+GROWTH = 4  # of the lanes from trial to trial
+
+
+class Trial(NamedTuple):
+    """Seconds of a step, by steps of at most so many lanes."""
+
+    seconds: float
+    tried_lanes: int
+
+
+def try_steps(
+    config: Config, *, counts_V: NDArray[np.int64], lanes: int, device: str, num_threads: int, budget_seconds: float
+) -> Trial:
+    """How long a training step takes on one device.
+
+    Args:
+        config: of the run, its model fitted to the vocabulary.
+        counts_V: how often each word is a target.
+        lanes: rows of the batch on the device.
+        device: `cpu` or `cuda`.
+        num_threads: of torch on the CPU.
+        budget_seconds: for the steps; the first ones, of few lanes, are made whatever they take.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        step = _stepper(config, counts_V=counts_V, device=device)
+        return extrapolated(lambda size: _timed(step, size), lanes=lanes, budget_seconds=budget_seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def extrapolated(trial: Callable[[int], float], *, lanes: int, budget_seconds: float) -> Trial:
+    """How long a step of so many lanes takes, by trials of fewer where there is no time for as many.
+
+    Args:
+        trial: makes a step of some lanes and gives its seconds.
+        lanes: rows of the batch.
+        budget_seconds: for all trials; two of one lane and one of a few are made in any case.
+    """
+    left = budget_seconds - trial(1)  # in which memory is laid out and kernels are chosen
+    found: dict[int, list[float]] = {}
+    size = 1
+    while True:
+        seconds = trial(size)
+        found.setdefault(size, []).append(seconds)
+        left -= seconds
+        larger = min(lanes, size * GROWTH)
+        if left < seconds * larger / size and len(found) > min(1, lanes - 1):
+            return Trial(_on_line({each: median(times) for each, times in found.items()}, lanes), max(found))
+        size = larger
+
+
+def _on_line(seconds: dict[int, float], lanes: int) -> float:
+    """Through the two largest numbers of lanes that were tried; never less than the largest took."""
+    *others, largest = sorted(seconds)
+    if largest == lanes:
+        return seconds[largest]
+    of_a_lane = (seconds[largest] - seconds[others[-1]]) / (largest - others[-1])
+    return seconds[largest] + max(0.0, of_a_lane) * (lanes - largest)
+
+
+def _timed(step: Callable[[int], None], lanes: int) -> float:
+    began = time.perf_counter()
+    step(lanes)
+    return time.perf_counter() - began
+
+
+def _stepper(config: Config, *, counts_V: NDArray[np.int64], device: str) -> Callable[[int], None]:
+    """A training step of some lanes, as `LanguageModelModule` makes it, which returns once the device has made it."""
+    bptt, bf16 = config.stream.bptt, config.precision == "bf16"
+    with torch.device(device):
+        model = build_model(config.model, vocab_size=len(counts_V))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(config.model.init_scale)  # drawing them would take longer than the steps
+    optimizer = build_optimizer(model.parameters(), config.optim)
+    words = np.random.default_rng(0).permutation(expected_words(counts_V, bptt * config.stream.num_lanes))
+
+    def step(lanes: int) -> None:
+        words_N = words[: bptt * lanes]
+        with autocast(device, bf16=bf16):
+            loss = _nats(model, words_N, lanes=lanes, device=device) / len(words_N)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _nats(model: LanguageModel, words_N: NDArray[np.int64], *, lanes: int, device: str) -> torch.Tensor:
+    """The loss of a window whose words are their own targets."""
+    targets = tuple(each.to(device) for each in model.softmax.prepare_targets(words_N))
+    keys_SL = torch.zeros(model.num_sites, lanes, dtype=torch.int32, device=device)
+    inputs_TL = torch.from_numpy(words_N).view(-1, lanes).to(device)
+    nats_N, _ = model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
+    total_nats: torch.Tensor = nats_N.sum()
+    return total_nats

@@ -1,0 +1,127 @@
+"""What a training step holds, as it is worked out, beside what torch then keeps of a real one."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import support.toys  # noqa: F401  (kinds that are no part of the package)
+import torch
+from support.sections import model_section
+
+from pipeline.config import Config, load
+from pipeline.model.dropout import lane_keys
+from pipeline.model.language_model import LanguageModel
+from pipeline.training.footprint import (
+    activation_bytes,
+    autocast,
+    count_parameters,
+    expected_words,
+    optimizer_bytes,
+    shapes_of,
+    weight_bytes,
+)
+from pipeline.training.optimization import build_optimizer
+from pipeline.training.parts import bf16_is_native, build_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+V, T = 3000, 12
+COUNTS = (1e7 / np.arange(1, V + 1)).astype(np.int64)
+OPTIMIZERS = [("sgd", 0.0), ("sgd", 0.9), ("adagrad", 0.0), ("adam", 0.0), ("adamw", 0.0)]
+
+
+def counted(model, lanes, *, bf16):
+    """Bytes of the storages that a real forward pass saves, parameters aside."""
+    targets_N = np.random.default_rng(1).choice(V, size=T * lanes, p=COUNTS / COUNTS.sum())
+    keys_SL = torch.from_numpy(lane_keys(seed=1, step=0, lanes=range(lanes), num_sites=model.num_sites))
+    inputs_TL = torch.from_numpy(targets_N).view(T, lanes)
+    known = {each.data_ptr() for each in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast("cpu", bf16=bf16):
+        model(inputs_TL, model.recurrence.zero_state(lanes), model.softmax.prepare_targets(targets_N), keys_SL=keys_SL)
+    return sum(storage.nbytes() for address, storage in saved.items() if address not in known)
+
+
+@pytest.fixture
+def numerics(request):
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = not request.param or bf16_is_native()
+    yield request.param
+    torch.backends.mkldnn.enabled = before
+
+
+LAYERS = list(product((1, 2), (None, 24), (0.0, 0.3)))
+
+
+@pytest.mark.parametrize("numerics", [False, True], indirect=True, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("cutoffs, div_value, tied", [((), 1, False), ((200, 900), 4, False), ((200, 900), 1, True)])
+@pytest.mark.parametrize("num_layers, projection_size, dropout", LAYERS)
+def test_activations_are_those_that_torch_saves(
+    numerics, cutoffs, div_value, tied, num_layers, projection_size, dropout
+):
+    section = model_section(
+        embedding_size=(projection_size or 48) if tied else 40,
+        hidden_size=48,
+        num_layers=num_layers,
+        projection_size=projection_size,
+        dropout=dropout,
+        tied=tied,
+        cutoffs=cutoffs,
+        div_value=div_value,
+    )
+    planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=numerics, device="cpu")
+    model = LanguageModel(section, vocab_size=V)
+    for lanes in (3, 48):
+        found = counted(model, lanes, bf16=numerics)
+        # few targets are drawn otherwise than their share; many are not
+        tolerance = 0.1 if lanes == 48 or not cutoffs else 0.3
+        assert planned(lanes) == pytest.approx(found, rel=tolerance)
+
+
+@pytest.mark.parametrize("kinds", [("trio", "grouped"), ("decay", "full")], ids="-".join)
+def test_kinds_from_outside_are_counted_too(small_config, kinds):
+    section = small_config(f"model.recurrence.kind={kinds[0]}", f"model.softmax.kind={kinds[1]}").model
+    planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=False, device="cpu")
+    assert planned(40) == pytest.approx(counted(build_model(section, vocab_size=V), 40, bf16=False), rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "momentum"), OPTIMIZERS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_and_the_optimizers_state_are_exact(small_config, name, momentum, tied):
+    optim = small_config().optim.model_copy(update={"name": name, "momentum": momentum})
+    section = model_section(embedding_size=6, hidden_size=6, dropout=0.0, tied=tied, cutoffs=(10, 30), div_value=1)
+    model = build_model(section, vocab_size=60)
+    real = build_optimizer(model.parameters(), optim)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    real.step()
+    state = [each for kept in real.state.values() for each in kept.values() if isinstance(each, torch.Tensor)]
+    shapes = shapes_of(section, vocab_size=60)
+    assert optimizer_bytes(optim, shapes.parameters()) == sum(each.nbytes for each in state)
+    assert weight_bytes(shapes) == sum(each.nbytes for each in model.parameters())
+    assert weight_bytes(shapes) == sum(each.grad.nbytes for each in model.parameters())
+
+
+def test_parameters_by_part():
+    section = model_section(embedding_size=4, hidden_size=4, dropout=0.0, tied=True, cutoffs=(), div_value=1)
+    found = count_parameters(shapes_of(section, vocab_size=10))
+    assert found.embedding == 10 * 4
+    assert found.recurrence == 2 * (16 * 4 + 16 * 4 + 16 + 16)
+    assert found.softmax == 10  # its bias; the weights are the embedding's
+    assert found.total == found.embedding + found.recurrence + found.softmax
+
+
+def test_a_vocabulary_of_any_size_costs_nothing():
+    section = load(Config, ["experiment=lm1b_lstm2048", "model.embedding_size=2048", "model.softmax.kind=full"]).model
+    shapes = shapes_of(section, vocab_size=8_000_000)
+    assert weight_bytes(shapes) > 130e9
+    assert {each.device.type for each in shapes.parameters()} == {"meta"}
+
+
+def test_words_share_a_vocabulary_as_its_counts_do():
+    assert expected_words(np.array([50, 0, 30, 20]), 10).tolist() == [0] * 5 + [2] * 3 + [3] * 2
+    assert expected_words(np.zeros(4, dtype=np.int64), 4).tolist() == [0, 1, 2, 3]
