@@ -17,7 +17,7 @@ LAYERS = [
     ["__init__"],
     ["interface", *pipeline.__all__],
     ["runner", "evaluation"],
-    ["training", "cluster"],
+    ["training", "cluster", "reporting"],
     ["scoring", "run"],
     ["corpus", "model"],
     ["config", "console", "errors", "provenance", "storage", "upgrades"],
@@ -33,8 +33,17 @@ HOMES = {  # a heavy dependency: where it may be imported
     "torch": tuple(f"pipeline/{part}/" for part in ("run", "model", "scoring", "training", "cluster")),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
+    "altair": "pipeline/reporting/charts.py",
+    "vl_convert": "pipeline/reporting/charts.py",
 }
-DEFERRED = {"ray", "wandb", "datasets", "hydra"}  # imported where they are used, not with the module
+DEFERRED = {
+    "ray",
+    "wandb",
+    "datasets",
+    "hydra",
+    "altair",
+    "vl_convert",
+}  # imported where they are used, not with the module
 
 
 def imports_of(path):
@@ -111,7 +120,7 @@ print(json.dumps({
                  if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).handlers],
     "levels": [name for name in logging.root.manager.loggerDict
                if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).level],
-    "loaded": sorted({"ray", "wandb", "datasets", "hydra"} & set(sys.modules)),
+    "loaded": sorted({"ray", "wandb", "datasets", "hydra", "altair", "vl_convert"} & set(sys.modules)),
     "names": names,
 }))
 """
@@ -152,6 +161,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("jobs.evaluate", "lightning"),
         ("pipeline.interface", "pyarrow"),
         ("jobs.status", "torch"),
+        ("jobs.report", "torch"),
     ],
 )
 def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):
