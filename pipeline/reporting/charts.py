@@ -5,7 +5,7 @@ without network; PNG. The only home of altair and vl-convert, which the extra `r
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Specification = dict[str, Any]  # of Vega-Lite, a JSON object
 DataSets = Mapping[str, Sequence[Row]]
 
+HOURS = "hours since the first start"
+FROM_START = "Hours count from a run's first start, whatever it did."
 WIDTH = 800  # pixels; the page scales a chart down where there is less room
 PICTURE_SCALE = 1.5
 # legible on white and on black, and told apart by those who see fewer colours
@@ -67,28 +69,29 @@ def drawings(data: DataSets) -> dict[str, Drawing]:
     """The charts that have something to show, by name.
 
     Args:
-        data: the sets `training`, `validations`, `course`, `goodput` and `clusters`.
+        data: the sets that `course.py` makes, of all runs.
     """
-    found: list[Drawing] = []
-    curves = "Thin lines are training, as logged; thick ones with points are validation. Lower is better."
-    if data["training"] or data["validations"]:
-        found.append(
-            Drawing(name="perplexity-tokens", caption=curves, specification=_curves("tokens", "tokens seen", "~s"))
-        )
-    if any("hours" in row for row in (*data["training"], *data["validations"])):
-        caption = f"{curves} Hours count from the run's first start, whatever it did."
-        specification = _curves("hours", "hours since the first start", "~g")
-        found.append(Drawing(name="perplexity-hours", caption=caption, specification=specification))
-    if data["goodput"]:
-        caption = "Each bar is all time from a run's first start to its last sign of life."
-        found.append(Drawing(name="goodput", caption=caption, specification=_goodput()))
-    if data["course"]:
-        caption = "Training speed of all ranks together. Vertical lines are what happened; point at one for its cause."
-        found.append(Drawing(name="speed", caption=caption, specification=_speed()))
-    if data["clusters"]:
-        caption = "Loss of the targets of each cluster of the softmax: how much is learned about rare words."
-        found.append(Drawing(name="clusters", caption=caption, specification=_clusters()))
-    return {drawing.name: drawing for drawing in found}
+    runs = [*dict.fromkeys(str(row["run"]) for row in data["goodput"])]
+    events = {row.get("event") for row in data["course"]}
+    curves = [*data["training"], *data["validations"]]
+    there = {
+        "perplexity-tokens": bool(curves),
+        "perplexity-hours": any("hours" in row for row in curves),
+        "clusters": bool(data["clusters"]),
+    }
+    lines = "Thin lines are training, as logged; thick ones with points are validation. Lower is better."
+    drawn = [
+        ("perplexity-tokens", lines, _curves(runs, "tokens", "tokens seen", "~s")),
+        ("perplexity-hours", f"{lines} {FROM_START}", _curves(runs, "hours", HOURS, "~g")),
+        ("goodput", "All time from a run's first start to its last sign of life.", _goodput(runs)),
+        ("speed", f"Of all ranks together. Vertical lines are what happened. {FROM_START}", _speed(runs, events)),
+        ("clusters", "Loss of the targets in each cluster of the softmax; tails have rare words.", _clusters(runs)),
+    ]
+    return {
+        name: Drawing(name=name, caption=caption, specification=specification)
+        for name, caption, specification in drawn
+        if there.get(name, True)
+    }
 
 
 def script() -> str:
@@ -118,14 +121,14 @@ def _version() -> str:
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def _curves(place: str, title: str, number: str) -> Specification:
+def _curves(runs: Sequence[str], place: str, title: str, number: str) -> Specification:
     """Perplexity of all runs over tokens or hours, on a logarithmic axis."""
     import altair as alt
 
     encoding: dict[str, Any] = {
         "x": alt.X(place, type="quantitative", title=title, axis=alt.Axis(format=number)),
-        "y": alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", zero=False, nice=False)),
-        "color": _run_color(),
+        "y": alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
+        "color": _run_color(runs, legend=_legend(3)),
     }
     told = [
         alt.Tooltip("run:N"),
@@ -148,7 +151,7 @@ def _curves(place: str, title: str, number: str) -> Specification:
     )
 
 
-def _goodput() -> Specification:
+def _goodput(runs: Sequence[str]) -> Specification:
     """Where the time of each run went, as one bar of a hundred percent."""
     import altair as alt
 
@@ -156,6 +159,7 @@ def _goodput() -> Specification:
         "category:N",
         title=None,
         sort=[*CATEGORY_COLORS],
+        legend=_legend(6),
         scale=alt.Scale(domain=[*CATEGORY_COLORS], range=[*CATEGORY_COLORS.values()]),
     )
     told = ["run:N", "category:N", alt.Tooltip("seconds:Q", format=",.1f"), alt.Tooltip("share:Q", format=".1%")]
@@ -163,7 +167,7 @@ def _goodput() -> Specification:
     return _made(
         bars.encode(
             x=alt.X("share:Q", title="share of the time", stack=True, axis=alt.Axis(format="%"), scale=_whole()),
-            y=alt.Y("run:N", title=None, sort=None),
+            y=alt.Y("run:N", title=None, sort=[*runs]),
             color=color,
             order=alt.Order("order:Q"),
             tooltip=told,
@@ -177,12 +181,18 @@ def _whole() -> "alt.Scale":
     return alt.Scale(domain=[0, 1])
 
 
-def _speed() -> Specification:
-    """The speed of each run over its hours, and lines where something happened; one panel below the other."""
+def _speed(runs: Sequence[str], events: Collection[str | int | float | None]) -> Specification:
+    """The speed of each run over its hours, and lines where something happened; one panel below the other.
+
+    Args:
+        runs: their names.
+        events: the kinds that happened.
+    """
     import altair as alt
 
-    kinds = alt.Scale(domain=[*EVENT_COLORS], range=[*EVENT_COLORS.values()])
-    hours = alt.X("hours:Q", title="hours since the first start")
+    colors = {kind: color for kind, color in EVENT_COLORS.items() if kind in events}
+    kinds = alt.Scale(domain=[*colors], range=[*colors.values()])
+    hours = alt.X("hours:Q", title=HOURS, axis=alt.Axis(format="~g"))
     line = alt.Chart().transform_filter("isValid(datum.speed)").mark_line(strokeWidth=1.2, color=RUN_COLORS[0])
     rules = alt.Chart().transform_filter("isValid(datum.event)").mark_rule(strokeWidth=2)
     return _made(
@@ -190,17 +200,17 @@ def _speed() -> Specification:
             line.encode(x=hours, y=alt.Y("speed:Q", title="words/s", axis=alt.Axis(format="~s"))),
             rules.encode(
                 x=hours,
-                color=alt.Color("event:N", title=None, scale=kinds),
+                color=alt.Color("event:N", title=None, scale=kinds, legend=_legend(6)),
                 tooltip=[alt.Tooltip("hours:Q", format=".3f"), "event:N", "what:N"],
             ),
             data=alt.NamedData("course"),
         )
         .properties(width=WIDTH, height=140)
-        .facet(row=alt.Row("run:N", title=None, sort=None, header=_header()))
+        .facet(row=_panels(runs))
     )
 
 
-def _clusters() -> Specification:
+def _clusters(runs: Sequence[str]) -> Specification:
     """Nats per target of each cluster over the tokens, one panel for each run."""
     import altair as alt
 
@@ -213,21 +223,30 @@ def _clusters() -> Specification:
             color=alt.Color("cluster:N", title="cluster", sort=None, scale=alt.Scale(range=RUN_COLORS)),
         )
         .properties(width=WIDTH, height=180)
-        .facet(row=alt.Row("run:N", title=None, sort=None, header=_header()))
+        .facet(row=_panels(runs))
     )
 
 
-def _header() -> "alt.Header":
-    """The name of a run above its panel."""
+def _panels(runs: Sequence[str]) -> "alt.Row":
+    """One panel below the other, the name of a run above each."""
     import altair as alt
 
-    return alt.Header(labelOrient="top", labelAnchor="start", labelFontWeight="bold", labelFontSize=13)
+    header = alt.Header(labelOrient="top", labelAnchor="start", labelFontWeight="bold", labelFontSize=13)
+    return alt.Row("run:N", title=None, sort=[*runs], header=header)
 
 
-def _run_color() -> "alt.Color":
+def _run_color(runs: Sequence[str], *, legend: "alt.Legend | None") -> "alt.Color":
+    """A run has its color in every chart."""
     import altair as alt
 
-    return alt.Color("run:N", title=None, sort=None, scale=alt.Scale(range=RUN_COLORS))
+    colors = [RUN_COLORS[place % len(RUN_COLORS)] for place, _ in enumerate(runs)]
+    return alt.Color("run:N", title=None, scale=alt.Scale(domain=[*runs], range=colors), legend=legend)
+
+
+def _legend(columns: int) -> "alt.Legend":
+    import altair as alt
+
+    return alt.Legend(columns=columns)
 
 
 def _made(chart: "alt.TopLevelMixin") -> Specification:
@@ -237,7 +256,7 @@ def _made(chart: "alt.TopLevelMixin") -> Specification:
         font="system-ui, sans-serif",
         view={"stroke": None},
         axis={"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#8884"},
-        legend={"orient": "top", "labelFontSize": 12, "labelLimit": 400, "columns": 4},
+        legend={"orient": "top", "labelFontSize": 12, "labelLimit": 240},
     )
     found: Specification = styled.to_dict()
     return found

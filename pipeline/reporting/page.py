@@ -13,6 +13,8 @@ from pipeline.reporting.course import HOUR_SECONDS, NATS, SPEED, VALID_NATS
 from pipeline.reporting.lineage import lineage
 from pipeline.reporting.markup import UNKNOWN, counted, data_script, number, pairs, table, text, when
 from pipeline.reporting.reported import ReportedRun
+from pipeline.run.ledger import Event
+from pipeline.run.plan import Forecast, compared
 
 # the browser itself refuses whatever the page would load
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
@@ -34,6 +36,7 @@ RUN_COLUMNS = (
     "hours",
     "workers",
     "attempts",
+    "parameters",
 )
 Show = Callable[[str], str]  # the chart of a name; nothing where there is none
 
@@ -95,11 +98,12 @@ def _figure(drawing: Drawing | None) -> str:
 
 def _sections(runs: Sequence[ReportedRun], show: Show) -> Iterator[tuple[str, str]]:
     """Title and content of each section, in the order of the page."""
-    yield "Runs", _comparison(runs) + table(RUN_COLUMNS, map(_run_cells, runs), numbers=RUN_COLUMNS[2:])
+    yield "Runs", _comparison(runs) + _runs(runs)
     yield "Perplexity", show("perplexity-tokens") + show("perplexity-hours")
     yield "Goodput", show("goodput") + _times(runs)
     yield "Speed and faults", show("speed") + _faults(runs)
     yield "Clusters of the softmax", show("clusters")
+    yield "Plan and fact", "".join(map(_plan, runs))
     yield "Lineage", "".join(f"<h3>{text(run.name)}</h3>{pairs(lineage(run))}" for run in runs)
     yield "Configuration", _configuration(runs)
     yield "Environment", _environment(runs)
@@ -112,6 +116,13 @@ def _comparison(runs: Sequence[ReportedRun]) -> str:
         return ""
     what = "vocabularies" if len({vocabulary for _, vocabulary in known}) > 1 else "corpora"
     return f'<p class="note">These runs have different {what}: their perplexities cannot be compared.</p>'
+
+
+def _runs(runs: Sequence[ReportedRun]) -> str:
+    """A row for each run, of what is known of any of them."""
+    columns = zip(RUN_COLUMNS, *map(_run_cells, runs), strict=True)
+    header, *rows = zip(*(column for column in columns if {*column[1:]} != {UNKNOWN}), strict=True)
+    return table(header, rows, numbers=RUN_COLUMNS[2:])
 
 
 def _run_cells(run: ReportedRun) -> list[str]:
@@ -131,6 +142,7 @@ def _run_cells(run: ReportedRun) -> list[str]:
         number(math.fsum(found.seconds.values()) / HOUR_SECONDS, ",.2f"),
         number(found.world_size),
         number(found.num_attempts),
+        number(run.plan.parameters.total if isinstance(run.plan, Forecast) else None),
     ]
 
 
@@ -145,7 +157,7 @@ def _perplexity(nats: float | None) -> str:
 def _times(runs: Sequence[ReportedRun]) -> str:
     """Seconds of each category, and what was made twice."""
     categories = [*runs[0].found.seconds]
-    counts = ("wall", "checkpoints written", "steps replayed", "windows skipped")
+    counts = ("wall", "saves", "steps again", "skips")
     rows = [
         [
             run.name,
@@ -175,6 +187,16 @@ def _faults(runs: Sequence[ReportedRun]) -> str:
     if not rows:
         return '<p class="soft">No faults.</p>'
     return table(("run", "time", "step", "fault", "ended the workers", "cause"), rows, numbers=("step",))
+
+
+def _plan(run: ReportedRun) -> str:
+    """What a run was to take beside what it took; nothing for one that was not planned."""
+    if run.plan is None:
+        return ""
+    if isinstance(run.plan, str):
+        return f'<p class="note">{text(run.plan)}</p>'
+    rows = compared(run.plan, found=run.found, events=run.events, records=run.records)
+    return f"<h3>{text(run.name)}</h3>{table(('', 'planned', 'fact'), rows)}"
 
 
 def _configuration(runs: Sequence[ReportedRun]) -> str:
@@ -214,9 +236,19 @@ def _told_of(run: ReportedRun) -> dict[str, list[str]]:
     """What the starts of a run say of code and environment: by name the values, each once, in their order."""
     found: dict[str, list[str]] = {}
     for event in run.events:
-        for part in ("code", "environment") if event["event"] == "start" else ():
-            values = event.get(part)
-            for name, value in values.items() if isinstance(values, dict) else ():
-                if value is not None and str(value) not in found.setdefault(str(name), []):
-                    found[str(name)].append(str(value))
+        for name, value in _made_with(event).items() if event["event"] == "start" else ():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return found
+
+
+def _made_with(start: Event) -> dict[str, str]:
+    """Code and environment of one start, as far as it tells them."""
+    code, environment = start.get("code"), start.get("environment")
+    found: dict[str, str] = {}
+    if isinstance(code, dict):
+        changed = ", with changes that are not committed" if code.get("dirty") else ""
+        found = {"wordlanes": f"{code.get('version')}", "commit": f"{code.get('commit') or 'not known'}{changed}"}
+    if isinstance(environment, dict):
+        found |= {f"{name}": f"{value}" for name, value in environment.items()}
     return found

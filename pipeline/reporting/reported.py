@@ -16,6 +16,7 @@ from pipeline.run.account import Account, account
 from pipeline.run.checkpoint import Mark, best_step, committed_steps, newest_mark, read_mark
 from pipeline.run.folder import read_config
 from pipeline.run.ledger import Event, events_of_run
+from pipeline.run.plan import Forecast, read_plan
 from pipeline.run.records import METRICS_NAME, Record, read_records
 
 Value = TypeVar("Value")
@@ -42,6 +43,7 @@ class ReportedRun:
         configuration: value by dotted key, as typed.
         manifest: of its corpus.
         saved: what it would go on from; None: nothing is saved.
+        plan: what it was to take; None: it was not planned.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ReportedRun:
     configuration: dict[str, str] | str
     manifest: Manifest | str
     saved: Saved | str | None
+    plan: Forecast | str | None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -107,6 +110,7 @@ def _read(folder: str, *, name: str, now: float) -> ReportedRun:
         configuration=configuration,
         manifest="its folder is not known" if data is None else _or_why(lambda: read_manifest(data)),
         saved=_or_why(lambda: _saved(folder)),
+        plan=_or_why(lambda: read_plan(folder)),
     )
 
 
