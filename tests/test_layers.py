@@ -20,7 +20,7 @@ LAYERS = [
     ["training", "cluster", "reporting"],
     ["scoring", "run"],
     ["corpus", "model"],
-    ["config", "console", "errors", "provenance", "storage", "upgrades"],
+    ["config", "console", "errors", "masking", "provenance", "storage", "upgrades"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rglob("*.py"))

@@ -111,14 +111,30 @@ def data_sets(
             for record, hour in zip(kept, hours, strict=True)
         ]
 
-    clusters = sorted({key.removeprefix(CLUSTER_NATS) for record in records for key in record if CLUSTER_NATS in key})
     return {
         "training": rows(NATS, partial(_curve, key=NATS)),
         "validations": rows(VALID_NATS, partial(_curve, key=VALID_NATS)),
-        "clusters": [row for each in clusters for row in rows(CLUSTER_NATS + each, partial(_cluster, cluster=each))],
+        "clusters": [
+            row
+            for each in _cluster_names(records)
+            for row in rows(CLUSTER_NATS + each, partial(_cluster, cluster=each))
+        ],
         "course": [*rows(SPEED, _speed), *_marks(name, found=found, events=events)],
         "goodput": list(_goodput(name, found)),
     }
+
+
+def last_of_clusters(records: Sequence[Record]) -> Iterator[tuple[str, float, float | None]]:
+    """Name, nats per target and share of the targets of each cluster of the softmax, where they were measured last."""
+    for name in _cluster_names(records):
+        last = next((each for each in reversed(records) if each.get(CLUSTER_NATS + name) is not None), None)
+        if last is not None:
+            yield name, _number(last, CLUSTER_NATS + name), last.get(CLUSTER_SHARE + name)
+
+
+def _cluster_names(records: Sequence[Record]) -> list[str]:
+    keys = {key for record in records for key in record if key.startswith(CLUSTER_NATS)}
+    return sorted(key.removeprefix(CLUSTER_NATS) for key in keys)
 
 
 def _curve(record: Record, *, key: str) -> Row:

@@ -1,16 +1,18 @@
-"""Pieces of a page. Whatever comes from a file is text: it is escaped here, once."""
+"""Pieces of a page. Whatever comes from a file is text: it is masked and escaped here, once."""
 
 import html
 import json
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
+from pipeline.masking import masked
+
 UNKNOWN = "–"
 
 
 def text(value: object) -> str:
-    """A value as it stands in a page."""
-    return html.escape(str(value))
+    """A value as it stands in a page: without secrets, and no markup."""
+    return html.escape(masked(str(value)))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Collection[str] = ()) -> str:

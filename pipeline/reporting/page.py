@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pipeline
 from pipeline.reporting.charts import DataSets, Drawing
-from pipeline.reporting.course import HOUR_SECONDS, NATS, SPEED, VALID_NATS
+from pipeline.reporting.course import HOUR_SECONDS, NATS, SPEED, VALID_NATS, last_of_clusters
 from pipeline.reporting.lineage import lineage
 from pipeline.reporting.markup import UNKNOWN, counted, data_script, number, pairs, table, text, when
 from pipeline.reporting.reported import ReportedRun
@@ -102,7 +102,7 @@ def _sections(runs: Sequence[ReportedRun], show: Show) -> Iterator[tuple[str, st
     yield "Perplexity", show("perplexity-tokens") + show("perplexity-hours")
     yield "Goodput", show("goodput") + _times(runs)
     yield "Speed and faults", show("speed") + _faults(runs)
-    yield "Clusters of the softmax", show("clusters")
+    yield "Clusters of the softmax", _clusters(runs, show("clusters"))
     yield "Plan and fact", "".join(map(_plan, runs))
     yield "Lineage", "".join(f"<h3>{text(run.name)}</h3>{pairs(lineage(run))}" for run in runs)
     yield "Configuration", _configuration(runs)
@@ -187,6 +187,17 @@ def _faults(runs: Sequence[ReportedRun]) -> str:
     if not rows:
         return '<p class="soft">No faults.</p>'
     return table(("run", "time", "step", "fault", "ended the workers", "cause"), rows, numbers=("step",))
+
+
+def _clusters(runs: Sequence[ReportedRun], figure: str) -> str:
+    """The chart, and what each cluster came to; nothing where no run measured it."""
+    rows = [
+        [run.name, name, number(nats, ".3f"), number(share, ".1%")]
+        for run in runs
+        for name, nats, share in last_of_clusters(run.records)
+    ]
+    header = ("run", "cluster", "last nats per target", "share of targets")
+    return figure + table(header, rows, numbers=header[2:]) if figure else ""
 
 
 def _plan(run: ReportedRun) -> str:

@@ -7,6 +7,7 @@ before anything is written, and an installation without the extra `report`.
 from collections.abc import Iterator, Sequence
 
 from pipeline import storage
+from pipeline.masking import masked_tree
 from pipeline.reporting import charts
 from pipeline.reporting.course import MOST_POINTS, Row, data_sets
 from pipeline.reporting.page import page
@@ -43,7 +44,7 @@ def _data(runs: Sequence[ReportedRun]) -> dict[str, list[Row]]:
     """What the charts of some runs draw, by name of data set."""
     most = max(100, min(MOST_POINTS, MOST_POINTS_OF_ALL // len(runs)))
     each = [data_sets(run.name, records=run.records, events=run.events, found=run.found, most=most) for run in runs]
-    return {name: [row for one in each for row in one[name]] for name in each[0]}
+    return {name: masked_tree([row for one in each for row in one[name]]) for name in each[0]}
 
 
 def _written(path: str, content: bytes) -> tuple[str, int]:

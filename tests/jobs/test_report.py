@@ -9,6 +9,8 @@ import pytest
 from jobs.__main__ import main
 from pipeline.runner import train
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
+
 
 @pytest.fixture
 def run(tmp_path, make_corpus, small_config):
