@@ -126,7 +126,7 @@ def _curves(runs: Sequence[str], place: str, title: str, number: str) -> Specifi
     import altair as alt
 
     encoding: dict[str, Any] = {
-        "x": alt.X(place, type="quantitative", title=title, axis=alt.Axis(format=number)),
+        "x": alt.X(place, type="quantitative", title=title, axis=alt.Axis(format=number, tickCount=10)),
         "y": alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
         "color": _run_color(runs, legend=_legend(3)),
     }
@@ -192,7 +192,7 @@ def _speed(runs: Sequence[str], events: Collection[str | int | float | None]) ->
 
     colors = {kind: color for kind, color in EVENT_COLORS.items() if kind in events}
     kinds = alt.Scale(domain=[*colors], range=[*colors.values()])
-    hours = alt.X("hours:Q", title=HOURS, axis=alt.Axis(format="~g"))
+    hours = alt.X("hours:Q", title=HOURS, axis=alt.Axis(format="~g", tickCount=10))
     line = alt.Chart().transform_filter("isValid(datum.speed)").mark_line(strokeWidth=1.2, color=RUN_COLORS[0])
     rules = alt.Chart().transform_filter("isValid(datum.event)").mark_rule(strokeWidth=2)
     return _made(
@@ -255,8 +255,8 @@ def _made(chart: "alt.TopLevelMixin") -> Specification:
         background="transparent",
         font="system-ui, sans-serif",
         view={"stroke": None},
-        axis={"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#8884"},
-        legend={"orient": "top", "labelFontSize": 12, "labelLimit": 240},
+        axis={"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#8883"},
+        legend={"orient": "top", "labelFontSize": 12, "labelLimit": 240, "symbolOpacity": 1},
     )
     found: Specification = styled.to_dict()
     return found
