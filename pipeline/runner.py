@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline import console, storage
 from pipeline.cluster.backends import choose_backend
@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import Manifest, read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
+from pipeline.provenance import code_version, environment
 from pipeline.run.checkpoint import check_identity, checkpoint_path, committed_steps, newest_mark
 from pipeline.run.folder import LOCK_NAME, check_run_folder, held, write_config
 from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
@@ -208,7 +209,8 @@ def _opened(plan: Plan) -> Iterator[Callable[[str | None], None]]:
         remove_request(run)
         ledger = Ledger(run, attempt=job.attempt)
         start = {"command_step": plan.first_step, "total_steps": job.total_steps, "cluster": job.config.cluster.kind}
-        ledger.write("start", time=plan.began, **start)
+        made_with = {"code": asdict(code_version()), "environment": environment()}
+        ledger.write("start", time=plan.began, **start, **made_with)
         write_config(job.config)
         storage.publish_bytes(storage.join(run, ATTEMPT_NAME), str(job.attempt).encode())
 

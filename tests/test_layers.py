@@ -18,7 +18,7 @@ LAYERS = [
     ["interface", *pipeline.__all__],
     ["planning"],
     ["runner", "evaluation"],
-    ["training", "cluster"],
+    ["training", "cluster", "reporting"],
     ["scoring", "submission"],
     ["run"],
     ["corpus", "model"],
@@ -35,8 +35,17 @@ HOMES = {  # a heavy dependency: where it may be imported
     "torch": tuple(f"pipeline/{part}/" for part in ("run", "model", "scoring", "training", "cluster")),
     "hydra": "pipeline/config.py",
     "fsspec": "pipeline/storage.py",
+    "altair": "pipeline/reporting/charts.py",
+    "vl_convert": "pipeline/reporting/charts.py",
 }
-DEFERRED = {"ray", "wandb", "datasets", "hydra"}  # imported where they are used, not with the module
+DEFERRED = {
+    "ray",
+    "wandb",
+    "datasets",
+    "hydra",
+    "altair",
+    "vl_convert",
+}  # imported where they are used, not with the module
 
 
 def imports_of(path):
@@ -116,7 +125,7 @@ print(json.dumps({
                  if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).handlers],
     "levels": [name for name in logging.root.manager.loggerDict
                if name.split(".")[0] in ("pipeline", "jobs") and logging.getLogger(name).level],
-    "loaded": sorted({"ray", "wandb", "datasets", "hydra"} & set(sys.modules)),
+    "loaded": sorted({"ray", "wandb", "datasets", "hydra", "altair", "vl_convert"} & set(sys.modules)),
     "names": names,
 }))
 """
@@ -158,6 +167,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("jobs.evaluate", "lightning"),
         ("pipeline.interface", "pyarrow"),
         ("jobs.status", "torch"),
+        ("jobs.report", "torch"),
     ],
 )
 def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):

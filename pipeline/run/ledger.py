@@ -3,7 +3,8 @@
 In: what happens. Out: one JSON object a line: `event`, `time` (unix seconds), `attempt`, and the fields below (`FIELDS`
 has their types; there may be more). A line that was cut or lacks a field is passed over.
 
-    start       command_step, total_steps, cluster       an attempt begins: a call of the train command
+    start       command_step, total_steps, cluster       an attempt begins: a call of the train command; also
+                                                         code and environment, as pipeline/provenance.py tells them
     group       step, reached_step, world_size,          workers begin at `step`; what was made from there to
                 checkpoint                               `reached_step` is made again
     training                                             the first step of this group is about to run

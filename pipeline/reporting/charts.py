@@ -1,0 +1,262 @@
+"""The charts of a report, as specifications of Vega-Lite without data, which are drawn in a browser or to a picture.
+
+In: rows by name of data set (`course.py` says what is in them). Out: drawings; the script that draws them in a page
+without network; PNG. The only home of altair and vl-convert, which the extra `report` brings. Refuses to begin without.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.errors import ConfigError
+from pipeline.reporting.course import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Specification = dict[str, Any]  # of Vega-Lite, a JSON object
+DataSets = Mapping[str, Sequence[Row]]
+
+HOURS = "hours since the first start"
+FROM_START = "Hours count from a run's first start, whatever it did."
+WIDTH = 800  # pixels; the page scales a chart down where there is less room
+PICTURE_SCALE = 1.5
+# legible on white and on black, and told apart by those who see fewer colours
+RUN_COLORS = ["#3b82d0", "#e07b39", "#2a9d8f", "#b0569b", "#8c8c3e", "#d1495b", "#6d6fc4", "#8a6d5a"]
+CATEGORY_COLORS = {
+    "productive": "#2a9d8f",
+    "replaying": "#e9a23b",
+    "checkpoints": "#8467c9",
+    "validating": "#4c8fd6",
+    "starting": "#94a3b3",
+    "down": "#d1495b",
+}
+EVENT_COLORS = {"start": "#94a3b3", "fault": "#d1495b", "stop": "#e9a23b", "resize": "#4c8fd6", "skip": "#8467c9"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart.
+
+    Attributes:
+        name: [a-z-], of its place in the page and of its picture.
+        caption: what is seen and how to read it.
+        specification: names the data sets that it draws.
+    """
+
+    name: str
+    caption: str
+    specification: Specification
+
+
+def check_installed() -> None:
+    """Refuses an installation without the extra.
+
+    Raises:
+        ConfigError: altair or vl-convert is missing.
+    """
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"report needs {error.name}, which is not installed; install it by `pip install 'wordlanes[report]'`"
+        ) from error
+
+
+def drawings(data: DataSets) -> dict[str, Drawing]:
+    """The charts that have something to show, by name.
+
+    Args:
+        data: the sets that `course.py` makes, of all runs.
+    """
+    runs = [*dict.fromkeys(str(row["run"]) for row in data["goodput"])]
+    events = {row.get("event") for row in data["course"]}
+    curves = [*data["training"], *data["validations"]]
+    there = {
+        "perplexity-tokens": bool(curves),
+        "perplexity-hours": any("hours" in row for row in curves),
+        "clusters": bool(data["clusters"]),
+    }
+    lines = "Thin lines are training, as logged; thick ones with points are validation. Lower is better."
+    drawn = [
+        ("perplexity-tokens", lines, _curves(runs, "tokens", "tokens seen", "~s")),
+        ("perplexity-hours", f"{lines} {FROM_START}", _curves(runs, "hours", HOURS, "~g")),
+        ("goodput", "All time from a run's first start to its last sign of life.", _goodput(runs)),
+        ("speed", f"Of all ranks together. Vertical lines are what happened. {FROM_START}", _speed(runs, events)),
+        ("clusters", "Loss of the targets in each cluster of the softmax; tails have rare words.", _clusters(runs)),
+    ]
+    return {
+        name: Drawing(name=name, caption=caption, specification=specification)
+        for name, caption, specification in drawn
+        if there.get(name, True)
+    }
+
+
+def script() -> str:
+    """The libraries that draw, as one script without any address to load from."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_version())
+    return bundle.replace("</script", "<\\/script")
+
+
+def picture(drawing: Drawing, data: DataSets) -> bytes:
+    """A chart as PNG, on white."""
+    import vl_convert
+
+    specification = drawing.specification | {"datasets": data, "background": "white", "padding": 12}
+    return bytes(
+        vl_convert.vegalite_to_png(
+            json.dumps(specification), vl_version=_version(), scale=PICTURE_SCALE, allowed_base_urls=[]
+        )
+    )
+
+
+def _version() -> str:
+    """Of Vega-Lite, which altair's specifications are made for: 6.1."""
+    import altair as alt
+
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _curves(runs: Sequence[str], place: str, title: str, number: str) -> Specification:
+    """Perplexity of all runs over tokens or hours, on a logarithmic axis."""
+    import altair as alt
+
+    encoding: dict[str, Any] = {
+        "x": alt.X(place, type="quantitative", title=title, axis=alt.Axis(format=number, tickCount=10)),
+        "y": alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
+        "color": _run_color(runs, legend=_legend(3)),
+    }
+    told = [
+        alt.Tooltip("run:N"),
+        alt.Tooltip("step:Q", format=","),
+        alt.Tooltip("tokens:Q", format=","),
+        alt.Tooltip("hours:Q", format=".3f"),
+        alt.Tooltip("perplexity:Q", format=",.2f"),
+    ]
+    training, validations = alt.NamedData("training"), alt.NamedData("validations")
+    has_place = f"isValid(datum.{place}) && isValid(datum.perplexity)"
+    thin = alt.Chart(training).mark_line(strokeWidth=1, opacity=0.55)
+    thick = alt.Chart(validations).mark_line(strokeWidth=2.5)
+    points = alt.Chart(validations).mark_point(filled=True, size=45, opacity=1)
+    return _made(
+        alt.layer(
+            thin.transform_filter(has_place).encode(**encoding),
+            thick.transform_filter(has_place).encode(**encoding),
+            points.transform_filter(has_place).encode(**encoding, tooltip=told),
+        ).properties(width=WIDTH, height=320)
+    )
+
+
+def _goodput(runs: Sequence[str]) -> Specification:
+    """Where the time of each run went, as one bar of a hundred percent."""
+    import altair as alt
+
+    color = alt.Color(
+        "category:N",
+        title=None,
+        sort=[*CATEGORY_COLORS],
+        legend=_legend(6),
+        scale=alt.Scale(domain=[*CATEGORY_COLORS], range=[*CATEGORY_COLORS.values()]),
+    )
+    told = ["run:N", "category:N", alt.Tooltip("seconds:Q", format=",.1f"), alt.Tooltip("share:Q", format=".1%")]
+    bars = alt.Chart(alt.NamedData("goodput")).mark_bar(height=22)
+    return _made(
+        bars.encode(
+            x=alt.X("share:Q", title="share of the time", stack=True, axis=alt.Axis(format="%"), scale=_whole()),
+            y=alt.Y("run:N", title=None, sort=[*runs]),
+            color=color,
+            order=alt.Order("order:Q"),
+            tooltip=told,
+        ).properties(width=WIDTH, height=alt.Step(36))
+    )
+
+
+def _whole() -> "alt.Scale":
+    import altair as alt
+
+    return alt.Scale(domain=[0, 1])
+
+
+def _speed(runs: Sequence[str], events: Collection[str | int | float | None]) -> Specification:
+    """The speed of each run over its hours, and lines where something happened; one panel below the other.
+
+    Args:
+        runs: their names.
+        events: the kinds that happened.
+    """
+    import altair as alt
+
+    colors = {kind: color for kind, color in EVENT_COLORS.items() if kind in events}
+    kinds = alt.Scale(domain=[*colors], range=[*colors.values()])
+    hours = alt.X("hours:Q", title=HOURS, axis=alt.Axis(format="~g", tickCount=10))
+    line = alt.Chart().transform_filter("isValid(datum.speed)").mark_line(strokeWidth=1.2, color=RUN_COLORS[0])
+    rules = alt.Chart().transform_filter("isValid(datum.event)").mark_rule(strokeWidth=2)
+    return _made(
+        alt.layer(
+            line.encode(x=hours, y=alt.Y("speed:Q", title="words/s", axis=alt.Axis(format="~s"))),
+            rules.encode(
+                x=hours,
+                color=alt.Color("event:N", title=None, scale=kinds, legend=_legend(6)),
+                tooltip=[alt.Tooltip("hours:Q", format=".3f"), "event:N", "what:N"],
+            ),
+            data=alt.NamedData("course"),
+        )
+        .properties(width=WIDTH, height=140)
+        .facet(row=_panels(runs))
+    )
+
+
+def _clusters(runs: Sequence[str]) -> Specification:
+    """Nats per target of each cluster over the tokens, one panel for each run."""
+    import altair as alt
+
+    return _made(
+        alt.Chart(alt.NamedData("clusters"))
+        .mark_line(strokeWidth=1.5)
+        .encode(
+            x=alt.X("tokens:Q", title="tokens seen", axis=alt.Axis(format="~s")),
+            y=alt.Y("nats:Q", title="nats per target", scale=alt.Scale(zero=False)),
+            color=alt.Color("cluster:N", title="cluster", sort=None, scale=alt.Scale(range=RUN_COLORS)),
+        )
+        .properties(width=WIDTH, height=180)
+        .facet(row=_panels(runs))
+    )
+
+
+def _panels(runs: Sequence[str]) -> "alt.Row":
+    """One panel below the other, the name of a run above each."""
+    import altair as alt
+
+    header = alt.Header(labelOrient="top", labelAnchor="start", labelFontWeight="bold", labelFontSize=13)
+    return alt.Row("run:N", title=None, sort=[*runs], header=header)
+
+
+def _run_color(runs: Sequence[str], *, legend: "alt.Legend | None") -> "alt.Color":
+    """A run has its color in every chart."""
+    import altair as alt
+
+    colors = [RUN_COLORS[place % len(RUN_COLORS)] for place, _ in enumerate(runs)]
+    return alt.Color("run:N", title=None, scale=alt.Scale(domain=[*runs], range=colors), legend=legend)
+
+
+def _legend(columns: int) -> "alt.Legend":
+    import altair as alt
+
+    return alt.Legend(columns=columns)
+
+
+def _made(chart: "alt.TopLevelMixin") -> Specification:
+    """The specification of a chart in the style of the page."""
+    styled = cast(Any, chart).configure(
+        background="transparent",
+        font="system-ui, sans-serif",
+        view={"stroke": None},
+        axis={"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#8883"},
+        legend={"orient": "top", "labelFontSize": 12, "labelLimit": 240, "symbolOpacity": 1},
+    )
+    found: Specification = styled.to_dict()
+    return found
