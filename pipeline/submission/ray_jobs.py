@@ -67,7 +67,8 @@ def check(order: Order) -> None:
 def render(order: Order) -> Rendered:
     """The request, and the command of Ray that would make the same."""
     section, submission = cast(RayJobsConfig, order.section), order.submission
-    command = order.command(section.python or sys.executable, module="jobs.again")
+    # without `exec`, what Ray takes for the job is a shell: the loop would outlive it
+    command = ["exec", *order.command(section.python or sys.executable, module="jobs.again")]
     seconds = math.ceil(order.config.cluster.grace_seconds) + STOP_SECONDS
     environment: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}}
     if section.working_dir is not None:

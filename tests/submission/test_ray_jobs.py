@@ -198,8 +198,8 @@ def test_what_is_shown_is_what_is_posted(fake):
     shown = json.loads(rendered.text)
     assert {key: posted[key] for key in shown} == shown
     words = shlex.split(shown["entrypoint"])
-    assert words[:4] == [sys.executable, "-m", "jobs.again", "train"]
-    assert words[4:] == [*made.submission.arguments] and "cluster=ray" in words
+    assert words[:5] == ["exec", sys.executable, "-m", "jobs.again", "train"]
+    assert words[5:] == [*made.submission.arguments] and "cluster=ray" in words
     assert shown["runtime_env"] == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "43"}}
     assert shown["metadata"].keys() == {"run", "commit", "configuration"}
     assert rendered.command[:3] == ["ray", "job", "submit"]
@@ -209,7 +209,7 @@ def test_what_is_shown_is_what_is_posted(fake):
 def test_the_interpreter_and_the_code_can_be_given():
     root = str(Path(ray_jobs.__file__).parents[2])
     shown = json.loads(ray_jobs.render(order("via.python=/venv/bin/python", f"via.working_dir={root}")).text)
-    assert shown["entrypoint"].startswith("/venv/bin/python -m jobs.again train ")
+    assert shown["entrypoint"].startswith("exec /venv/bin/python -m jobs.again train ")
     assert shown["runtime_env"]["working_dir"] == root
     assert ".git" in shown["runtime_env"]["excludes"]
 

@@ -18,7 +18,7 @@ from support.processes import command_line, descendants
 
 HEAD, NODE = "127.0.0.2", "127.0.0.3"  # of 127.0.0.1 Ray makes the machine's outer address
 START_SECONDS = 180.0
-END_SECONDS = 30.0
+END_SECONDS = 10.0
 COMMON = ["--block", "--disable-usage-stats", "--object-store-memory=100000000", "--num-gpus=0"]
 
 
