@@ -38,6 +38,7 @@ from pipeline.config import (
     shown,
 )
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.masking import masked
 from pipeline.run.stop import USER
 
 # name: what it does, what it reads, the file of conf/ that it starts from, its flags
@@ -241,8 +242,10 @@ def _answer(arguments: Sequence[str]) -> int:
 
 def run() -> int:
     """Sets this process up, runs what was typed and returns the exit code: the console script `wordlanes`."""
-    _set_up(sys.argv[1:])
-    return _answer(sys.argv[1:])
+    arguments = sys.argv[1:]
+    sys.argv[1:] = map(masked, arguments)  # where libraries read them, for a dashboard
+    _set_up(arguments)
+    return _answer(arguments)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ class ViaConfig(Section):
     kind: str
     """The cluster's tool that starts the job; it decides which other keys there are."""
     python: str | None
-    """The interpreter on the nodes that has this package, as a full path; null: the image's, else this command's own."""
+    """The nodes' interpreter that has this package, as a full path; null: the image's, else this command's own."""
 
 
 class RayJobsConfig(ViaConfig):

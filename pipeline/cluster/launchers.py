@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError
+from pipeline.run.meeting import HERE
 
 Environment = Mapping[str, str]  # of this process
 
@@ -22,7 +23,6 @@ RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", LOOP_RESTARTS)
 SRUNS_STEPS = 1 << 31  # ids above are those of Slurm's own steps, such as the shell of salloc
 FIRST_PORT, NUM_PORTS = 12_000, 20_000  # below those that Linux gives to whoever asks for any
 PORTS_OF_JOB = 97
-HERE = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
