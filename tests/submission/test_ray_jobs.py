@@ -164,7 +164,7 @@ def test_where_nobody_listens_that_is_told_soon(submission, monkeypatch, address
     began = time.monotonic()
     found = ray_jobs.status(SimpleNamespace(**vars(submission) | {"via": via(None)}))
     assert (found.state, time.monotonic() - began < 10) == ("silent", True)
-    assert f"Ray at {address.format(port=port)} does not do as asked" in found.reason
+    assert f"Ray at {address.format(port=port)} does not answer" in found.reason
 
 
 def test_a_server_that_takes_a_question_and_never_answers_is_silent(submission, monkeypatch):
@@ -271,7 +271,7 @@ def test_a_folder_of_code_that_cannot_be_is_refused(code, tmp_path, monkeypatch)
             config = load(SubmitConfig, [*typed, "via=ray", f"via.working_dir={code}"], name="submit")
             order_of(config, verb="train", arguments=tuple(typed))
     monkeypatch.setattr(ray_jobs, "MOST_BYTES", 4000)
-    with pytest.raises(ConfigError, match=r"MiB, \d+ of them in large, and Ray takes"):
+    with pytest.raises(ConfigError, match=r"MiB, \d+ of them in large, and Ray"):
         order(f"via.working_dir={code}")
 
 
