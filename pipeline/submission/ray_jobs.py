@@ -67,7 +67,8 @@ def check(order: Order) -> None:
 def render(order: Order) -> Rendered:
     """The request, and the command of Ray that would make the same."""
     section, submission = cast(RayJobsConfig, order.section), order.submission
-    command = order.command(section.python or sys.executable, module="jobs.again")
+    # without `exec`, what Ray takes for the job is a shell: the loop would outlive it
+    command = ["exec", *order.command(section.python or sys.executable, module="jobs.again")]
     seconds = math.ceil(order.config.cluster.grace_seconds) + STOP_SECONDS
     environment: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}}
     if section.working_dir is not None:
@@ -202,8 +203,10 @@ def _asked(section: RayJobsConfig, question: Callable[[Any], Answer]) -> Answer:
     except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
         if str(error).startswith("Request failed with status code 404"):
             raise UnknownJobError from error
+        if str(error).startswith("Request failed"):
+            raise ConfigError(f"{name} refuses what it is asked ({_last_line(str(error))})") from error
         raise ConfigError(
-            f"{name} does not do as asked ({_last_line(str(error))}); give via.address=http://HOST:8265 of a dashboard"
+            f"{name} does not answer ({_last_line(str(error))}); give via.address=http://HOST:8265 of its dashboard"
         ) from error
 
 
@@ -273,8 +276,8 @@ def _check_folder(folder: str, config: SubmitConfig) -> None:
     if sizes.total() > MOST_BYTES:
         largest, size = sizes.most_common(1)[0]
         raise ConfigError(
-            f"via.working_dir={folder} holds {sizes.total() >> 20} MiB, {size >> 20} of them in {largest}, and Ray takes"
-            f" {MOST_BYTES >> 20} MiB; name what the code does not need in its .gitignore, or use a clean checkout"
+            f"via.working_dir={folder} holds {sizes.total() >> 20} MiB, {size >> 20} of them in {largest}, and Ray"
+            f" takes {MOST_BYTES >> 20} MiB; name what else is there in .gitignore, or use a clean checkout"
         )
 
 

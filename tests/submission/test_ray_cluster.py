@@ -1,4 +1,4 @@
-"""A real Ray cluster of two machines with a token: a run is submitted, killed, stopped and resumed, and loses nothing."""
+"""A real Ray cluster of two machines with a token: a run is submitted, killed, stopped and resumed."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from support.typed import ROOT, prepare_typed, train_typed, write_texts
 from pipeline.run.ledger import read_events
 
 pytestmark = pytest.mark.slow
-PATIENCE_SECONDS = 180.0
-STEPS = 1200
+PATIENCE_SECONDS = 300.0  # a busy machine is no finding
+STEPS = 2000
 SETTINGS = [
     "stream.num_lanes=4",
     "max_epochs=null",
@@ -94,12 +94,12 @@ class Desk:
         [pid] = [pid for pid in pids if f" -m {module} train " in (line := command_line(pid)) and self.run in line]
         return pid
 
-
-def await_that(what: str, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+    def await_that(self, what: str, holds: Callable[[], bool]) -> None:
+        """Waits until something holds."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"not in {PATIENCE_SECONDS:g} s: {what}; {self.jobs()}"
+            time.sleep(0.1)
 
 
 def test_a_run_is_submitted_killed_stopped_and_resumed(cluster: RayCluster, tmp_path: Path) -> None:
@@ -111,34 +111,34 @@ def test_a_run_is_submitted_killed_stopped_and_resumed(cluster: RayCluster, tmp_
     second = desk.submit()
     assert (second["again"], second["id"]) == (True, first["id"])
 
-    await_that("step 60 is saved", lambda: saved(desk.run) >= 60)
+    desk.await_that("step 60 is saved", lambda: saved(desk.run) >= 60)
     kill(desk.process("jobs"), 9)
     reached = saved(desk.run)
-    await_that("it goes on", lambda: saved(desk.run) >= reached + 60)
+    desk.await_that("it goes on", lambda: saved(desk.run) >= reached + 60)
     kill(desk.process("jobs.again"), 9)
-    await_that("the job has failed", lambda: desk.state(first["id"]) == "FAILED")
+    desk.await_that("the job has failed", lambda: desk.state(first["id"]) == "FAILED")
     assert "again: train ended with -9, step " in desk.adaptor("print(*ray_jobs.logs(last, follow=True))")
 
     third = desk.submit()
     assert (third["again"], third["id"]) == (False, first["id"].replace("-a1", "-a2"))
     reached = saved(desk.run)
     assert reached < STEPS / 2
-    await_that("it goes on", lambda: saved(desk.run) > reached)
+    desk.await_that("it goes on", lambda: saved(desk.run) > reached)
     desk.python("-m", "jobs", "stop", f"run={desk.run}")
-    await_that("the job has ended", lambda: desk.state(third["id"]) == "SUCCEEDED")
+    desk.await_that("the job has ended", lambda: desk.state(third["id"]) == "SUCCEEDED")
     assert 0 < saved(desk.run) < STEPS
     assert [event["cause"] for event in read_events(desk.run) if event["event"] == "stop"] == ["SIGTERM", "user"]
 
     cancelled = desk.submit()["id"]
-    await_that("the job runs", lambda: desk.state(cancelled) == "RUNNING")
+    desk.await_that("the job runs", lambda: desk.state(cancelled) == "RUNNING")
     desk.adaptor("ray_jobs.cancel(last)")
-    await_that("the job is stopped", lambda: desk.state(cancelled) == "STOPPED")
+    desk.await_that("the job is stopped", lambda: desk.state(cancelled) == "STOPPED")
     assert desk.adaptor("print(ray_jobs.status(last).reason)") == "stopped\n"
     assert desk.adaptor("ray_jobs.cancel(last)") == ""
 
     last = desk.submit()["id"]
     assert last.endswith("-a4")
-    await_that("the run is finished", lambda: desk.state(last) == "SUCCEEDED")
+    desk.await_that("the run is finished", lambda: desk.state(last) == "SUCCEEDED")
     undisturbed = str(tmp_path / "undisturbed")
     desk.python("-m", "jobs", *[each.replace(f"run={desk.run}", f"run={undisturbed}") for each in desk.train])
     assert_same_end(desk.run, undisturbed, STEPS)
