@@ -231,7 +231,7 @@ def test_a_planted_key_is_found_in_no_file_and_no_output(
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/x", "/etc/x", "a/../../x", "s3://bucket/x", "a::file:///etc/passwd", "\0", ""]
+    "name", ["../../etc/x", "/etc/x", "a/../../x", "s3://bucket/x", "a::file:///etc/passwd", "a::b", "\0", ""]
 )
 @pytest.mark.parametrize("place", ["shard", "split"])
 def test_a_name_in_a_manifest_that_leads_elsewhere_is_refused(name: str, place: str, make_corpus: type[str]) -> None:
