@@ -70,7 +70,8 @@ def pods_of(tree):
 
 def test_the_rayjob_is_what_the_keys_say(volume):
     tree = manifest(
-        *volume, "cluster=ray", "cluster.num_workers=16", "cluster.min_workers=5", "cluster.grace_seconds=45.5", "via.gpus_per_pod=4",
+        *volume, "cluster=ray", "cluster.num_workers=16", "cluster.min_workers=5", "cluster.grace_seconds=45.5",
+        "via.gpus_per_pod=4",
         "via.namespace=research", "via.secrets=[wandb,s3]", "via.token_secret=ray-token", "via.backoff_limit=7",
         "via.ttl_seconds=60", "via.user_id=4321",
     )  # fmt: skip
@@ -277,7 +278,7 @@ def test_what_kubernetes_could_not_take_or_run_is_refused(typed, line):
 
 def test_a_run_on_a_volume_that_is_not_here_is_refused():
     volume = ["via.volume_claim=a", "via.mount=/no/such", "data=/no/such/d", "run=/no/such/r"]
-    with pytest.raises(ConfigError, match="via.mount=/no/such is not here, so run=/no/such/r would be another folder"):
+    with pytest.raises(ConfigError, match=r"via.mount=/no/such is not here, so run=/no/such/r would be another folder"):
         order("via=kuberay", *SMALL, IMAGE, *volume)
 
 
@@ -321,7 +322,9 @@ def test_without_kubectl_the_file_is_all_there_is(volume, monkeypatch, tmp_path)
     outcome = submit(order(*volume))
     assert outcome.status.name is None and outcome.command == ["kubectl", "create", "--filename", outcome.file]
     assert kuberay.status(outcome.submission).state == "silent"
-    with pytest.raises(ConfigError, match="does not say whether that job goes on .*kubectl, which is not on PATH here"):
+    with pytest.raises(
+        ConfigError, match=r"does not say whether that job goes on .*kubectl, which is not on PATH here"
+    ):
         submit(order(*volume))
 
 
@@ -403,7 +406,7 @@ def test_a_job_that_is_being_deleted_goes_on(volume, cluster):
 
 def test_the_log_is_the_submitters(volume, cluster):
     submission = submit(order(*volume)).submission
-    with pytest.raises(ConfigError, match="gives no log of .*: No resources found in default namespace"):
+    with pytest.raises(ConfigError, match=r"gives no log of .*: No resources found in default namespace"):
         next(kuberay.logs(submission, follow=False))
     (cluster / f"{submission.id}.log").write_text("step 1\nstep 2\n")
     assert list(kuberay.logs(submission, follow=True)) == ["step 1\n", "step 2\n"]

@@ -150,13 +150,13 @@ def test_what_fresh_machines_could_not_run_is_refused(typed, line):
 
 def test_a_secrets_value_is_refused_and_not_repeated():
     for planted in ("WANDB_API_KEY=0123abcd", "0123abcd"):
-        with pytest.raises(ConfigError, match="via.secrets holds what is no variable's name") as raised:
+        with pytest.raises(ConfigError, match=r"via.secrets holds what is no variable's name") as raised:
             order(*PLAIN, f"via.secrets=[{planted}]")
         assert "0123abcd" not in str(raised.value)
 
 
 def test_prepare_on_several_machines_is_refused():
-    with pytest.raises(ConfigError, match="via.nodes=2 and prepare runs on one machine; use via.nodes=1"):
+    with pytest.raises(ConfigError, match=r"via.nodes=2 and prepare runs on one machine; use via.nodes=1"):
         order(*PLAIN, "via.nodes=2", verb="prepare")
 
 

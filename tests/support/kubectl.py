@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-NO_SERVER = """E1130 17:00:00.000000 1 memcache.go:265] "Unhandled Error" err="couldn't get current server API group list"
+NO_SERVER = """E1130 17:00:00.000000 1 memcache.go:265] err="couldn't get current server API group list"
 The connection to the server localhost:8080 was refused - did you specify the right host or port?
 """
 
