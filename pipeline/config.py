@@ -301,6 +301,8 @@ class SlurmConfig(ViaConfig):
 class KubeRayConfig(ViaConfig):
     """KubeRay, on Kubernetes."""
 
+    context: str | None
+    """The cluster, by its name in kubectl's configuration; null: the current one."""
     namespace: str
     """The namespace."""
     image: str | None

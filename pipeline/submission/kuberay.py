@@ -50,8 +50,9 @@ def check(order: Order) -> None:
 
 def render(order: Order) -> Rendered:
     """The RayJob."""
-    command = ["kubectl", "create", "--filename", file_as_typed(order.submission, ".yaml")]
-    return Rendered(text=as_yaml(ray_job(order, _section(order))), ending=".yaml", command=command)
+    section, file = _section(order), file_as_typed(order.submission, ".yaml")
+    command = ["kubectl", *_place(section), "create", "--filename", file]
+    return Rendered(text=as_yaml(ray_job(order, section)), ending=".yaml", command=command)
 
 
 def submit(order: Order, rendered: Rendered, file: str) -> str | None:
@@ -219,7 +220,11 @@ def _check_places(order: Order, section: KubeRayConfig) -> None:
 
 
 def _command(section: KubeRayConfig) -> list[str]:
-    return [client("kubectl", via="kuberay"), "--namespace", section.namespace]
+    return [client("kubectl", via="kuberay"), *_place(section)]
+
+
+def _place(section: KubeRayConfig) -> list[str]:
+    return [*([] if section.context is None else ["--context", section.context]), "--namespace", section.namespace]
 
 
 def _kubectl(section: KubeRayConfig, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:

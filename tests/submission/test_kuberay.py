@@ -3,10 +3,12 @@
 import json
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -18,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.submission import kuberay
 from pipeline.submission.submitting import render, submit
 from tests.support.kubectl import NO_SERVER
+from tests.support.kubernetes_server import kubernetes
 from tests.support.orders import SMALL, order
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +166,36 @@ def everything():
     ]
     yield manifest("via=kuberay", *SMALL, IMAGE, *mount, *more)
     yield manifest(*PLAIN, "via.gpus_per_pod=0", verb="prepare")
+
+
+# what we write of KubeRay's own, outside of pods and metadata
+FIELDS = {
+    "spec.submissionMode", "spec.entrypoint", "spec.runtimeEnvYAML", "spec.backoffLimit",
+    "spec.shutdownAfterJobFinishes", "spec.ttlSecondsAfterFinished", "spec.submitterPodTemplate",
+    "spec.rayClusterSpec.rayVersion", "spec.rayClusterSpec.authOptions.mode",
+    "spec.rayClusterSpec.authOptions.secretName", "spec.rayClusterSpec.headGroupSpec.rayStartParams",
+    "spec.rayClusterSpec.headGroupSpec.template",
+    *(
+        f"spec.rayClusterSpec.workerGroupSpecs.{name}"
+        for name in ("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template")
+    ),
+}  # fmt: skip
+
+
+def fields(tree, prefix=""):
+    """The dotted names of a manifest's fields; those of pods and maps of free names are one."""
+    if isinstance(tree, list):
+        yield from (name for each in tree for name in fields(each, prefix))
+    elif isinstance(tree, dict) and not prefix.endswith((".template", "Template", ".rayStartParams")):
+        yield from (name for key, value in tree.items() for name in fields(value, f"{prefix}.{key}".lstrip(".")))
+    else:
+        yield prefix
+
+
+def test_no_other_field_of_kuberay_is_written():
+    """Also where KubeRay's definition is not at hand."""
+    found = {name for tree in everything() for name in fields({"spec": tree["spec"]})}
+    assert found == FIELDS
 
 
 def closed(schema):
@@ -320,7 +353,7 @@ def test_a_job_that_another_has_created_meanwhile_is_the_same(volume, cluster):
 def test_without_kubectl_the_file_is_all_there_is(volume, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     outcome = submit(order(*volume))
-    assert outcome.status.name is None and outcome.command == ["kubectl", "create", "--filename", outcome.file]
+    assert outcome.status.name is None and outcome.command[-3:] == ["create", "--filename", outcome.file]
     assert kuberay.status(outcome.submission).state == "silent"
     with pytest.raises(
         ConfigError, match=r"does not say whether that job goes on .*kubectl, which is not on PATH here"
@@ -414,3 +447,34 @@ def test_the_log_is_the_submitters(volume, cluster):
     pieces = kuberay.logs(submission, follow=False)
     assert next(pieces) == "step 1\n"
     pieces.close()  # who has seen enough leaves no kubectl behind
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_the_real_kubectl_takes_what_it_is_asked(volume, tmp_path, monkeypatch):
+    """Its options and answers, against a server of our own; its configuration's current cluster is another."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # it keeps what it discovers there
+    typed = order(*volume, "via.context=here")
+    with kubernetes(tmp_path / "kubeconfig") as cluster:
+        submission = submit(typed).submission
+        name = submission.id
+        assert cluster.jobs[name] == yaml.safe_load(render(typed).text) and cluster.validated == {"Strict"}
+        assert kuberay.submit(typed, render(typed), "") == name and submit(typed).again
+        cluster.jobs[name]["status"] = {"jobDeploymentStatus": "Initializing", "rayClusterName": "abc"}
+        waits = [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]
+        pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "head", "labels": {"ray.io/cluster": "abc"}}}
+        cluster.pods["head"] = pod | {"status": {"conditions": waits}}
+        assert kuberay.status(submission).reason == "0/3 nodes are available"
+        with pytest.raises(ConfigError, match="No resources found in default namespace"):
+            next(kuberay.logs(submission, follow=False))
+        metadata = {"name": "s", "namespace": "default", "labels": {"job-name": name}}
+        spec = {"containers": [{"name": "ray-job-submitter"}]}
+        cluster.pods["s"] = pod | {"metadata": metadata, "spec": spec}
+        cluster.printed["s"] = "step 1\nstep 2\n"
+        assert "".join(kuberay.logs(submission, follow=True)) == "step 1\nstep 2\n"
+        kuberay.cancel(submission)
+        assert cluster.jobs == {} and kuberay.status(submission).state == "gone"
+    assert kuberay.status(submission).state == "silent"
+    assert kuberay.status(replace(submission, via={**submission.via, "context": "none"})).reason.endswith(
+        """'error: context "none" does not exist'"""
+    )
