@@ -111,17 +111,18 @@ def logs(submission: Submission, *, follow: bool) -> Iterator[str]:
     options = ["--selector", f"job-name={submission.id}", "--tail=-1", "--max-log-requests=20"]
     command = [*_command(section), "logs", *options, *(["--follow"] if follow else [])]
     empty = True
-    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace")
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace") as process,
+    ):
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 empty = False
                 yield line
-        finally:
-            process.stdout.close()
-            process.terminate()
             code = process.wait()
+        finally:
+            process.terminate()  # of one that has ended, nothing
         complaints.seek(0)
         if code or empty:
             told = _last_line(complaints.read()) or found.reason or found.state

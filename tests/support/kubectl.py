@@ -1,12 +1,14 @@
 """A `kubectl` for tests: its cluster is a folder of JSON files, named by the environment variable KUBECTL_FOLDER.
 
 `<namespace>/<name>.json` is a RayJob, `pods.json` a list of pods, `<name>.log` what a job's submitter printed; a file
-`down` makes the cluster unreachable, `refuse` has it refuse what is created. `calls` has each call's arguments.
+`down` makes the cluster unreachable, `refuse` has it refuse what is created, `goes-on` has a log that is followed last
+a minute. `calls` has each call's arguments.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 NO_SERVER = """E1130 17:00:00.000000 1 memcache.go:265] err="couldn't get current server API group list"
@@ -68,7 +70,9 @@ def logs(place, rest):
     if not file.exists():
         print(f"No resources found in {place.name} namespace.", file=sys.stderr)
     else:
-        print(file.read_text(), end="")
+        print(file.read_text(), end="", flush=True)
+        if "--follow" in rest and (place.parent / "goes-on").exists():
+            time.sleep(60)
 
 
 if __name__ == "__main__":
