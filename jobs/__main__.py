@@ -20,6 +20,7 @@ from types import FrameType
 from pydantic.fields import FieldInfo
 
 from pipeline import console
+from pipeline.cluster.parent import LOOP, await_launcher
 from pipeline.config import (
     Config,
     EvaluateConfig,
@@ -37,6 +38,7 @@ from pipeline.config import (
     shown,
 )
 from pipeline.errors import ConfigError, PipelineError, Stopped
+from pipeline.masking import masked
 from pipeline.run.stop import USER
 
 # name: what it does, what it reads, the file of conf/ that it starts from, its flags
@@ -53,6 +55,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "report": ("runs as one page without network, and pictures", ReportConfig, "report", ()),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
+ASKING = ("submit", "status", "stop", "logs")  # of a cluster's client
 SCRIPT, MODULE = "wordlanes", "python -m jobs"  # the two names of the command
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 USER_MISTAKE = 2
@@ -171,7 +174,7 @@ def _set_up(arguments: Sequence[str]) -> None:
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed
         "GOMP_SPINCOUNT": "10000",
     }
-    if {"cluster=ray", "cluster.kind=ray"}.isdisjoint(arguments):
+    if {"cluster=ray", "cluster.kind=ray", *ASKING}.isdisjoint(arguments):
         # a Ray of this command's own lets nobody else in; no token goes to the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:  # a running one has its own; where it answers and lets nobody in, it is asked no more than this often
@@ -181,7 +184,15 @@ def _set_up(arguments: Sequence[str]) -> None:
     for number in ENDS:
         if signal.getsignal(number) == signal.SIG_DFL:  # not where it is ignored, as SIGHUP is under nohup
             signal.signal(number, _interrupt)
+    if loop := os.environ.pop(LOOP, None):
+        threading.Thread(target=_end_with, args=(int(loop),), name="loop", daemon=True).start()
     console.set_up()
+
+
+def _end_with(loop: int) -> None:
+    """Has the verb save and stop once the loop that would pass on a signal, or start it again, was killed."""
+    await_launcher(loop)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -231,8 +242,10 @@ def _answer(arguments: Sequence[str]) -> int:
 
 def run() -> int:
     """Sets this process up, runs what was typed and returns the exit code: the console script `wordlanes`."""
-    _set_up(sys.argv[1:])
-    return _answer(sys.argv[1:])
+    arguments = sys.argv[1:]
+    sys.argv[1:] = map(masked, arguments)  # where libraries read them, for a dashboard
+    _set_up(arguments)
+    return _answer(arguments)
 
 
 if __name__ == "__main__":

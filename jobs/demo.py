@@ -23,6 +23,9 @@ TEXT = "runs/demo/text"  # as conf/experiment/demo.yaml names it
 
 def main(arguments: Sequence[str]) -> None:
     """Prepares, trains, evaluates; each step goes on from what an earlier call has finished."""
+    for argument in arguments:
+        if argument.startswith("experiment="):
+            raise ConfigError(f"{argument}: the demo has its own experiment; leave it out, or use prepare and train")
     overrides = ["experiment=demo", *arguments]
     config = load(Config, overrides)
     if config.data is None or config.run is None:

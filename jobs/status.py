@@ -1,73 +1,115 @@
-"""`python -m jobs status`: how a run stands, where its time went and what went wrong.
+"""`python -m jobs status`: how a run stands, where its time went and what went wrong; of a folder of runs, a table.
 
-In: `run=FOLDER`, of a run that goes on or has ended. Out: a line, a table and lists, or one JSON object. Refuses a
-folder without a ledger. No checkpoint is read: one that has its mark and its size is taken to be whole.
+In: `run=FOLDER`, of a run that waits, goes on or has ended, or of such folders. Out: lines and tables, or JSON: an
+object, of a folder of runs a list of them. Refuses a folder that holds neither. No checkpoint is read: one that has its
+mark and its size is taken to be whole.
 """
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config import RunConfig, given, load
-from pipeline.run.account import Account, Failure, account
-from pipeline.run.checkpoint import committed_steps, looks_whole
-from pipeline.run.ledger import Event, events_of_run
+from pipeline.errors import ConfigError
+from pipeline.run.account import Account, Failure
+from pipeline.run.ledger import events_of_run
+from pipeline.submission.overview import Measured, Overview, Saved, overview, overviews, runs_in
+from pipeline.submission.standing import shown_seconds
 
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What a run folder holds of the steps that were made.
-
-    Attributes:
-        saved_step: of the newest committed checkpoint; None: there is none.
-        resumes_from: the step that the same command would go on from, 0 if it would begin anew; None: it would refuse,
-            since there are checkpoints and none seems whole.
-    """
-
-    saved_step: int | None
-    resumes_from: int | None
+CAUSE_LENGTH = 60  # characters of a failure's cause in a table
+COLUMNS = ("run", "state", "step", "saved", "perplexity", "words/s", "goodput", "saved ago", "left", "last failure")
+PIPE_WIDTH = 1000  # so that rows stay whole where there is no terminal
+NUM_TEXTS = 2  # columns at the left that hold text
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Reads the ledger and prints the account of it."""
+    """Reads what there is and prints it."""
     config = load(RunConfig, [each for each in arguments if each != "--json"], name="status")
-    run = given("run", config.run)
-    events = events_of_run(run)
-    found, saved = account(events, now=time.time()), _saved(run, events)
-    if "--json" in arguments:
-        print(json.dumps(as_json(found, saved)))
+    folder = given("run", config.run)
+    if (shown := overview(folder)) is not None:
+        print(json.dumps(as_json(shown))) if "--json" in arguments else _print_run(shown)
         return
-    print(_first_line(found, saved))
-    Console().print(_table(found))
-    print("\n".join(_lines(found)))
-
-
-def as_json(found: Account, saved: Saved) -> dict[str, object]:
-    """The object that `--json` prints; times are unix seconds."""
-    return asdict(found) | {"shares": found.shares} | asdict(saved)
-
-
-def _saved(run: str, events: Sequence[Event]) -> Saved:
-    sizes = {event["step"]: event["size_bytes"] for event in events if event["event"] == "checkpoint"}
-    steps = committed_steps(run)[::-1]
-    whole = (step for step in steps if looks_whole(run, step, size_bytes=sizes.get(step)))
-    return Saved(saved_step=steps[0] if steps else None, resumes_from=next(whole, None if steps else 0))
-
-
-def _first_line(found: Account, saved: Saved) -> str:
-    parts = [found.state if found.state != "silent" else f"silent since {_local(found.last_time)}"]
-    if found.total_steps:
-        parts.append(f"step {found.step}/{found.total_steps} ({found.step / found.total_steps:.1%})")
+    runs = runs_in(folder)
+    if not runs:
+        events_of_run(folder)  # refuses it
+    found = sorted(zip(runs, overviews(runs), strict=True), key=_activity, reverse=True)
+    if "--json" in arguments:
+        print(json.dumps([_row_as_json(run, each) for run, each in found]))
     else:
-        parts.append(f"step {found.step}")
+        _console().print(_table_of_runs(found))
+
+
+def as_json(shown: Overview) -> dict[str, object]:
+    """The object that `--json` prints; times are unix seconds."""
+    job, submission = shown.job, shown.submission
+    return {
+        **asdict(shown.found),
+        "shares": shown.found.shares,
+        **asdict(shown.saved),
+        **asdict(shown.standing),
+        **asdict(shown.measured),
+        "last_time": shown.last_time,
+        "goodput": shown.goodput,
+        "checkpoint_age_seconds": shown.checkpoint_age_seconds,
+        "seconds_left": shown.seconds_left,
+        "last_failure": shown.last_failure and asdict(shown.last_failure),
+        "submission": submission and {**asdict(submission), "job": job and asdict(job)},
+        "plan": [row._asdict() for row in shown.plan],
+    }
+
+
+def _row_as_json(run: str, shown: Overview | ConfigError) -> dict[str, object]:
+    about: dict[str, object] = {"run": run, "name": run.rpartition("/")[2]}
+    if isinstance(shown, ConfigError):
+        return about | {"state": None, "error": str(shown)}
+    return about | {"error": None} | as_json(shown)
+
+
+def _activity(each: tuple[str, Overview | ConfigError]) -> float:
+    return each[1].last_time if isinstance(each[1], Overview) else 0.0
+
+
+def _print_run(shown: Overview) -> None:
+    print(_first_line(shown))
+    if line := ", ".join(_numbers(shown)):
+        print(line)
+    if shown.submission is not None:
+        print(_submission(shown))
+    if shown.plan:
+        _console().print(_plan(shown))
+    if shown.found.num_attempts:
+        _console().print(_table(shown.found))
+        print("\n".join(_lines(shown.found)))
+
+
+def _console() -> Console:
+    """A terminal, or whole lines where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def _first_line(shown: Overview) -> str:
+    found, where = shown.found, shown.standing
+    state = f"{where.state} ({where.reason})" if where.reason else where.state
+    if not found.num_attempts:
+        return state
+    parts = [state, f"step {_step(found)}{_share(found)}"]
     if found.world_size is not None:
         parts.append(f"world size {found.world_size}")
-    return f"{', '.join([*parts, _counted(found.num_attempts, 'attempt')])}; {_going_on(found, saved)}"
+    return f"{', '.join([*parts, _counted(found.num_attempts, 'attempt')])}; {_going_on(found, shown.saved)}"
+
+
+def _step(found: Account) -> str:
+    return f"{found.step}/{found.total_steps}" if found.total_steps else str(found.step)
+
+
+def _share(found: Account) -> str:
+    return f" ({found.step / found.total_steps:.1%})" if found.total_steps else ""
 
 
 def _going_on(found: Account, saved: Saved) -> str:
@@ -84,6 +126,39 @@ def _going_on(found: Account, saved: Saved) -> str:
     return f"{kept}: the same command goes on from step {saved.resumes_from}"
 
 
+def _numbers(shown: Overview) -> Iterable[str]:
+    """What is measured, each with its name; what is not known is left out."""
+    measured = shown.measured
+    if measured.perplexity_of is not None:
+        yield f"perplexity {_perplexity(measured)} ({measured.perplexity_of}, step {measured.perplexity_step})"
+    if measured.words_per_second is not None:
+        yield f"{measured.words_per_second:,.0f} words/s"
+    if shown.goodput is not None:
+        yield f"goodput {shown.goodput:.1%}"
+    if shown.checkpoint_age_seconds is not None:
+        yield f"last checkpoint {shown_seconds(shown.checkpoint_age_seconds)} ago"
+    if shown.seconds_left is not None:
+        yield f"{shown_seconds(shown.seconds_left)} left"
+
+
+def _perplexity(measured: Measured) -> str:
+    return "not finite" if measured.perplexity is None else f"{measured.perplexity:.2f}"
+
+
+def _submission(shown: Overview) -> str:
+    submission, job = shown.submission, shown.job
+    assert submission is not None
+    name = f": {job.name}" if job is not None and job.name else ""
+    return f"submitted as {submission.id} ({submission.kind}{name}), {_local(submission.time)}"
+
+
+def _plan(shown: Overview) -> Table:
+    table = Table("plan", "planned", "so far")
+    for row in shown.plan:
+        table.add_row(row.name, row.planned, row.fact)
+    return table
+
+
 def _table(found: Account) -> Table:
     table = Table("time", "share", "seconds")
     for column in table.columns[1:]:
@@ -93,6 +168,39 @@ def _table(found: Account) -> Table:
     table.add_section()
     table.add_row("wall", "", f"{sum(found.seconds.values()):,.1f}")
     return table
+
+
+def _table_of_runs(found: Sequence[tuple[str, Overview | ConfigError]]) -> Table:
+    table = Table(*COLUMNS)
+    for column in table.columns[NUM_TEXTS:-1]:
+        column.justify = "right"
+    for run, shown in found:
+        table.add_row(*(Text(cell) for cell in _cells(run, shown)))
+    return table
+
+
+def _cells(run: str, shown: Overview | ConfigError) -> list[str]:
+    if isinstance(shown, ConfigError):
+        return [run.rpartition("/")[2], "cannot be read", *[""] * (len(COLUMNS) - 3), str(shown)]
+    begun, measured, failure = shown.found.num_attempts > 0, shown.measured, shown.last_failure
+    where, ago, left = shown.standing, shown.checkpoint_age_seconds, shown.seconds_left
+    return [
+        shown.name,
+        f"{where.state} ({where.reason})" if where.reason else where.state,
+        _step(shown.found) if begun else "",
+        "" if shown.saved.saved_step is None else str(shown.saved.saved_step),
+        "" if measured.perplexity_of is None else _perplexity(measured),
+        "" if measured.words_per_second is None else f"{measured.words_per_second:,.0f}",
+        "" if shown.goodput is None else f"{shown.goodput:.1%}",
+        "" if ago is None else shown_seconds(ago),
+        "" if left is None else shown_seconds(left),
+        "" if failure is None else f"{failure.kind}: {_shortened(failure.cause)}",
+    ]
+
+
+def _shortened(cause: str) -> str:
+    line = " ".join(cause.split())
+    return line if len(line) <= CAUSE_LENGTH else f"{line[: CAUSE_LENGTH - 1]}…"
 
 
 def _lines(found: Account) -> list[str]:

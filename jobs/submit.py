@@ -25,7 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     order = order_of(config, verb=verb, arguments=passed_on)
     if "--dry-run" in arguments:
         rendered = render(order)
-        print(json.dumps({"text": rendered.text, "command": rendered.command}) if "--json" in arguments else rendered.shown)
+        print(
+            json.dumps({"text": rendered.text, "command": rendered.command})
+            if "--json" in arguments
+            else rendered.shown
+        )
         return
     outcome = submit(order)
     print(json.dumps(as_json(outcome)) if "--json" in arguments else _line(outcome))
@@ -54,8 +58,10 @@ def _verb(words: Sequence[str]) -> tuple[str, list[str]]:
     verb, *typed = words or [""]
     if verb not in SUBMITTED:
         found = f"submit {verb}" if verb else "submit"
-        raise ConfigError(f"{found}: give train or prepare first, as `python -m jobs submit train via=slurm ...`"
-            f"{nearest(verb, SUBMITTED)}")
+        raise ConfigError(
+            f"{found}: give train or prepare first, as `python -m jobs submit train via=slurm ...`"
+            f"{nearest(verb, SUBMITTED)}"
+        )
     return verb, typed
 
 
@@ -67,5 +73,6 @@ def _line(outcome: Outcome) -> str:
         return f"{job} is {status.state} already{reason}; `python -m jobs status run={submission.run}` tells more"
     if status.name is None:
         import shlex
+
         return f"{job} is written to {outcome.file}; to submit it: {shlex.join(outcome.command)}"
     return f"{job} is submitted; `python -m jobs status run={submission.run}` tells where it stands"

@@ -255,14 +255,14 @@ class ViaConfig(Section):
     kind: str
     """The cluster's tool that starts the job; it decides which other keys there are."""
     python: str | None
-    """The interpreter on the nodes that has this package, as a full path; null: the image's, else this command's own."""
+    """The nodes' interpreter that has this package, as a full path; null: the image's, else this command's own."""
 
 
 class RayJobsConfig(ViaConfig):
     """Ray's Jobs API."""
 
     address: str | None
-    """http://HOST:8265 of the dashboard; null: RAY_API_SERVER_ADDRESS, or the Ray of this machine."""
+    """http://HOST:8265 of the dashboard; null: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
     working_dir: str | None
     """A folder with the code, without data, that Ray copies to the nodes; null: `python` has the package."""
 

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
+from pipeline.masking import masked
+
 NO_TERMINAL = errno.EIO  # what a write to a terminal that has gone fails with
 NO_READER = errno.EPIPE
 
@@ -36,6 +38,23 @@ class Lasting(io.FileIO):
             return len(data)
 
 
+class Masked(io.TextIOWrapper):
+    """A standard stream on which no secret is written, whoever writes: stacks too, and what libraries print."""
+
+    def write(self, text: str, /) -> int:
+        """Writes the text without its secrets."""
+        super().write(masked(text))
+        return len(text)
+
+
+class MaskedFormatter(logging.Formatter):
+    """Log lines without secrets, wherever they go."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return masked(super().format(record))
+
+
 def _outlive_terminal() -> None:
     """No command fails for what it tells; where the reader of its results is gone, that is told elsewhere."""
     if sys.stderr is not None and sys.stderr is sys.__stderr__:
@@ -46,7 +65,7 @@ def _outlive_terminal() -> None:
 
 def _lasting(stream: Any, *, passed: Collection[int]) -> io.TextIOWrapper:  # noqa: ANN401  (the stream as it was)
     stream.flush()
-    return io.TextIOWrapper(
+    return Masked(
         io.BufferedWriter(Lasting(stream.fileno(), passed=passed)),
         encoding=stream.encoding,
         errors=stream.errors,
@@ -57,12 +76,14 @@ def _lasting(stream: Any, *, passed: Collection[int]) -> io.TextIOWrapper:  # no
 def set_up(rank: int = 0) -> None:
     """Sets up logging for a process of the command line; those of other ranks than the first tell warnings only."""
     _outlive_terminal()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    root = logging.StreamHandler()
+    root.setFormatter(MaskedFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[root], force=True)
     pipeline = logging.getLogger("pipeline")
     pipeline.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     pipeline.propagate = False
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
+    handler.setFormatter(MaskedFormatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
     pipeline.handlers = [handler]
     quiet_lightning()
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")  # only slower

@@ -11,9 +11,14 @@ A message is one line that names the value found, the value needed and the mend.
 without a stack trace and exits with code 2. What is our own mistake raises `AssertionError` instead.
 """
 
+from pipeline.masking import masked
+
 
 class PipelineError(Exception):
-    """A user's mistake or a broken input; the message is one line."""
+    """A user's mistake or a broken input; the message is one line, without secrets."""
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(masked(each) if isinstance(each, str) else each for each in message))
 
 
 class ConfigError(PipelineError):
@@ -44,10 +49,10 @@ class Stopped(Exception):  # noqa: N818 it is no error: all is saved
     """
 
     def __init__(self, message: str, *, cause: str) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.cause = cause
 
 
 def reason_of(error: BaseException) -> str:
-    """The text of an error of any library, on one line; its type if it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The text of an error of any library, on one line and without secrets; its type if it has no text."""
+    return masked(" ".join(str(error).split())) or type(error).__name__

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from pipeline.config import EvaluateConfig, given
 from pipeline.corpus.manifest import read_manifest, verify_corpus
-from pipeline.errors import CorpusError
+from pipeline.errors import ConfigError, CorpusError
+from pipeline.masking import MASK
 from pipeline.scoring.perplexity import Score, score_tokens, score_unigram
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
@@ -53,6 +54,8 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
     settle_numerics()
     trained = load_trained(run, config.checkpoint)
     data = given("data", config.data or trained.config.data)
+    if config.data is None and MASK in data:
+        raise ConfigError(f"data={data} of run={run} is kept without its secret; give data=FOLDER")
     manifest = read_manifest(data)
     if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
         raise CorpusError(

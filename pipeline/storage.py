@@ -10,6 +10,7 @@ import glob
 import hashlib
 import heapq
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, reason_of
+from pipeline.masking import USER
 
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
+KEY_OF_S3 = re.compile(rf"\bs3a?://{USER.pattern}")  # which s3fs takes for a part of the bucket's name
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -57,10 +60,16 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     Listings are not kept: they would hide what another process has written or removed since.
 
     Raises:
-        ConfigError: the path's protocol is not known, its package is not installed, or what it chains to is not there.
+        ConfigError: the path's protocol is not known, its package is not installed, or what it chains to is not there;
+            or it holds a key of S3.
     """
     if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
         return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
+    if KEY_OF_S3.search(path):
+        raise ConfigError(
+            f"{path} holds a key, which S3 takes in no URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave"
+            " it out"
+        )
     chained = "://" in path.partition("::")[2]
     try:
         filesystem, name = fsspec.core.url_to_fs(
@@ -172,6 +181,22 @@ def list_files(pattern: str) -> list[str]:
         return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
 
 
+def folders_in(folder: str) -> list[str]:
+    """The names of the folders right in a local one, sorted and without hidden ones; empty if it is none.
+
+    Raises:
+        ConfigError: it cannot be listed.
+    """
+    name = resolve(folder)[1]
+    try:
+        with os.scandir(name) as entries:
+            return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read ({error.strerror}); mend its rights") from error
+
+
 def _list_local(name: str) -> list[str]:
     """`list_files` on a local disk. fsspec would leave out what cannot be listed, and links to folders."""
     try:
@@ -270,6 +295,26 @@ def read_head(path: str, num_bytes: int) -> bytes:
     """The first bytes of a file that is not empty; an object store sends no more than these."""
     with _reached(path) as (filesystem, name):
         return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
+
+
+def read_end(path: str, num_bytes: int) -> bytes:
+    """The last bytes of a file, all if it is shorter; nothing where there is none.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    if not is_local(path):
+        with suppress(FileNotFoundError), _reached(path) as (filesystem, name):
+            return bytes(filesystem.cat_file(name, start=max(filesystem.size(name) - num_bytes, 0)))
+        return b""
+    try:
+        with open_read(path) as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def sha256(path: str) -> str:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from support.typed import over
 
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import count_words, cut_vocabulary, merge_counts, write_vocabulary
+
+pytest_plugins = ["support.worlds"]
 
 MakeCorpus = Callable[..., str]
 
@@ -141,21 +144,23 @@ def small_config() -> Callable[..., Config]:
                 del own_keys[place]  # of another kind, which has other keys
         return load(
             Config,
-            [
-                "stream.num_lanes=3",
-                "stream.bptt=7",
-                "model.embedding_size=6",
-                "model.dropout=0.3",
-                *chain.from_iterable(own_keys.values()),
-                "optim=adam",
-                "optim.lr=0.01",
-                "logging.every_steps=1",
-                "logging.progress=false",
-                "tracking.kind=none",
-                "accelerator=cpu",
-                "checkpoint.every_steps=1000",
+            over(
+                [
+                    "stream.num_lanes=3",
+                    "stream.bptt=7",
+                    "model.embedding_size=6",
+                    "model.dropout=0.3",
+                    *chain.from_iterable(own_keys.values()),
+                    "optim=adam",
+                    "optim.lr=0.01",
+                    "logging.every_steps=1",
+                    "logging.progress=false",
+                    "tracking.kind=none",
+                    "accelerator=cpu",
+                    "checkpoint.every_steps=1000",
+                ],
                 *overrides,
-            ],
+            ),
         )
 
     return make

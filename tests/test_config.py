@@ -11,12 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from jobs.__main__ import VERBS
 from pipeline.config import (
     CONF,
     KINDS,
     Config,
     EvaluateConfig,
+    PlanConfig,
+    ReportConfig,
     RunConfig,
+    SubmitConfig,
     VerifyConfig,
     flat,
     groups,
@@ -28,9 +32,11 @@ from pipeline.config import (
     validated,
 )
 from pipeline.errors import ConfigError
+from pipeline.upgrades import RENAMED
 
 EXPERIMENTS = groups(Config)["experiment"]
 CUTOFFS = "model.softmax.cutoffs"
+TREES = {file: schema for _, schema, file, _ in VERBS.values()}  # by the file of conf/
 SOFTMAXES = " or ".join(repr(kind) for kind in KINDS["model.softmax"])
 
 
@@ -79,6 +85,33 @@ def test_a_verb_knows_the_keys_of_its_own_tree_only():
         load(VerifyConfig, ["model=lstm"], name="verify")
     with refused("unknown key splt; did you mean split?"):
         load(EvaluateConfig, ["splt=valid"], name="evaluate")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=a", "data=b"], "data is given twice, as a and as b; give it once"),
+        (["data=a=b", "data=null"], "data is given twice, as a=b and as null; give it once"),
+        (["data=a", "data=a"], "data is given twice, as a and as a; give it once"),
+        (["data=a", "data=b", "data=c"], "data is given twice, as a and as b; give it once"),
+        (["stream.bptt=3", "data=a", "stream.bptt=4"], "stream.bptt is given twice, as 3 and as 4; give it once"),
+        (["corpus.train=a", "corpus.train=[b,c]"], "corpus.train is given twice, as a and as [b,c]; give it once"),
+        (["optim=sgd", "optim=adam"], "optim is given twice, as sgd and as adam; give it once"),
+        (["experiment=demo", "experiment=demo"], "experiment is given twice, as demo and as demo; give it once"),
+        (["model.softmax.kind=full"] * 2, "model.softmax.kind is given twice, as full and as full; give it once"),
+        (["extensions=csv", "extensions=[json]"], "extensions is given twice, as csv and as [json]; give it once"),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both_values(overrides, message):
+    with refused(message):
+        load(Config, overrides)
+
+
+@pytest.mark.parametrize(("former", "today"), RENAMED.items())
+def test_a_former_name_and_the_one_of_today_are_one_key(former, today):
+    for first, second in ((former, today), (today, former), (former, former)):
+        with refused(f"{today} is given twice, as 30 and as 40; give it once"):
+            load(Config, [f"{first}=30", f"{second}=40"])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +301,6 @@ def test_a_vocabulary_that_is_given_is_whole_unless_it_is_typed_otherwise():
     assert vocabulary("experiment=lm1b_lstm2048") == (793471, 3, None)
     assert vocabulary("experiment=lm1b_lstm2048", path) == (None, 1, "v")
     assert vocabulary("experiment=demo", path) == (None, 1, "v")
-    assert vocabulary(path, "corpus.vocabulary.path=null") == (50000, 1, None)
 
 
 def test_all_that_is_wrong_is_named_in_one_line():
@@ -363,15 +395,13 @@ def test_any_text_reaches_a_field_that_may_be_a_list(value):
 
 
 def test_several_texts_reach_their_own_fields():
-    config = load(Config, ["data=a=b", "run=${c}", "corpus.vocabulary.path=d e", "tracking.project=2024", "data=f"])
-    assert (config.data, config.run, config.corpus.vocabulary.path) == ("f", "${c}", "d e")  # the last one counts
+    config = load(Config, ["data=a=b", "run=${c}", "corpus.vocabulary.path=d e", "tracking.project=2024"])
+    assert (config.data, config.run, config.corpus.vocabulary.path) == ("a=b", "${c}", "d e")
     assert config.tracking.project == "2024"
 
 
-def test_null_is_nothing_and_the_last_override_counts():
+def test_null_is_nothing():
     assert load(VerifyConfig, ["data=null"], name="verify").data is None
-    assert load(VerifyConfig, ["data=a", "data=null"], name="verify").data is None
-    assert load(VerifyConfig, ["data=null", "data=a"], name="verify").data == "a"
 
 
 @pytest.mark.parametrize(
@@ -411,19 +441,34 @@ def test_every_experiment_composes(experiment):
     assert load(Config, [f"experiment={experiment}", "stream.num_lanes=17"]).stream.num_lanes == 17
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, each) for group, found in groups(Config).items() for each in found])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("name", ["plan", "submit"])
+def test_plan_and_submit_read_what_train_reads(name, experiment):
+    typed = [f"experiment={experiment}", "optim.lr=0.5", "cluster=local"]
+    found, train = load(TREES[name], typed, name=name), load(Config, typed)
+    assert {key: value for key, value in found if key in Config.model_fields} == dict(train)
+    assert {*type(found).model_fields} - {*Config.model_fields} == {"plan" if name == "plan" else "via"}
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, each) for group, found in groups(SubmitConfig).items() for each in found]
+)
 def test_every_choice_of_every_group_composes(group, choice):
-    load(Config, [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])])
+    typed = [f"{group}={choice}", *(["corpus.dataset=x"] if choice == "datasets" else [])]
+    load(SubmitConfig, typed, name="submit")
+    if group in groups(Config):
+        load(Config, typed)
 
 
-TREES = {"config": Config, "evaluate": EvaluateConfig, "verify": VerifyConfig, "status": RunConfig}
+def test_every_file_of_conf_has_its_tree():
+    assert sorted(TREES) == sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_every_key_is_described_in_a_line(name):
     found = dict(sections(load(TREES[name], [], name=name)))
     kinds = {f"{place}.{kind}.": section for place, rows in KINDS.items() for kind, section in rows.items()}
-    for prefix, section in [*found.items(), *(kinds.items() if name == "config" else ())]:
+    for prefix, section in [*found.items(), *(kinds.items() if name == "submit" else ())]:
         assert re.match(r"[A-Z].{1,110}\.(\n|$)", str(section.__doc__))
         for key, field in section.model_fields.items():
             if f"{prefix}{key}." not in found:
@@ -439,10 +484,17 @@ def test_sections_are_found_with_their_prefix():
 
 
 def test_groups_are_the_folders_of_conf():
-    found = groups(Config)
+    found = groups(SubmitConfig)
     assert list(found) == sorted(path.name for path in CONF.iterdir() if path.is_dir())
     assert found["optim"] == ["adagrad", "adam", "adamw", "sgd"]
-    assert set(found) == {"cluster", "corpus", "experiment", "model", "optim"}
+    assert found["via"] == sorted(KINDS["via"])
+    assert set(found) == {"cluster", "corpus", "experiment", "model", "optim", "via"}
+
+
+def test_a_tree_has_the_groups_that_fill_it():
+    whole = {group: files for group, files in groups(SubmitConfig).items() if group != "via"}
+    assert groups(Config) == groups(PlanConfig) == whole
+    assert [groups(schema) for schema in (EvaluateConfig, VerifyConfig, RunConfig, ReportConfig)] == [{}] * 4
 
 
 def test_a_group_is_chosen_whatever_the_order_of_overrides():
@@ -450,11 +502,9 @@ def test_a_group_is_chosen_whatever_the_order_of_overrides():
     assert (config.optim.name, config.optim.lr, config.cluster.kind) == ("adam", 0.5, "none")
 
 
-@pytest.mark.parametrize(
-    ("schema", "name"), [(Config, "config"), (EvaluateConfig, "evaluate"), (VerifyConfig, "verify")]
-)
-def test_every_verb_has_its_defaults(schema, name):
-    assert flat(load(schema, [], name=name)).keys() <= leaves(schema).keys()
+@pytest.mark.parametrize("name", TREES)
+def test_every_verb_has_its_defaults(name):
+    assert flat(load(TREES[name], [], name=name)).keys() <= leaves(TREES[name]).keys()
 
 
 def test_the_tree_is_frozen():
@@ -476,7 +526,7 @@ def test_no_field_has_a_default():
                 yield from fields(field.annotation)
 
     kinds = [section for each in KINDS.values() for section in each.values()]
-    for schema in (Config, EvaluateConfig, VerifyConfig, *kinds):
+    for schema in (*TREES.values(), *kinds):
         assert [name for name, field in fields(schema) if not field.is_required()] == []
 
 
@@ -565,6 +615,73 @@ def test_a_key_belongs_to_its_kind(overrides, message):
         load(Config, overrides)
 
 
+@pytest.mark.parametrize("kind", KINDS["via"])
+def test_each_way_onto_a_cluster_has_its_own_keys(kind):
+    config = load(SubmitConfig, [f"via={kind}", "via.python=/opt/a b"], name="submit")
+    assert type(config.via) is KINDS["via"][kind]
+    assert (config.via.kind, config.via.python) == (kind, "/opt/a b")
+    assert load(SubmitConfig, [f"via.kind={kind}", "via.python=/opt/a b"], name="submit") == config
+    assert validated(SubmitConfig, config.model_dump_json()) == pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["via=slrm"], "via=slrm is not one of kuberay, ray, sky, slurm; did you mean slurm?"),
+        (["via=null"], "via=null is not one of kuberay, ray, sky, slurm"),
+        (["via=ray", "via=slurm"], "via is given twice, as ray and as slurm; give it once"),
+        (["via=ray", "via.nodes=2"], "via.nodes is no key of via.kind=ray; leave it out or use via.kind=slurm"),
+        (["via=sky", "via.mount=/a"], "via.mount is no key of via.kind=sky; leave it out or use via.kind=kuberay"),
+        (["via=slurm", "via.node=2"], "unknown key via.node; did you mean via.nodes?"),
+        (["via=slurm", "via.nodes=0"], "via.nodes=0: it must be greater than or equal to 1"),
+        (["via=kuberay", "via.memory_gb=0"], "via.memory_gb=0: it must be greater than 0"),
+        (["via=slurm", "via.minutes=0"], "via.minutes=0: it must be greater than or equal to 1, or null"),
+        (["via=kuberay", "via.backoff_limit=-1"], "via.backoff_limit=-1: it must be greater than or equal to 0"),
+        (["via=sky", "via.spot=yes"], 'via.spot="yes": it must be a valid boolean'),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused(overrides, message):
+    with refused(message):
+        load(SubmitConfig, overrides, name="submit")
+
+
+def test_text_of_a_way_is_taken_as_it_is_typed():
+    slurm = load(SubmitConfig, ["via=slurm", "via.options=[--constraint=a100,--exclusive]"], name="submit").via
+    assert slurm.options == ("--constraint=a100", "--exclusive")
+    assert (
+        load(SubmitConfig, ["via=ray", "via.address=http://${a}:8265"], name="submit").via.address == "http://${a}:8265"
+    )
+
+
+@pytest.mark.parametrize("key", ["words_per_second", "price_per_hour", "device_memory_gb"])
+def test_what_a_plan_is_made_for_is_a_number_above_zero_or_nothing(key):
+    assert load(PlanConfig, [f"plan.{key}=2"], name="plan").plan.model_dump()[key] == 2
+    assert load(PlanConfig, [f"plan.{key}=null"], name="plan").plan.model_dump()[key] is None
+    for value, needed in (("0", "greater than 0"), ("inf", "a finite number"), ("much", "a valid number")):
+        with pytest.raises(ConfigError, match=f"^plan\\.{key}=[^ ]+: it must be {needed}, or null$"):
+            load(PlanConfig, [f"plan.{key}={value}"], name="plan")
+
+
+def test_plan_and_submit_keep_their_own_keys_to_themselves():
+    for override, key in (
+        ("plan.price_per_hour=2", "plan.price_per_hour"),
+        ("via=ray", "via"),
+        ("via.nodes=2", "via.nodes"),
+    ):
+        with pytest.raises(ConfigError, match=f"^unknown key {re.escape(key)}(;|$)"):
+            load(Config, [override])
+    with refused("unknown key via"):
+        load(PlanConfig, ["via=ray"], name="plan")
+
+
+def test_a_report_is_of_one_run_or_several():
+    assert load(ReportConfig, ["runs=a b"], name="report").runs == ("a b",)
+    assert load(ReportConfig, ["runs=[a,s3://b/c]", "out=x.html"], name="report").runs == ("a", "s3://b/c")
+    assert load(ReportConfig, [], name="report").runs is None
+    with pytest.raises(ConfigError, match=r"^runs=\[\]: "):
+        load(ReportConfig, ["runs=[]"], name="report")
+
+
 def test_a_key_may_be_typed_by_its_former_name():
     former = load(Config, ["model.hidden_size=30", "model.num_layers=3", "model.projection_size=20"])
     assert former == load(
@@ -572,7 +689,6 @@ def test_a_key_may_be_typed_by_its_former_name():
         [f"model.recurrence.{each}" for each in ("hidden_size=30", "num_layers=3")]
         + ["model.recurrence.projection_size=20"],
     )
-    assert load(Config, ["model.hidden_size=30", "model.recurrence.hidden_size=40"]).model.recurrence.output_size == 40
     with refused("unknown key model.hidden_size"):
         load(VerifyConfig, ["model.hidden_size=3"], name="verify")
 

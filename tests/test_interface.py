@@ -74,6 +74,7 @@ def test_each_name_is_there_when_it_is_asked_for() -> None:
     ("call", "message"),
     [
         (lambda run: load_config("max_step=3"), "unknown key max_step; did you mean max_steps?"),
+        (lambda run: load_config("data=a", "data=b"), "data is given twice, as a and as b; give it once"),
         (lambda run: prepare(load_config()), "data=null is not given; use data=FOLDER"),
         (lambda run: prepare(load_config(f"data={run}")), "is a run folder"),
         (lambda run: train(load_config("data=a")), "run=null is not given; use run=FOLDER"),

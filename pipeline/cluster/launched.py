@@ -1,5 +1,6 @@
 """Training in one of the processes that a launcher started: torchrun, srun, or any that says where they meet."""
 
+import os
 import socket
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from pipeline.cluster.parent import ParentWatch, await_launcher
 from pipeline.cluster.returns import one_line
 from pipeline.errors import ClusterError
 from pipeline.run.job import Job, Place, Result, Work, threads_of_each
+from pipeline.run.meeting import LOOPBACK, stay_here
 
 
 def prepare(*, modules: list[str]) -> None:
@@ -29,7 +31,7 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
     """
     from torch.distributed import DistNetworkError
 
-    from pipeline.cluster.environment import KnownEnvironment, leave_group
+    from pipeline.cluster.environment import KnownEnvironment, MeetingHere, leave_group
 
     assert rank is not None
     console.set_up(rank.rank)
@@ -37,11 +39,16 @@ def run(work: Work, job: Job, rank: Rank | None) -> Result:
     if rank.parent is not None:
         await_end = partial(await_launcher, rank.parent)
         launcher = ParentWatch(await_end, grace_seconds=job.config.cluster.grace_seconds)
+    if rank.num_nodes == 1:
+        stay_here()
+    # where torchrun keeps the store, it is torchrun's; all ranks are told the same address
+    by_us = rank.main_address in LOOPBACK and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
     num_devices = devices_for(rank, accelerator=job.config.accelerator)
     place = Place(
         devices=num_devices,
         num_nodes=rank.num_nodes,
         distributed=True,
+        strategy=MeetingHere if by_us else None,
         environment=KnownEnvironment(replace(rank, local_rank=rank.local_rank % num_devices)),
         num_threads=threads_of_each(job, rank.ranks_here),
         stop_cause=_no_cause if launcher is None else launcher.stop_cause,

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ClusterError
+from pipeline.run.meeting import HERE
 
 Environment = Mapping[str, str]  # of this process
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by which torch lets processes find each other
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
-RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+LOOP_RESTARTS = "WORDLANES_RESTART_COUNT"  # of `python -m jobs.again`
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", LOOP_RESTARTS)
 SRUNS_STEPS = 1 << 31  # ids above are those of Slurm's own steps, such as the shell of salloc
 FIRST_PORT, NUM_PORTS = 12_000, 20_000  # below those that Linux gives to whoever asks for any
 PORTS_OF_JOB = 97
-HERE = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def find_rank(environment: Environment, cluster: ClusterConfig) -> Rank | None:
 
 
 def started_by_machine(environment: Environment) -> bool:
-    """Whether this is a start that nobody typed: Slurm requeued the job, or torchrun restarted its ranks."""
+    """Whether this is a start that nobody typed: Slurm, torchrun or our own loop restarted it."""
     return any(_number(environment, name, 0) > 0 for name in RESTARTS)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+LOOP = "WORDLANES_LOOP"  # process id of a `python -m jobs.again` that started this command
 GONE = "SIGHUP"  # by its definition also the death of the process in control
 LOOK_SECONDS = 0.5  # between two looks
 UNTRAINED = 0  # exit code of a worker that had not begun

@@ -14,11 +14,12 @@ from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING
 
 from pipeline import console
-from pipeline.cluster.launchers import HERE, Rank
+from pipeline.cluster.launchers import Rank
 from pipeline.cluster.parent import ParentWatch, await_command
 from pipeline.cluster.returns import one_line, returned, unwrapped
 from pipeline.errors import PipelineError
 from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
+from pipeline.run.meeting import HERE, stay_here
 from pipeline.run.stop import SIGNALS, StopSignals
 
 if TYPE_CHECKING:
@@ -199,13 +200,14 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     environment: Mapping[str, str],
     results: "SimpleQueue[Result | PipelineError]",
 ) -> None:
-    from pipeline.cluster.environment import KnownEnvironment, leave_group
+    from pipeline.cluster.environment import KnownEnvironment, MeetingHere, leave_group
 
     command = ParentWatch(await_command, grace_seconds=job.config.cluster.grace_seconds)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     os.environ.clear()  # it may have changed since the process began of which this is a fork
     os.environ |= environment
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # of a torchrun that started the command: these meet elsewhere
+    stay_here()
     console.set_up(rank)
     here = Rank(
         launcher="the command",
@@ -221,6 +223,7 @@ def _in_process(  # noqa: PLR0917 torch hands them over by place
     place = Place(
         devices=num_workers,
         distributed=True,
+        strategy=MeetingHere,
         environment=KnownEnvironment(here),
         num_threads=threads_of_each(job, num_workers),
         stop_cause=command.stop_cause,

@@ -25,6 +25,7 @@ from pipeline.errors import ClusterError, PipelineError
 from pipeline.run.display import following
 from pipeline.run.job import Job, Place, Result, Work, WorkerFailure, given_up, report_failure, threads_of_each
 from pipeline.run.ledger import read_events
+from pipeline.run.meeting import INTERFACES
 from pipeline.run.stop import RequestWatch, StopSignals
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,8 @@ def _environment(job: Job) -> Iterator[None]:
     if job.config.guard.hang_seconds is not None:  # of 600; the ranks name the one that hangs sooner, if it has others
         seconds["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = job.config.guard.hang_seconds + 15.0
     wanted = {name: f"{value:g}" for name, value in seconds.items()}
+    if job.config.cluster.kind == "local":  # all workers are on this machine
+        wanted |= INTERFACES
     unset = wanted.keys() - os.environ.keys()
     os.environ |= {name: wanted[name] for name in unset}
     try:

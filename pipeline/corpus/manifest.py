@@ -28,9 +28,12 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 def _within(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or "::" in name or "://" in name or "\0" in name:
         raise ValueError(f"{name} leads out of the corpus folder")
     return name
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_within)]
 
 
 class Shard(Section):
@@ -44,7 +47,7 @@ class Shard(Section):
         source: the range of the input that it holds, for people.
     """
 
-    name: Annotated[str, Field(min_length=1), AfterValidator(_within)]
+    name: Name
     num_tokens: Count
     size_bytes: Count
     sha256: Digest
@@ -97,7 +100,7 @@ class Manifest(Section):
         tool_version: version of wordlanes that prepared it.
     """
 
-    splits: dict[str, Split]
+    splits: dict[Name, Split]
     vocab_size: Annotated[int, Field(ge=3)]
     vocabulary_fingerprint: Digest
     vocabulary_sha256: Digest | None = None

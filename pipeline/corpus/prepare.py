@@ -42,6 +42,7 @@ from pipeline.corpus.sources import cut_units, list_bystanders, list_sources
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, given_vocabulary
 from pipeline.errors import ConfigError, CorpusError
+from pipeline.masking import masked_tree
 
 NUM_NAMED_FILES = 3
 
@@ -239,7 +240,7 @@ def _manifest(
         vocab_size=vocabulary.size,
         vocabulary_fingerprint=vocabulary.fingerprint,
         vocabulary_sha256=vocabulary.sha256,
-        configuration=corpus.model_dump(mode="json"),
+        configuration=masked_tree(corpus.model_dump(mode="json")),
         tool_version=__version__,
     )
 

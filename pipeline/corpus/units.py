@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.corpus.packing import CHUNK_BYTES, Packing, unpacked
 from pipeline.errors import CorpusError, reason_of
+from pipeline.masking import masked
 
 SPLITS = ("train", "valid", "test")
 BYTE_ORDER_MARK = codecs.BOM_UTF8
@@ -70,7 +71,7 @@ class WorkUnit:
     def name(self) -> str:
         """The range for people, without the folder, so that it says nothing of where the input was."""
         share = f" share [{self.low:g}:{self.high:g}]" if self.is_share else ""
-        return f"{printable(PurePosixPath(self.path).name)}[{self.start}:{self.stop}]{share}"
+        return f"{printable(PurePosixPath(masked(self.path)).name)}[{self.start}:{self.stop}]{share}"
 
     @property
     def is_share(self) -> bool:

@@ -9,6 +9,8 @@ from pipeline.run.ledger import FIELDS, Event
 
 SILENT_SECONDS = 120.0  # without an event, after which nobody can say that a run goes on
 
+PACE_SECONDS = 1800.0  # of training, from which its pace is told
+
 State = Literal["running", "stopped", "finished", "silent"]
 Category = Literal["productive", "replaying", "checkpoints", "validating", "starting", "down"]
 ENTERED: dict[str, Category] = {"group": "starting", "training": "productive", "stop": "down", "end": "down"}
@@ -34,7 +36,7 @@ class Account:
     """Where a run stands and where its time went.
 
     Attributes:
-        state: `silent` if it neither stopped nor ended and gave no sign of life for `SILENT_SECONDS`.
+        state: `silent` if it neither stopped nor ended and gave no sign of life for as long as a hang may take.
         step: the highest one told of the last group; while steps are made again, below that of the run.
         total_steps, world_size: None if not told yet.
         last_time: the last sign of life, unix seconds.
@@ -67,8 +69,13 @@ class Account:
         return {category: seconds / wall_seconds for category, seconds in self.seconds.items()}
 
 
-def account(events: Sequence[Event], *, now: float) -> Account:
-    """Walks through the events in file order; `now` is in unix seconds.
+def account(events: Sequence[Event], *, now: float, hang_seconds: float | None = None) -> Account:
+    """Walks through the events in file order.
+
+    Args:
+        events: of the ledger.
+        now: unix seconds.
+        hang_seconds: after which a step is taken to hang; where they are more than `SILENT_SECONDS`, they count.
 
     The time before an event goes to what the run was doing. But what followed the last sign of life of workers that
     were then found dead or hung, or died without a word, is `down`. A clock that was set back costs nothing.
@@ -77,7 +84,7 @@ def account(events: Sequence[Event], *, now: float) -> Account:
     for event in events:
         walk.take(event)
     last_time, state = walk.time, walk.state
-    if state == "running" and now - last_time < SILENT_SECONDS:
+    if state == "running" and now - last_time < max(SILENT_SECONDS, hang_seconds or 0.0):
         walk.spend(until=now, on=walk.category)
     elif state == "running":
         state = "silent"
@@ -103,6 +110,22 @@ def account(events: Sequence[Event], *, now: float) -> Account:
         failures=tuple(walk.failures),
         resizes=tuple(event for event in events if event["event"] == "resize"),
     )
+
+
+def steps_per_second(events: Sequence[Event]) -> float | None:
+    """How fast the last workers train, pauses for checkpoints and validations included; None: nothing tells it yet.
+
+    Told from the last `PACE_SECONDS` of their training.
+    """
+    trained = []
+    for event in reversed(events):
+        if event["event"] in ("training", "group", "start"):
+            break
+        if "step" in event and event["event"] in ("progress", "checkpoint", "validation", "stop", "end"):
+            trained.append((event["time"], event["step"]))
+    recent = [point for point in trained if trained[0][0] - point[0] <= PACE_SECONDS]
+    seconds, steps = (recent[0][each] - recent[-1][each] for each in (0, 1)) if recent else (0, 0)
+    return steps / seconds if seconds > 0 and steps > 0 else None
 
 
 class _Walk:

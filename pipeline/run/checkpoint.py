@@ -191,7 +191,7 @@ def read_mark(run: str, step: int, *, finite: bool = False) -> Mark:
         if not (whole.step == step and re.fullmatch("[0-9a-f]{64}", whole.sha256) and isinstance(whole.identity, dict)):
             raise ValueError(f"of step {whole.step}")
         size_bytes = storage.size_bytes(path)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{mark} is no mark of a checkpoint that is there ({error}); {_mend(path)}") from error
     if size_bytes != whole.size_bytes:
         raise CheckpointError(f"{path} is damaged: found {size_bytes} bytes, needed {whole.size_bytes}; {_mend(path)}")

@@ -13,16 +13,18 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipeline import storage
 from pipeline.config import Config, import_extensions, validated
 from pipeline.corpus.manifest import MANIFEST_NAME
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, reason_of
+from pipeline.masking import masked_tree
 from pipeline.run import checkpoint
 from pipeline.run.job import ATTEMPT_NAME
 from pipeline.run.ledger import EVENTS_NAME
@@ -35,6 +37,7 @@ CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"  # of the command
 WRITER_LOCK_NAME = ".writer.lock"  # of the first rank
 FILES = (CONFIG_NAME, METRICS_NAME, EVENTS_NAME, ATTEMPT_NAME, LOCK_NAME, WRITER_LOCK_NAME)
+MOST_BYTES = 1 << 20  # of a configuration; ours have some 3,000
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system that knows none
 
 
@@ -120,11 +123,44 @@ def _lock(descriptor: int, path: Path, *, patience_seconds: float, taken: str) -
             return
 
 
+class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Plain values alone, and no aliases, which we never write: a few lines of them stand for more than any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node.
+
+        Raises:
+            YAMLError: it is an alias.
+        """
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1} holds an alias")
+        return super().compose_node(parent, index)
+
+
 def write_config(config: Config) -> None:
-    """Leaves the configuration in the run folder that it names."""
+    """Leaves the configuration in the run folder that it names, with its secrets masked."""
     assert config.run is not None
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(masked_tree(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
     storage.publish_bytes(storage.join(config.run, CONFIG_NAME), text.encode())
+
+
+def _read_tree(run: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """What stands in a run's configuration, and its extensions.
+
+    Raises:
+        ConfigError: the folder holds none, or it is no tree.
+    """
+    path = storage.join(run, CONFIG_NAME)
+    if not storage.exists(path):
+        raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
+    try:
+        if (size_bytes := storage.size_bytes(path)) > MOST_BYTES:
+            raise ValueError(f"found {size_bytes} bytes, needed {MOST_BYTES} at most")
+        tree = upgraded_configuration(yaml.load(storage.read_bytes(path).decode(), PlainLoader))
+        extensions = tuple(tree.get("extensions", ()))
+    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise _unreadable(path, error) from error
+    return tree, extensions
 
 
 def read_config(run: str) -> Config:
@@ -133,24 +169,29 @@ def read_config(run: str) -> Config:
     Raises:
         ConfigError: the folder holds no run, its configuration is not one of this version, or an extension is missing.
     """
-    path = storage.join(run, CONFIG_NAME)
-    if not storage.exists(path):
-        raise ConfigError(f"run={run} holds no {CONFIG_NAME}; give the folder that `python -m jobs train` wrote")
-    try:
-        tree = upgraded_configuration(yaml.safe_load(storage.read_bytes(path).decode()))
-        extensions = tuple(tree.get("extensions", ()))
-    except (UnicodeDecodeError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise _unreadable(path, error) from error
+    tree, extensions = _read_tree(run)
     import_extensions(extensions)
     try:
         return validated(Config, json.dumps(tree))
     except ConfigError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(storage.join(run, CONFIG_NAME), error) from error
+
+
+def read_hang_seconds(run: str) -> float | None:
+    """After how long a step of a run is taken to hang; None: no watch is kept, or its configuration does not tell.
+
+    Imports no extension.
+    """
+    with suppress(ConfigError):
+        guard = _read_tree(run)[0].get("guard")
+        seconds = guard.get("hang_seconds") if isinstance(guard, dict) else None
+        return float(seconds) if isinstance(seconds, int | float) else None
+    return None
 
 
 def _unreadable(path: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{path} is not the configuration of a run: {' '.join(str(error).split())};"
+        f"{path} is not the configuration of a run: {reason_of(error)};"
         " restore it, or go on with the run by `python -m jobs train`, which writes it anew"
     )
 

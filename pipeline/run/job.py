@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ClusterError, PipelineError
+from pipeline.masking import masked
 from pipeline.run.ledger import Ledger, read_events
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def report_failure(job: Job, failure: WorkerFailure) -> None:
         cause = failure.cause
         if failure.stack is not None:
             place = storage.join(job.run, FAILURES, f"attempt-{job.attempt}-rank-{failure.rank}-{len(events)}.txt")
-            storage.publish_bytes(place, failure.stack.encode())
+            storage.publish_bytes(place, masked(failure.stack).encode())
             cause = f"{cause}; its stack is in {place}"
         log.warning("%s: rank %s: %s", failure.kind, failure.rank, cause)
         ledger = Ledger(job.run, attempt=job.attempt)

@@ -35,6 +35,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.masking import masked_tree
 from pipeline.run.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,14 @@ EVENTS_NAME = "events.jsonl"
 PARTS = "events"  # in an object store, where each ledger that is being written has its object
 STORE_SECONDS = 30.0  # between two signs of life in an object store
 LAST_TIME = 250_000_000_000.0  # unix seconds, in the year 9892: what lies beyond is no date
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and the infinities are no JSON, though Python reads them."""
+    raise ValueError(name)
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # made once: a ledger has many lines
 
 FIELDS: dict[str, dict[str, type | UnionType]] = {
     "start": {"command_step": int, "total_steps": int, "cluster": str},
@@ -111,7 +120,7 @@ class Ledger:
 
     def write(self, event: str, /, **fields: object) -> None:
         """Adds an event of now; what cannot be written is told once and never stops training."""
-        record = {"event": event, "time": time.time(), "attempt": self._attempt, **fields}
+        record = {"event": event, "time": time.time(), "attempt": self._attempt, **masked_tree(fields)}
         try:
             if misfits := _misfits(record):
                 raise ValueError(f"an event {event} with {', '.join(misfits)} missing or of another type")
@@ -282,16 +291,13 @@ def saved_steps(events: Iterable[Event]) -> set[int]:
 
 
 def _event(text: str) -> Event | None:
+    if not text:
+        return None
     try:
-        record = json.loads(text, parse_constant=_refuse_constant)
+        record = DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and not _misfits(record) else None
-
-
-def _refuse_constant(name: str) -> None:
-    """NaN and the infinities are no JSON, though Python reads them."""
-    raise ValueError(name)
 
 
 def _misfits(record: Event) -> list[str]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, float | int | None]
 METRICS_NAME = "metrics.jsonl"
+VALIDATION = "valid/perplexity"  # the key that a record of a validation has
 
 
 class MetricsFile:
@@ -186,6 +187,34 @@ def read_records(path: str) -> list[Record]:
         ConfigError: something is there that cannot be read.
     """
     return _records_of(storage.read_or_nothing(path))
+
+
+def last_records(run: str, *, num_bytes: int) -> list[Record]:
+    """The records at the end of a run's metrics, in its order; the first of them may be cut off.
+
+    Args:
+        run: the run folder.
+        num_bytes: of the file, at most.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    return _records_of(storage.read_end(storage.join(run, METRICS_NAME), num_bytes))
+
+
+def last_validation(run: str) -> Record | None:
+    """The last record of a run's metrics that has a validation; None: there is none.
+
+    Raises:
+        ConfigError: something is there that cannot be read.
+    """
+    content = storage.read_or_nothing(storage.join(run, METRICS_NAME))
+    end = content.rfind(f'"{VALIDATION}"'.encode())
+    if end < 0:
+        return None
+    start = content.rfind(b"\n", 0, end) + 1
+    found = [each for each in _records_of(content[start:].split(b"\n", 1)[0]) if VALIDATION in each]
+    return found[-1] if found else None
 
 
 def records_tail(run: str) -> Tail[Record]:

@@ -3,12 +3,14 @@
 In: a run folder. Out: the identity, the command that sends what waits. It imports no dashboard: a command is quick.
 """
 
+import re
 import shlex
 import uuid
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.masking import masked
 
 ID_NAME, PLACE_NAME = "tracking-id", "tracking-place"
 
@@ -42,15 +44,21 @@ def tracking_id(run: str) -> str:
 
     Beside it stands the place where it was last used: a folder that is found elsewhere was copied if there is one with
     this name at that place still, and else moved.
+
+    Raises:
+        ConfigError: the file holds no such name.
     """
+    here = masked(run)
     id_path, place_path = (storage.join(run, name) for name in (ID_NAME, PLACE_NAME))
     identity = _read(id_path)
+    if identity is not None and not re.fullmatch(r"[\w-]{1,64}", identity):  # wandb names a folder by it
+        raise ConfigError(f"{id_path} holds {identity[:64]!r}, needed letters, digits, - and _; remove it")
     place = _read(place_path)
-    if identity is None or (place not in (None, run) and _is_copy(run, of=str(place), identity=identity)):
+    if identity is None or (place not in (None, here) and _is_copy(run, of=str(place), identity=identity)):
         identity = uuid.uuid4().hex[:8]
         storage.publish_bytes(id_path, identity.encode())
-    if place != run:
-        storage.publish_bytes(place_path, run.encode())
+    if place != here:
+        storage.publish_bytes(place_path, here.encode())
     return identity
 
 

@@ -103,13 +103,14 @@ def via_of(section: ViaConfig) -> dict[str, Any]:
 
 
 def submissions(run: str) -> list[Submission]:
-    """The submissions of a run, the oldest first; none where there are none.
+    """The submissions of a run, the oldest first; those of the run that this folder was copied from are another's.
 
     Raises:
         ConfigError: a record cannot be read.
     """
     paths = storage.list_files(storage.join(run, FOLDER))
-    return sorted((_read(path) for path in paths if path.endswith(".json")), key=lambda each: each.number)
+    found = [_read(path) for path in paths if path.endswith(".json")]
+    return sorted((each for each in found if each.id == job_id(run, number=each.number)), key=lambda each: each.number)
 
 
 def record(submission: Submission) -> bool:
@@ -142,6 +143,6 @@ def age_seconds(submission: Submission) -> float:
 
 def _read(path: str) -> Submission:
     try:
-        return Submission.of_json(storage.read_bytes(path))
+        return Submission.of_json(storage.read_or_nothing(path))
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path} is no record of a submission ({error!r}); remove it if its job has ended") from error

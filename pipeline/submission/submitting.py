@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.masking import holds_secret
 from pipeline.provenance import code_version
 from pipeline.run.ledger import read_events
+from pipeline.run.stop import USER
 from pipeline.submission.adaptors import JobStatus, Order, Rendered, adaptor_of, section_of
 from pipeline.submission.record import (
     Submission,
@@ -138,6 +139,8 @@ def _settled(last: Submission, *, wait: Callable[[float], None]) -> JobStatus:
     adaptor = adaptor_of(last.kind)
     while (status := adaptor.status(last)).state == "gone" and age_seconds(last) < SETTLE_SECONDS:
         wait(LOOK_SECONDS)
+    if status.state == "silent" and _over(last):
+        return JobStatus(state="ended")
     if status.state == "silent":
         raise ConfigError(
             f"run={last.run} was submitted as {last.id} by via={last.kind}, which does not say whether that job goes"
@@ -150,6 +153,12 @@ def _settled(last: Submission, *, wait: Callable[[float], None]) -> JobStatus:
 def _begun(last: Submission) -> bool:
     """Whether the ledger tells of a start since the job was submitted: then a job that is not known any more ended."""
     return any(event["event"] == "start" and event["time"] >= last.time for event in read_events(last.run))
+
+
+def _over(last: Submission) -> bool:
+    """Whether the ledger tells that the run ended, or was stopped by its user, since: no job goes on with it then."""
+    events = [event for event in read_events(last.run) if event["time"] >= last.time]
+    return bool(events) and (events[-1]["event"] == "end" or events[-1].get("cause") == USER)
 
 
 def _there_already(order: Order, last: Submission, status: JobStatus) -> Outcome:

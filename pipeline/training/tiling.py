@@ -8,6 +8,7 @@ import json
 from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
+from pipeline.masking import without_credentials
 
 CUTOFFS = (2000, 10000)  # where nobody gives any
 
@@ -42,6 +43,8 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
     if config.optim.schedule.kind == "plateau":
         names.append("checkpoint.validate_every_steps")
+    if config.init_from is not None:
+        values["init_from"] = without_credentials(config.init_from)
     identity = {name: json.dumps(values[name]) for name in names}
     identity |= {"corpus": manifest.fingerprint, "vocabulary": manifest.vocabulary_fingerprint}
     if config.optim.schedule.kind == "cosine":

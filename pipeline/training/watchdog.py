@@ -4,26 +4,37 @@ In: a mark at each step. Out: nothing, or the end of this process with `HUNG`. E
 in a while where its training stands. A rank that is not heard of for too long hangs: the first rank listens to all
 others, they to the first. If training stands still for too long though all are heard of, the rank that has come least
 far hangs: the others wait for it in the exchange of gradients.
+
+The board on which they write is on the loopback address where all ranks share one. Elsewhere others may reach it: each
+word is sealed with a key that the ranks alone have, and one that is forged or old is passed over.
 """
 
+import hmac
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, which mypy does not find
 from torch.distributed import DistError
 
+from pipeline.run.meeting import open_store
 from pipeline.training.collectives import Collectives
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore  # torch.distributed.TCPStore, which mypy does not find
 
 log = logging.getLogger(__name__)
 
 HUNG = 75  # exit code: a failure that may pass
 ORDER = ("between steps", "computing", "exchanging")  # how far a rank has come within a step
+
+Word = tuple[int, int, float, float]  # step, index in ORDER, the rank's clock, seconds that it has stood there
 
 
 class Watchdog:
@@ -43,6 +54,8 @@ class Watchdog:
         self.hang_seconds = hang_seconds
         self.report = report
         self._period = min(1.0, hang_seconds / 5)
+        self._key = ranks.from_first(secrets.token_bytes(32))
+        self._words: dict[int, Word] = {}  # the newest sound one of each rank that was looked at
         self._store = self._open_store(host)
         self._mark = (0, ORDER[0], time.monotonic())
         self._paused = False
@@ -51,16 +64,16 @@ class Watchdog:
         self._turned = time.monotonic()  # when the board last answered
         self._verdict = threading.Lock()  # for the first to come to one
 
-    def _open_store(self, host: str) -> TCPStore | None:
+    def _open_store(self, host: str) -> "TCPStore | None":
         """The board on which the ranks write; the first one keeps it."""
         if self.ranks.world_size == 1:
             return None
         patience = timedelta(seconds=self.hang_seconds)
         store = None
         if self.ranks.first:
-            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
+            store = open_store(host, 0, first=True, timeout=patience)
         port = self.ranks.from_first(store.port if store is not None else 0)
-        return store or TCPStore(host, port, is_master=False, timeout=patience)
+        return store or open_store(host, port, first=False, timeout=patience)
 
     def start(self, step: int) -> None:
         """Begins to watch."""
@@ -96,7 +109,7 @@ class Watchdog:
             thread.join(timeout=self.hang_seconds)
 
     def _watch(self) -> None:
-        heard: dict[int, tuple[str, float]] = {}  # of each rank watched: its last word, and when it was new
+        heard: dict[int, tuple[Word | None, float]] = {}  # of each rank watched: its last word, and when it was new
         while not self._ended.wait(self._period):
             now = self._turned = time.monotonic()
             verdict: tuple[int | None, str] | None = None
@@ -104,7 +117,7 @@ class Watchdog:
                 self._publish()
                 for rank in self._watched():
                     word = self._word_of(rank)
-                    if word != heard.get(rank, ("", 0.0))[0]:
+                    if rank not in heard or word != heard[rank][0]:
                         heard[rank] = (word, now)
                     elif now - heard[rank][1] > self.hang_seconds:
                         verdict = (rank, f"rank {rank} was not heard of for {self.hang_seconds:g} s")
@@ -130,24 +143,36 @@ class Watchdog:
     def _publish(self) -> None:
         if self._store is not None:
             step, phase, since = self._mark
-            word = [step, ORDER.index(phase), time.monotonic(), time.monotonic() - since]
-            self._store.set(str(self.ranks.rank), json.dumps(word))
+            now = time.monotonic()
+            text = json.dumps([step, ORDER.index(phase), now, now - since])
+            self._store.set(str(self.ranks.rank), self._sealed(self.ranks.rank, text))
 
-    def _word_of(self, rank: int) -> str:
+    def _sealed(self, rank: int, text: str) -> str:
+        return f"{hmac.new(self._key, f'{rank} {text}'.encode(), 'sha256').hexdigest()} {text}"
+
+    def _word_of(self, rank: int) -> Word | None:
+        """The newest word of a rank; what stands on the board is passed over if it is forged or was said before."""
         assert self._store is not None
-        return str(self._store.get(str(rank)), "utf-8")
+        found, before = self._store.get(str(rank)), self._words.get(rank)
+        text = str(found, "utf-8", "replace").partition(" ")[2]
+        if hmac.compare_digest(found, self._sealed(rank, text).encode()):
+            word: Word = tuple(json.loads(text))
+            if before is None or word[2] > before[2]:
+                self._words[rank] = word
+        return self._words.get(rank)
 
     def _least_far(self) -> tuple[int | None, str]:
         """The rank for which the others wait, from what each last told of itself."""
         step, phase, _ = self._mark
         if self._store is None:
             return 0, f"rank 0 stood still for {self.hang_seconds:g} s, {phase}, after step {step}"
-        words = [json.loads(self._word_of(rank)) for rank in range(self.ranks.world_size)]
-        places = [(int(word[0]), int(word[1])) for word in words]
-        least = min(places)
-        if places.count(least) > 1:
+        words = {rank: word for rank in range(self.ranks.world_size) if (word := self._word_of(rank)) is not None}
+        places = {rank: word[:2] for rank, word in words.items()}
+        least = min(places.values(), default=(step, 0))
+        furthest_behind = [rank for rank, place in places.items() if place == least]
+        if len(furthest_behind) != 1:
             return None, f"no rank made a step for {self.hang_seconds:g} s, after step {least[0]}"
-        rank = places.index(least)
+        (rank,) = furthest_behind
         where = f"{ORDER[least[1]]}, after step {least[0]}"
         return rank, f"rank {rank} stood still for {self.hang_seconds:g} s, {where}"
 

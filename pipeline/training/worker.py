@@ -24,6 +24,7 @@ from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
+from pipeline.masking import masked_tree
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import (
     check_weights,
@@ -37,6 +38,7 @@ from pipeline.run.display import Display
 from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
 from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
+from pipeline.run.meeting import HERE, loopback_identity
 from pipeline.run.records import METRICS_NAME, MetricsFile
 from pipeline.run.stop import SIGNALS, USER, RequestWatch
 from pipeline.scoring.perplexity import score_tokens
@@ -76,7 +78,8 @@ def work(place: Place, job: Job) -> Result:
     if bf16_on_cpu and ranks.first and not bf16_is_native():
         log.warning("precision=bf16 is some ten times slower than precision=fp32 on this CPU, which has no AVX-512")
     environment = getattr(scout.strategy, "cluster_environment", None)
-    main_address = environment.main_address if environment is not None else "127.0.0.1"
+    here = len(set(ranks.from_all(loopback_identity()))) == 1
+    main_address = HERE if here or environment is None else environment.main_address
     job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
     manifest = ranks.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
@@ -202,7 +205,7 @@ def _go_on(
         place, job, manifest, ranks: of this worker.
         host: where this worker stands.
         folder, ledger: of the first rank; None on the others.
-        main_address: of the first rank's machine.
+        main_address: of the first rank's machine, as the others reach it.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
         suspicion: steps that may have to be passed over; None: none.
     """
@@ -499,4 +502,5 @@ def _tracker(config: Config, *, report: Callable[[str], None]) -> Tracker:
     assert config.run is not None
     if config.tracking.kind == "none":
         return NoTracker()
-    return WandbTracker(config.tracking, run=config.run, config=config.model_dump(mode="json"), report=report)
+    shown = masked_tree(config.model_dump(mode="json"))
+    return WandbTracker(config.tracking, run=config.run, config=shown, report=report)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support.processes import gone
+from support.typed import over
 
 from jobs.__main__ import main
 from pipeline.config import Config
@@ -61,7 +62,7 @@ class World:
         print(f"WORDLANES_FAULT_SEED={SEED}")
 
     def command(self, *overrides: str) -> "Command":
-        self.commands.append(Command(self, [*settings(self.data, self.run), *overrides]))
+        self.commands.append(Command(self, over(settings(self.data, self.run), *overrides)))
         return self.commands[-1]
 
     def ask(self, **how: object) -> None:

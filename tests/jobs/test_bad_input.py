@@ -137,9 +137,16 @@ TYPED = {
     "unknown flag": (["train", "--resume"], ["unknown flag --resume of train; it knows --help and key=value"]),
     "another verb's flag": (["verify", "--json"], ["unknown flag --json of verify"]),
     "unknown flag of evaluate": (["evaluate", "--jsn"], ["unknown flag --jsn", "it knows --help --json"]),
+    "another verb's short flag": (["status", "-f"], ["unknown flag -f of status; it knows --help --json and"]),
+    "unknown short flag": (["logs", "-x"], ["unknown flag -x of logs; it knows --help -f and key=value"]),
+    "misspelt flag of submit": (
+        ["submit", "train", "--dry"],
+        ["--dry of submit; it knows --help --dry-run --json and"],
+    ),
     "misspelt key": (["train", "optim.lrr=1"], ["unknown key optim.lrr; did you mean optim.lr?"]),
     "misspelt key of evaluate": (["evaluate", "splt=valid"], ["unknown key splt; did you mean split?"]),
     "misspelt choice": (["train", "optim=adagard"], ["optim=adagard is not one of", "did you mean adagrad?"]),
+    "another experiment of the demo": (["demo", "experiment=ptb_small"], ["experiment=ptb_small", "leave it out"]),
     "no value": (["train", "model.dropout"], ["argument 'model.dropout' is not of the form key=value"]),
     "bptt=0": (["train", "stream.bptt=0"], ["stream.bptt=0: it must be greater than or equal to 1"]),
     "max_epochs=null": (["train", "max_epochs=null"], ["max_epochs=null and max_steps=null", "give one of them"]),
@@ -648,8 +655,13 @@ def test_a_protocol_that_nobody_knows(verb, tmp_path, capsys):
     assert "nosuch://x" in refused(World(tmp_path), capsys, [verb, *place, *more.get(verb, [])])
 
 
-def test_every_verb_refuses_an_unknown_key_and_an_unknown_flag(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refuses_an_unknown_key_an_unknown_flag_and_a_key_given_twice(verb, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for verb in VERBS:
-        assert refused(World(tmp_path), capsys, [verb, "xyzzy=1"]) == "unknown key xyzzy"
-        assert f"unknown flag --xyzzy of {verb}" in refused(World(tmp_path), capsys, [verb, "--xyzzy"])
+    typed = [verb, *(["train"] if verb == "submit" else [])]
+    assert f"unknown flag --xyzzy of {verb}" in refused(World(tmp_path), capsys, [*typed, "--xyzzy"])
+    assert refused(World(tmp_path), capsys, [*typed, "xyzzy=1"]) == "unknown key xyzzy"
+    key = {"verify": "data", "report": "runs"}.get(verb, "run")
+    told = refused(World(tmp_path), capsys, [*typed, f"{key}={tmp_path}/a", f"{key}={tmp_path}/b"])
+    assert told == f"{key} is given twice, as {tmp_path}/a and as {tmp_path}/b; give it once"
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.typed import over
 
 from jobs import prepare, verify
 from pipeline.corpus.manifest import read_manifest
@@ -64,7 +65,7 @@ def test_prepare_tells_what_is_odd_in_the_text(arguments, text, tmp_path, capsys
     (tmp_path / "rows.jsonl").write_text('{"text": null}\n' * 1234)
     (tmp_path / "README").write_text("none\n")
     sources = f"corpus.train=[{text},{tmp_path}/*.jsonl,{tmp_path}/READ*]"
-    prepare.main([*arguments, sources, "corpus.null_rows=skip", "cluster=none"])
+    prepare.main(over(arguments, sources, "corpus.null_rows=skip", "cluster=none"))
     lines = capsys.readouterr().out.splitlines()
     assert "train: 1,234 rows without text passed over" in lines
     assert "valid: 1 U+FFFD, put in for bytes that are no UTF-8 or there before, 2 NUL bytes" in lines

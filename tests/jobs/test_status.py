@@ -9,11 +9,15 @@ import uuid
 from pathlib import Path
 
 import pytest
+from support.clients import client_of, submitted
 
 from jobs.__main__ import main
 from pipeline import storage
 from pipeline.run.checkpoint import checkpoint_path
 from pipeline.run.ledger import EVENTS_NAME
+from pipeline.run.records import METRICS_NAME
+from pipeline.submission import overview
+from pipeline.submission.adaptors import JobStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGAN = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -61,7 +65,7 @@ def now(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XYZ-2")
         time.tzset()
-        yield lambda seconds: patch.setattr("jobs.status.time.time", lambda: BEGAN + seconds)
+        yield lambda seconds: patch.setattr("pipeline.submission.overview.time.time", lambda: BEGAN + seconds)
     time.tzset()
 
 
@@ -141,6 +145,24 @@ def test_what_programs_read(tmp_path, now, capsys):
         "resizes": [{"event": "resize", "time": BEGAN + 51, "attempt": 1, "from_size": 4, "to_size": 3}],
         "saved_step": None,
         "resumes_from": 0,
+        "reason": "",
+        "perplexity": None,
+        "perplexity_of": None,
+        "perplexity_step": None,
+        "words_per_second": None,
+        "goodput": 75.0 / 110,
+        "checkpoint_age_seconds": 70.0,
+        "seconds_left": (500 - 125) / (5 / 20),  # by the 5 steps of the last 20 s
+        "last_failure": {
+            "time": BEGAN + 85,
+            "step": 110,
+            "kind": "tracker",
+            "cause": "no way to it",
+            "rank": None,
+            "fatal": False,
+        },
+        "submission": None,
+        "plan": [],
     }
 
 
@@ -148,12 +170,16 @@ def test_what_programs_read(tmp_path, now, capsys):
     ("more", "seconds", "line"),
     [
         ([], 11, "running, step 0/500 (0.0%), world size 4, 1 attempt"),
-        ([], 1000, "silent since 2023-11-15 00:13:30, step 0/500 (0.0%), world size 4, 1 attempt"),
-        ([(60, "stop", {"step": 61, "cause": "SIGTERM"})], 1000, "stopped, step 61/500 (12.2%), world size 4"),
+        ([], 1000, "lost (no event for 16 min), step 0/500 (0.0%), world size 4, 1 attempt"),
+        (
+            [(60, "stop", {"step": 61, "cause": "SIGTERM"})],
+            1000,
+            "stopped (SIGTERM), step 61/500 (12.2%), world size 4",
+        ),
         ([(60, "end", {"step": 500})], 1000, "finished, step 500/500 (100.0%), world size 4, 1 attempt"),
         ([(60, "start", COMMON[0][2])], 61, "running, step 0/500 (0.0%), world size 4, 2 attempts"),
     ],
-    ids=["running", "silent", "stopped", "finished", "again"],
+    ids=["running", "lost", "stopped", "finished", "again"],
 )
 def test_the_first_line_says_how_it_stands(more, seconds, line, tmp_path, now, capsys):
     now(seconds)
@@ -264,7 +290,7 @@ def test_an_event_of_no_date_is_passed_over(time, tmp_path, now, capsys):
         file.write(
             json.dumps({"event": "progress", "time": time, "attempt": 1, "step": 9}) + "\n" + "[" * 100_000 + "\n"
         )
-    assert status(capsys, tmp_path).startswith("silent since 2023-11-15 00:13:30, step 0/500")
+    assert status(capsys, tmp_path).startswith("lost (no event for 16 min), step 0/500")
 
 
 def test_a_ledger_of_ten_megabytes_is_read(tmp_path, now, capsys):
@@ -343,3 +369,224 @@ def test_a_reader_that_has_seen_enough_is_told_nothing(arguments, tmp_path):
     done = subprocess.run(command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, check=False, timeout=60)
     os.close(write_end)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- what was measured, and what was planned
+
+
+def measure(run, *records):
+    lines = [json.dumps({"step": step, "tokens_seen": 64 * step, "epoch": 0} | more) for step, more in records]
+    storage.publish_bytes(storage.join(run, METRICS_NAME), "".join(line + "\n" for line in lines).encode())
+
+
+def trained(perplexity, speed=640.0):
+    return {"train/perplexity": perplexity, "speed/tokens_per_second": speed}
+
+
+def test_the_second_line_has_the_numbers(tmp_path, now, capsys):
+    now(110)
+    measure(
+        write(str(tmp_path), FAULTY), (100, trained(90.0, 600.0) | {"valid/perplexity": 120.5}), (125, trained(88.0))
+    )
+    assert status(capsys, tmp_path).splitlines()[1] == (
+        "perplexity 120.50 (validation, step 100), 620 words/s, goodput 68.2%, last checkpoint 70 s ago, 25 min left"
+    )
+
+
+def test_without_a_validation_the_perplexity_is_that_of_training(tmp_path, now, capsys):
+    now(12)
+    measure(write(str(tmp_path), COMMON), (10, trained(91.0)), (20, trained(None, 1280.0)))
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert (found["perplexity"], found["perplexity_of"], found["perplexity_step"]) == (None, "training", 20)
+    assert found["words_per_second"] == 960.0
+    assert found["seconds_left"] == pytest.approx(500 / (960 / 64))  # no event of a step yet: by the words of one
+    assert "perplexity not finite (training, step 20)" in status(capsys, tmp_path).splitlines()[1]
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_a_validation_far_back_in_the_metrics_is_found(place, tmp_path, now, capsys):
+    now(12)
+    run = write(str(tmp_path) if place == "disk" else f"memory:///{uuid.uuid4().hex}", COMMON)
+    many = [(step, trained(50.0)) for step in range(2, 3000)]
+    measure(run, (1, trained(91.0) | {"valid/perplexity": 300.0}), *many)
+    assert storage.size_bytes(storage.join(run, METRICS_NAME)) > 2 * overview.RECORDS_BYTES
+    found = json.loads(status(capsys, run, "--json"))
+    assert (found["perplexity"], found["perplexity_of"], found["perplexity_step"]) == (300.0, "validation", 1)
+
+
+def test_a_run_that_does_not_go_on_has_no_time_left(tmp_path, now, capsys):
+    now(1000)
+    measure(write(str(tmp_path), FAULTY), (100, trained(90.0)), (125, trained(88.0)))
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert (found["state"], found["reason"], found["seconds_left"]) == ("lost", "no event for 15 min", None)
+
+
+@pytest.mark.parametrize(("hang", "state"), [("2000", "running"), ("100", "lost"), ("null", "lost"), ("[", "lost")])
+def test_no_event_for_longer_than_a_hang_may_take_is_a_loss(hang, state, tmp_path, now, capsys):
+    now(1000)
+    write(str(tmp_path), FAULTY)
+    (tmp_path / "config.yaml").write_text(f"extensions: [there.is.none]\nguard:\n  hang_seconds: {hang}\n")
+    assert json.loads(status(capsys, tmp_path, "--json"))["state"] == state
+
+
+def test_plan_and_fact_stand_side_by_side(tmp_path, now, capsys, monkeypatch):
+    now(110)
+    write(str(tmp_path), FAULTY)
+    (tmp_path / "plan.json").write_text("no plan")
+    assert "cannot be read" in status(capsys, tmp_path)
+    monkeypatch.setattr(overview, "read_plan", lambda run: "the plan")
+    monkeypatch.setattr(overview, "compared", lambda plan, **facts: [overview.Row("steps", plan, str(len(facts)))])
+    line = next(line for line in status(capsys, tmp_path).splitlines() if "the plan" in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["steps", "the plan", "3"]
+    assert json.loads(status(capsys, tmp_path, "--json"))["plan"] == [
+        {"name": "steps", "planned": "the plan", "fact": "3"}
+    ]
+
+
+# --- runs that were submitted
+
+
+@pytest.fixture
+def client(monkeypatch):
+    return client_of("slurm", monkeypatch)
+
+
+def test_a_run_that_waits(tmp_path, client, capsys):
+    job = submitted(str(tmp_path))
+    client.jobs = {job.id: JobStatus(state="queued", name="17", reason="Priority")}
+    lines = status(capsys, tmp_path).splitlines()
+    assert lines[0] == "queued (Priority)"
+    assert lines[1].startswith(f"submitted as {job.id} (slurm: 17), 20") and len(lines) == 2
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert (found["state"], found["reason"], found["step"], found["goodput"]) == ("queued", "Priority", 0, None)
+    assert (found["submission"]["id"], found["submission"]["via"]["kind"]) == (job.id, "slurm")
+    assert found["submission"]["job"] == {"state": "queued", "name": "17", "reason": "Priority"}
+    assert found["last_time"] == job.time
+
+
+def test_a_client_that_does_not_answer_is_told_in_words(tmp_path, now, client, capsys):
+    job = submitted(write(str(tmp_path), FAULTY), seconds_ago=time.time() - BEGAN)
+    client.jobs = {job.id: JobStatus(state="silent", reason="no sinfo here")}
+    now(110)
+    line = status(capsys, tmp_path).splitlines()[0]
+    assert line.startswith("running (slurm does not answer (no sinfo here)), step 125/500")
+
+
+def test_a_job_that_is_gone_is_a_loss_before_the_ledger_is_silent_for_long(tmp_path, now, client, capsys):
+    submitted(write(str(tmp_path), FAULTY), seconds_ago=time.time() - BEGAN)
+    now(110 + 61)
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert found["state"] == "lost" and found["reason"].startswith("no event for 61 s; slurm does not know ")
+
+
+def test_of_a_run_that_ended_nobody_is_asked(tmp_path, now, client, capsys):
+    for name, more in {"end": {"step": 500}, "stop": {"step": 99, "cause": "user"}}.items():
+        run = write(str(tmp_path / name), [*COMMON, (60, name, more)])
+        submitted(run, seconds_ago=time.time() - BEGAN)
+        assert json.loads(status(capsys, run, "--json"))["state"] == {"end": "finished", "stop": "stopped"}[name]
+    assert client.asked == []
+
+
+def test_a_preparation_is_finished_once_its_corpus_is_there(tmp_path, client, capsys):
+    job = submitted(str(tmp_path / "run"), verb="prepare", data=str(tmp_path / "corpus"))
+    client.jobs = {job.id: JobStatus(state="ended", reason="COMPLETED")}
+    assert status(capsys, tmp_path / "run").startswith(f"lost ({job.id} has ended (COMPLETED))\n")
+    storage.publish_bytes(f"{tmp_path}/corpus/manifest.json", b"{}")
+    assert status(capsys, tmp_path / "run").startswith("finished\n")
+
+
+# --- folders of runs
+
+
+def rows_of(printed):
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+
+
+def several(folder, client):
+    """Four runs, what is no run, and a run below one of them."""
+    write(f"{folder}/faulty", FAULTY)
+    measure(f"{folder}/faulty", (100, trained(90.0) | {"valid/perplexity": 120.5}), (125, trained(88.0)))
+    save(f"{folder}/faulty", {60: b"as told 9"})
+    write(f"{folder}/ended", [*COMMON, (60, "end", {"step": 500})])
+    write(f"{folder}/ended/older", COMMON)
+    job = submitted(f"{folder}/waits", seconds_ago=time.time() - BEGAN - 100)
+    client.jobs = {job.id: JobStatus(state="queued", name="17", reason="Priority")}
+    storage.publish_bytes(f"{folder}/broken/{EVENTS_NAME}", b'{"event": "sta')
+    storage.publish_bytes(f"{folder}/no-run/notes.txt", b"mine")
+
+
+def test_a_folder_of_runs_is_a_table_with_the_newest_activity_first(tmp_path, now, client, capsys):
+    several(tmp_path, client)
+    now(110)
+    rows = rows_of(status(capsys, tmp_path))
+    assert [row[0] for row in rows] == ["faulty", "waits", "ended", "broken"]
+    assert rows[0][1:] == [
+        "running",
+        "125/500",
+        "60",
+        "120.50",
+        "640",
+        "68.2%",
+        "70 s",
+        "25 min",
+        "tracker: no way to it",
+    ]
+    assert rows[1][1:] == ["queued (Priority)", *[""] * 8]
+    assert rows[2][1:3] == ["finished", "500/500"]
+    assert rows[3][1] == "cannot be read" and "holds no whole event in events.jsonl" in rows[3][-1]
+
+
+def test_a_folder_of_runs_is_a_list_for_programs(tmp_path, now, client, capsys):
+    several(tmp_path, client)
+    now(110)
+    found = json.loads(status(capsys, tmp_path, "--json"))
+    assert [(each["name"], each["state"]) for each in found] == [
+        ("faulty", "running"),
+        ("waits", "queued"),
+        ("ended", "finished"),
+        ("broken", None),
+    ]
+    assert [each["run"] for each in found] == [f"{tmp_path}/{each['name']}" for each in found]
+    assert found[3]["error"].startswith(f"run={tmp_path}/broken holds no whole event") and found[0]["error"] is None
+    alone = json.loads(status(capsys, tmp_path / "faulty", "--json"))
+    assert {key: found[0][key] for key in alone} == alone
+
+
+def test_an_object_store_is_asked_for_one_listing(now, client, capsys, monkeypatch):
+    folder = f"memory:///{uuid.uuid4().hex}"
+    several(folder, client)
+    write(f"{folder}/parts", COMMON)
+    storage.publish_bytes(
+        f"{folder}/parts/events/000001-1-a.jsonl", storage.read_bytes(f"{folder}/parts/{EVENTS_NAME}")
+    )
+    storage.remove(f"{folder}/parts/{EVENTS_NAME}")
+    now(110)
+    listed, sound = [], storage.list_files
+    monkeypatch.setattr(storage, "list_files", lambda place: [listed.append(place), sound(place)][1])
+    assert overview.runs_in(folder) == [f"{folder}/{name}" for name in ("broken", "ended", "faulty", "parts", "waits")]
+    assert listed == [folder]
+    assert {row[0] for row in rows_of(status(capsys, folder))} == {"faulty", "waits", "ended", "parts", "broken"}
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path, now, capsys):
+    now(3)
+    write(f"{tmp_path}/[a]*/run+(1)", COMMON)
+    assert [row[0] for row in rows_of(status(capsys, f"{tmp_path}/[a]*"))] == ["run+(1)"]
+
+
+def test_a_run_that_may_not_be_read_has_a_row_and_the_others_too(tmp_path, now, capsys, monkeypatch):
+    write(f"{tmp_path}/mine", COMMON)
+    write(f"{tmp_path}/theirs", COMMON)
+    sound = os.stat
+
+    def stat(path, *more, **how):
+        if "/theirs/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return sound(path, *more, **how)
+
+    monkeypatch.setattr(os, "stat", stat)
+    (tmp_path / "theirs" / EVENTS_NAME).chmod(0)
+    now(3)
+    rows = rows_of(status(capsys, tmp_path))
+    assert [row[0] for row in rows] == ["mine", "theirs"]
+    assert rows[1][1] == "cannot be read" and "Permission denied" in rows[1][-1]

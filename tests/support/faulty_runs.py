@@ -35,6 +35,7 @@ from support.forks import Fork, minding
 from support.processes import children, command_line, descendants, gone, stat
 from support.runs import records
 from support.same import assert_same
+from support.typed import over
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = os.environ.get("WORDLANES_FAULT_SEED", "1")
@@ -314,7 +315,7 @@ class World:
         run = run or self.run()
         more = [] if workers is None else [f"cluster.num_workers={workers}"]
         command = Command(
-            [*program, *self.verb(run), *more, *overrides],
+            [*program, *over(self.verb(run), *more, *overrides)],
             run=run,
             log=self.folder / f"command-{len(self.commands)}.log",
             environment=environment or {},

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.upgrades import RENAMED
+
 ROOT = Path(__file__).resolve().parents[2]
 
 STEPS = 30
@@ -26,6 +28,15 @@ MODEL = [
 
 
 QUIET = ["cluster=none", "tracking.kind=none"]
+
+
+def over(defaults, *more):
+    """The defaults and what is typed over them: of each key the last, a former name counting as the one of today."""
+    found = {}
+    for each in (*defaults, *more):
+        key = each.partition("=")[0]
+        found[RENAMED.get(key, key)] = each
+    return list(found.values())
 
 
 def made_lines(num_lines, *, seed, num_types=50):
@@ -52,11 +63,11 @@ def write_texts(folder):
 
 def prepare_typed(texts, data, *more):
     files = [f"corpus.{split}={texts / split}.txt" for split in ("train", "valid", "test")]
-    return ["prepare", f"data={data}", *files, "corpus.vocabulary.size=null", "cluster=none", *more]
+    return ["prepare", *over([f"data={data}", *files, "corpus.vocabulary.size=null", "cluster=none"], *more)]
 
 
 def train_typed(data, run, *more):
-    return ["train", f"data={data}", f"run={run}", *MODEL, *QUIET, f"max_steps={STEPS}", *more]
+    return ["train", *over([f"data={data}", f"run={run}", *MODEL, *QUIET, f"max_steps={STEPS}"], *more)]
 
 
 def typed(*arguments):

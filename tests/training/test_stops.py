@@ -28,6 +28,7 @@ from support.faulty_runs import (
     status,
 )
 from support.forks import Fork
+from support.typed import over
 
 from pipeline.run.ledger import read_events
 
@@ -121,7 +122,7 @@ def test_where_a_signal_is_ignored_it_stays_so_or_counts_again(world: World, dra
 def test_a_terminal_that_closes_loses_nothing(workers: int, world: World, draw: Draw) -> None:
     """It takes what the command tells with it, and may tell of its end more than once."""
     ours, theirs = pty.openpty()
-    arguments = [*JOBS, *world.verb(world.run()), f"cluster.num_workers={workers}", "logging.progress=true"]
+    arguments = [*JOBS, *over(world.verb(world.run()), f"cluster.num_workers={workers}", "logging.progress=true")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = Fork(arguments, log=Path(os.ttyname(theirs)), folder=ROOT, environment=environment)
     step, told = draw.step(20, 100), b""

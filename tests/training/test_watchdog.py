@@ -51,7 +51,18 @@ class Board:
         self.words[key] = value
 
     def get(self, key: str) -> bytes:
-        return self.words[key].encode()
+        return self.words[key].encode(errors="surrogateescape")
+
+
+def from_first(value: Any) -> Any:
+    """What the first rank tells: the key, the port, or that it waits."""
+    return b"key" if isinstance(value, bytes) else value or (Board.made and 4711)
+
+
+def said(word: str) -> list[float]:
+    """What a rank says in a word on the board, without its seal."""
+    said: list[float] = json.loads(word.partition(" ")[2])
+    return said
 
 
 class Turns:
@@ -84,9 +95,7 @@ class Ranks:
             dog._publish()
 
     def _dog(self, rank: int, world_size: int) -> Watchdog:
-        ranks = SimpleNamespace(
-            rank=rank, world_size=world_size, first=rank == 0, from_first=lambda value: value or (Board.made and 4711)
-        )
+        ranks = SimpleNamespace(rank=rank, world_size=world_size, first=rank == 0, from_first=from_first)
         return Watchdog(
             ranks=ranks,  # type: ignore[arg-type]
             hang_seconds=HANG_SECONDS,
@@ -122,7 +131,7 @@ class Ranks:
 def make_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Ranks]]:
     clock, ends = Clock(), list[int]()
     monkeypatch.setattr(watchdog, "time", clock)
-    monkeypatch.setattr(watchdog, "TCPStore", Board)
+    monkeypatch.setattr(watchdog, "open_store", Board)
     monkeypatch.setattr(watchdog.os, "_exit", ends.append)
     monkeypatch.setattr(Board, "words", {})
     monkeypatch.setattr(Board, "made", [])
@@ -308,25 +317,66 @@ def test_each_rank_tells_where_it_stands_and_that_it_lives(make_ranks: MakeRanks
     ranks.clock.sleep(3.0)
     ranks.dogs[1]._publish()
     first = Board.words["1"]
-    assert json.loads(first) == [7, 2, ranks.clock.now, 3.0]
+    assert said(first) == [7, 2, ranks.clock.now, 3.0]
     ranks.clock.sleep(1.0)
     ranks.dogs[1]._publish()
     assert Board.words["1"] != first
+
+
+@pytest.mark.parametrize("words", ["", "rubbish", "00 [99, 0, 1e9, 0]", '["not", "sealed"]', "\udcff"])
+def test_a_foreign_word_on_the_board_is_passed_over(words: str, make_ranks: MakeRanks) -> None:
+    """It neither ends the group nor keeps a rank that hangs from being noticed."""
+    ranks = make_ranks(2)
+
+    def before(turn: int) -> None:
+        ranks.dogs[0].mark(turn, "computing")
+        Board.words["1"] = words if turn % 2 else Board.words["1"]
+        if turn % 2 == 0:
+            ranks.dogs[1]._publish()
+
+    ranks.watch(0, 30, before)
+    assert ranks.ends == []
+    own = Board.words["1"]
+
+    def replay(turn: int) -> None:
+        ranks.dogs[0].mark(100 + turn, "computing")
+        Board.words["1"] = [own, words][turn % 2]
+
+    ranks.watch(0, 30, replay)
+    assert ranks.told == [(0, 1, "rank 1 was not heard of for 10 s")]
+
+
+def test_a_word_of_another_rank_or_of_before_is_none_of_this_one(make_ranks: MakeRanks) -> None:
+    ranks = make_ranks(2)
+    dog = ranks.dogs[0]
+    ranks.clock.sleep(1.0)
+    ranks.dogs[0]._publish()
+    before = dog._word_of(1)
+    assert before is not None
+    sound = Board.words["1"]
+    Board.words["1"] = Board.words["0"]
+    assert dog._word_of(1) == before
+    ranks.dogs[1].mark(3, "computing")
+    ranks.clock.sleep(1.0)
+    ranks.dogs[1]._publish()
+    assert (after := dog._word_of(1)) != before
+    Board.words["1"] = sound
+    assert dog._word_of(1) == after
 
 
 def test_the_first_rank_keeps_the_board_and_nobody_waits_for_it_longer_than_for_a_hang(make_ranks: MakeRanks) -> None:
     make_ranks(2)
     patience = timedelta(seconds=HANG_SECONDS)
     assert Board.made == [
-        (("head", 0), {"is_master": True, "wait_for_workers": False, "timeout": patience}),
-        (("head", 4711), {"is_master": False, "timeout": patience}),
+        (("head", 0), {"first": True, "timeout": patience}),
+        (("head", 4711), {"first": False, "timeout": patience}),
     ]
 
 
 @pytest.mark.parametrize(("hang_seconds", "period_seconds"), [(600.0, 1.0), (5.0, 1.0), (1.0, 0.2)])
 def test_it_looks_often_enough(hang_seconds: float, period_seconds: float, make_ranks: MakeRanks) -> None:
     make_ranks(1)
-    ranks: Any = SimpleNamespace(rank=0, world_size=1, first=True)
+    ranks: Any = SimpleNamespace(rank=0, world_size=1, first=True, from_first=from_first)
     dog = Watchdog(ranks=ranks, hang_seconds=hang_seconds, host="head", report=lambda rank, cause: None)
     assert dog._period == period_seconds
 
@@ -342,7 +392,7 @@ def test_it_watches_from_its_start_to_its_stop(rank: int, names: list[str], make
     ranks.clock.sleep(1e9)
     dog.start(7)
     assert there == [{str(rank)}]
-    assert json.loads(Board.words[str(rank)])[:2] == [7, 0]
+    assert said(Board.words[str(rank)])[:2] == [7, 0]
     assert dog._turned == ranks.clock.now
     threads = [thread for thread in threading.enumerate() if thread in dog._threads]
     assert sorted(thread.name for thread in threads) == names

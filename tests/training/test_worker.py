@@ -33,6 +33,7 @@ def test_lightning_looks_for_no_launcher_where_slurm_is_installed(
         assert train(small_config(*common, f"max_steps={steps}")).step == steps
 
 
+@pytest.mark.filterwarnings("ignore:The `srun` command is available")  # where Slurm is installed
 def test_what_is_replaced_of_lightnings_own_is_there() -> None:
     """Two private names, of which it has no public ones; where they go, so does the reason to replace them."""
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")

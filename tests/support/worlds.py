@@ -1,9 +1,10 @@
-"""What the tests that do harm to runs share."""
+"""Fixtures of the tests that do harm to runs, or move them from one cluster to another."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from support.faulty_runs import Draw, World
 
 
