@@ -313,9 +313,9 @@ class KubeRayConfig(ViaConfig):
     """GPUs of each worker's pod, each for one rank of training; 0: one rank a pod, on the CPU."""
     cpus_per_pod: PositiveInt
     """Cores of each worker's pod."""
-    memory_gb: PositiveInt
+    memory_gb: Positive
     """Memory of each worker's pod, in GiB."""
-    head_memory_gb: PositiveInt
+    head_memory_gb: Positive
     """Memory of the pod of Ray's head, which also runs the command, in GiB."""
     volume_claim: str | None
     """A PersistentVolumeClaim that all pods mount, for data and runs; null: both lie in an object store."""

@@ -18,6 +18,7 @@ from pipeline.submission.adaptors import Order
 from pipeline.submission.manifests import as_yaml
 
 HEAD_CPUS = 2
+END_SECONDS = 30  # for the command to end, beyond what its workers have
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 
 Tree = dict[str, Any]
@@ -65,13 +66,11 @@ def ray_job(order: Order, section: KubeRayConfig) -> Tree:
 
 
 def _command(order: Order, section: KubeRayConfig) -> list[str]:
-    """`prepare` has receipts of its own, so that only `train` is started again within the job."""
-    module = "jobs.again" if order.submission.verb == "train" else "jobs"
-    return order.command(section.python or "python", module=module)
+    return order.command(section.python or "python", module="jobs.again")
 
 
 def _grace_seconds(order: Order) -> int:
-    return math.ceil(order.config.cluster.grace_seconds)
+    return math.ceil(order.config.cluster.grace_seconds) + END_SECONDS
 
 
 def _labels(order: Order) -> dict[str, str]:
@@ -85,7 +84,7 @@ def _authentication(section: KubeRayConfig) -> dict[str, str]:
 
 
 def _head(order: Order, section: KubeRayConfig) -> Tree:
-    resources = {"cpu": HEAD_CPUS, "memory": f"{section.head_memory_gb}Gi"}
+    resources = {"cpu": HEAD_CPUS, "memory": f"{section.head_memory_gb:g}Gi"}
     container = _container(section, "ray-head", resources)
     container["ports"] = [{"name": name, "containerPort": port} for name, port in PORTS.items()]
     return {"rayStartParams": {"num-cpus": "0"}, "template": _ray_pod(order, section, container)}
@@ -94,7 +93,7 @@ def _head(order: Order, section: KubeRayConfig) -> Tree:
 def _workers(order: Order, section: KubeRayConfig) -> Tree:
     cluster, ranks = order.config.cluster, ranks_per_pod(section)
     replicas = (cluster.num_workers or 1) // ranks
-    resources: Tree = {"cpu": section.cpus_per_pod, "memory": f"{section.memory_gb}Gi"}
+    resources: Tree = {"cpu": section.cpus_per_pod, "memory": f"{section.memory_gb:g}Gi"}
     if section.gpus_per_pod:
         resources["nvidia.com/gpu"] = section.gpus_per_pod
     return {

@@ -84,7 +84,7 @@ def test_the_rayjob_is_what_the_keys_say(volume):
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"], spec["shutdownAfterJobFinishes"]) == (7, 60, True)
     assert spec["entrypoint"].startswith("python -m jobs.again train experiment=demo ")
     assert " cluster=ray " in spec["entrypoint"] and "via" not in spec["entrypoint"]
-    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "46"}}
+    assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "76"}}
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
@@ -102,7 +102,7 @@ def test_the_rayjob_is_what_the_keys_say(volume):
         assert mounts == {"dshm": "/dev/shm", "shared": volume[-1].partition("=")[2]}
         assert pod["spec"]["volumes"][1]["persistentVolumeClaim"] == {"claimName": "shared"}
     for pod in pods_of(tree):
-        assert pod["spec"]["terminationGracePeriodSeconds"] == 46
+        assert pod["spec"]["terminationGracePeriodSeconds"] == 76
         assert pod["spec"]["securityContext"]["runAsUser"] == 4321
 
 
@@ -140,10 +140,10 @@ def shell_words(command):
     return done.stdout.split("\0")[:-1]
 
 
-def test_prepare_is_not_started_again_within_the_job():
+def test_prepare_has_the_interpreter_that_is_typed():
     typed = (*PLAIN, "corpus.train=s3://bucket/text", "via.gpus_per_pod=0", "via.python=/opt/venv/bin/python")
     entrypoint = manifest(*typed, verb="prepare")["spec"]["entrypoint"]
-    assert entrypoint.startswith("/opt/venv/bin/python -m jobs prepare ")
+    assert entrypoint.startswith("/opt/venv/bin/python -m jobs.again prepare ")
 
 
 def test_the_image_has_the_version_of_ray_that_the_manifest_names():
