@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo test test-all check lint mutants clean
+.PHONY: install demo test test-all check lint examples mutants clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint test-all
+
+# what `submit` renders for each way onto a cluster, anew
+examples: $(INSTALLED)
+	$(BIN)/python infra/examples/render.py
 
 # how many deliberate faults in the core the tests notice; takes long
 mutants: $(INSTALLED)

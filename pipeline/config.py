@@ -301,28 +301,34 @@ class SlurmConfig(ViaConfig):
 class KubeRayConfig(ViaConfig):
     """KubeRay, on Kubernetes."""
 
+    context: str | None
+    """The cluster, by its name in kubectl's configuration; null: the current one."""
     namespace: str
     """The namespace."""
     image: str | None
-    """The container image with this package; it must be given."""
+    """The container image with this package, with a tag or a digest; it must be given."""
     ray_version: str
     """The version of Ray in the image."""
-    gpus_per_worker: Count
-    """GPUs of each worker's pod."""
-    cpus_per_worker: PositiveInt
+    gpus_per_pod: Count
+    """GPUs of each worker's pod, each for one rank of training; 0: one rank a pod, on the CPU."""
+    cpus_per_pod: PositiveInt
     """Cores of each worker's pod."""
     memory_gb: Positive
-    """Memory of each pod, in GB."""
+    """Memory of each worker's pod, in GiB."""
+    head_memory_gb: Positive
+    """Memory of the pod of Ray's head, which also runs the command, in GiB."""
     volume_claim: str | None
     """A PersistentVolumeClaim that all pods mount, for data and runs; null: both lie in an object store."""
     mount: str
-    """Where the volume is mounted; `data` and `run` lie below it."""
+    """Where the volume is mounted, in the pods and here; `data` and `run` lie below it."""
+    user_id: PositiveInt
+    """The number of the user and group that the pods run as, and that own what they write to the volume."""
     secrets: Paths | None
     """Kubernetes Secrets whose keys become environment variables, for wandb and object stores; null: none."""
     token_secret: str | None
-    """The Secret that holds Ray's token; null: KubeRay makes one."""
+    """The Secret that holds Ray's token, under auth_token; null: KubeRay makes one."""
     backoff_limit: Count
-    """How often KubeRay starts the job anew after a failure."""
+    """How often KubeRay starts the job anew, on a new cluster, after a failure."""
     ttl_seconds: Count
     """How long the ended job's cluster stays."""
 
@@ -333,9 +339,9 @@ class SkyConfig(ViaConfig):
     infra: str | None
     """Where, as aws/us-east-1 or k8s; null: where SkyPilot finds it cheapest."""
     accelerators: str | None
-    """GPUs of each machine, as H100:8; null: none."""
+    """GPUs of each machine, as H100:8, each for one rank; null: none, and the ranks are shared out evenly."""
     nodes: PositiveInt
-    """Machines of the job; the ranks, `cluster.num_workers`, are shared out evenly."""
+    """Machines of the job."""
     spot: bool
     """Whether machines may be taken away, which costs less."""
     image: str | None

@@ -130,6 +130,12 @@ def record_path(submission: Submission, ending: str) -> str:
     return storage.join(submission.run, FOLDER, submission.id + ending)
 
 
+def file_as_typed(submission: Submission, ending: str) -> str:
+    """A file of a submission for a client that reads only local files: of one in an object store, its name."""
+    path = record_path(submission, ending)
+    return path if submission.run.startswith("/") else path.rpartition("/")[2]
+
+
 def age_seconds(submission: Submission) -> float:
     """How long ago it was written down."""
     return max(time.time() - submission.time, 0.0)
