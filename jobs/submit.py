@@ -7,8 +7,9 @@ a JSON object; with `--dry-run` what would be run. Refuses what the cluster's cl
 import json
 from collections.abc import Sequence
 
-from pipeline.config import SubmitConfig, load, nearest
+from pipeline.config import nearest
 from pipeline.errors import ConfigError
+from pipeline.submission.record import record_path
 from pipeline.submission.submitting import Outcome, order_of, render, submit
 
 SUBMITTED = ("train", "prepare")
@@ -18,11 +19,7 @@ FLAGS = ("--dry-run", "--json")
 def main(arguments: Sequence[str]) -> None:
     """Submits, or shows what would be submitted."""
     verb, typed = _verb([each for each in arguments if each not in FLAGS])
-    if not any(each.startswith("via=") for each in typed):
-        raise ConfigError("via= is not given; use via=slurm, via=ray, via=kuberay or via=sky")
-    config = load(SubmitConfig, typed, name="submit")
-    passed_on = tuple(each for each in typed if not each.startswith(("via=", "via.")))
-    order = order_of(config, verb=verb, arguments=passed_on)
+    order = order_of(verb, typed)
     if "--dry-run" in arguments:
         rendered = render(order)
         print(
@@ -68,6 +65,11 @@ def _verb(words: Sequence[str]) -> tuple[str, list[str]]:
 def _line(outcome: Outcome) -> str:
     submission, status = outcome.submission, outcome.status
     job = f"{submission.id}" + (f" ({submission.kind}: {status.name})" if status.name else "")
+    if status.state == "silent":
+        return (
+            f"{job} was submitted already, and whether it goes on is not known ({status.reason}); once it has ended,"
+            f" remove {record_path(submission, '.json')} to submit anew"
+        )
     if outcome.again:
         reason = f", {status.reason}" if status.reason else ""
         return f"{job} is {status.state} already{reason}; `python -m jobs status run={submission.run}` tells more"

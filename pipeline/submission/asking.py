@@ -30,13 +30,13 @@ def ask(wanted: Iterable[Submission]) -> dict[str, JobStatus]:
 
     Clients are asked at the same time. One that is silent once is not asked for its other jobs.
     """
-    groups: dict[tuple[str, object], list[Submission]] = defaultdict(list)
+    groups: dict[tuple[str, object, object], list[Submission]] = defaultdict(list)
     for each in wanted:
-        groups[each.kind, each.via.get("address")].append(each)
+        groups[each.kind, each.via.get("address"), each.via.get("context")].append(each)
     found: dict[str, JobStatus] = {}
     threads = [
         threading.Thread(target=_ask_client, args=(group, found), name=f"ask {kind}", daemon=True)
-        for (kind, _), group in groups.items()
+        for (kind, *_), group in groups.items()
     ]
     deadline = time.monotonic() + PATIENCE_SECONDS
     for thread in threads:

@@ -8,17 +8,17 @@ A new number is given once the job of the last one has ended, or never was and s
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline import storage
-from pipeline.config import SubmitConfig, given
+from pipeline.config import SubmitConfig, given, load
 from pipeline.errors import ConfigError
 from pipeline.masking import holds_secret
 from pipeline.provenance import code_version
 from pipeline.run.ledger import read_events
 from pipeline.run.stop import USER
-from pipeline.submission.adaptors import JobStatus, Order, Rendered, adaptor_of, section_of
+from pipeline.submission.adaptors import ADAPTORS, JobStatus, Order, Rendered, adaptor_of, section_of
 from pipeline.submission.record import (
     Submission,
     age_seconds,
@@ -53,37 +53,29 @@ class Outcome:
     command: list[str]
 
 
-def order_of(config: SubmitConfig, *, verb: str, arguments: tuple[str, ...]) -> Order:
+def order_of(verb: str, typed: Sequence[str]) -> Order:
     """The order that a call makes, numbered as if nothing had been submitted.
 
+    The way onto the cluster decides `cluster`, where that is not typed: so one line goes by each way.
+
     Args:
-        config: of the call.
         verb: `train` or `prepare`.
-        arguments: of the verb, as typed.
+        typed: `key=value`, with `via=` and its keys.
 
     Raises:
         ConfigError: it cannot be submitted.
     """
-    adaptor = adaptor_of(config.via.kind)
-    _check_places(config)
-    for argument in arguments:
-        if holds_secret(argument):
-            raise ConfigError(
-                f"{argument.partition('=')[0]} holds a secret, which everybody would read in the job's record;"
-                " leave it out and let the nodes have it, in ~/.netrc, ~/.aws/credentials or a Secret"
-            )
-    keys = {argument.partition("=")[0] for argument in arguments}
-    if not keys & {"cluster", "cluster.kind"}:
-        arguments = (*arguments, f"cluster={adaptor.CLUSTER}")
-    elif config.cluster.kind != adaptor.CLUSTER:
-        raise ConfigError(
-            f"via={config.via.kind} runs with cluster={adaptor.CLUSTER}, and cluster={config.cluster.kind} is given;"
-            " leave it out"
-        )
-    order = Order(
-        submission=_numbered(config, number=1, verb=verb, arguments=arguments), config=config, section=config.via
-    )
-    adaptor.check(order)
+    chosen = dict(each.partition("=")[::2] for each in typed)
+    if "via" not in chosen:
+        raise ConfigError(f"via= is not given; use {', '.join(f'via={kind}' for kind in ADAPTORS)}")
+    if chosen["via"] in ADAPTORS and not chosen.keys() & {"cluster", "cluster.kind"}:
+        typed = [*typed, f"cluster={adaptor_of(chosen['via']).CLUSTER}"]
+    config = load(SubmitConfig, typed, name="submit")
+    arguments = tuple(each for each in typed if not each.startswith(("via=", "via.")))
+    _check(config, verb=verb, arguments=arguments)
+    submission = _numbered(config, number=1, verb=verb, arguments=arguments)
+    order = Order(submission=submission, config=config, section=config.via)
+    adaptor_of(config.via.kind).check(order)
     return order
 
 
@@ -100,7 +92,7 @@ def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outco
         wait: for seconds.
 
     Raises:
-        ConfigError: the client refuses it or does not answer, or another job of this run waits or runs.
+        ConfigError: the client refuses it, or another job of this run waits or runs.
     """
     while True:
         last = next(iter(submissions(order.submission.run)[::-1]), None)
@@ -108,7 +100,7 @@ def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outco
             new = order.submission
         else:
             status = _settled(last, wait=wait)
-            if status.alive:
+            if status.alive or status.state == "silent":
                 return _there_already(order, last, status)
             lost = status.state == "gone" and not _begun(last) and _unchanged(order, last)
             new = last if lost else _numbered_again(order, last.number + 1)
@@ -131,22 +123,12 @@ def _hand_over(order: Order) -> Outcome:
 
 
 def _settled(last: Submission, *, wait: Callable[[float], None]) -> JobStatus:
-    """What the client says of a job, once whoever wrote its record has had the time to call the client.
-
-    Raises:
-        ConfigError: the client does not answer.
-    """
+    """What the client says of a job, once whoever wrote its record has had the time to call the client."""
     adaptor = adaptor_of(last.kind)
     while (status := adaptor.status(last)).state == "gone" and age_seconds(last) < SETTLE_SECONDS:
         wait(LOOK_SECONDS)
     if status.state == "silent" and _over(last):
         return JobStatus(state="ended")
-    if status.state == "silent":
-        raise ConfigError(
-            f"run={last.run} was submitted as {last.id} by via={last.kind}, which does not say whether that job goes"
-            f" on ({status.reason}); submit where it can be asked, or remove"
-            f" {record_path(last, '.json')} once it has ended"
-        )
     return status
 
 
@@ -162,15 +144,16 @@ def _over(last: Submission) -> bool:
 
 
 def _there_already(order: Order, last: Submission, status: JobStatus) -> Outcome:
-    """The job that is there, if it is what is asked for.
+    """The job that is there, if it is what is asked for; of one whose client does not answer nobody knows.
 
     Raises:
         ConfigError: it is another.
     """
     new = order.submission
     if (last.kind, last.verb, last.configuration) != (new.kind, new.verb, new.configuration):
+        state = f"{status.state} already" if status.alive else "submitted"
         raise ConfigError(
-            f"run={last.run} is {status.state} already as {last.id}, by `submit {last.verb} via={last.kind}"
+            f"run={last.run} is {state} as {last.id}, by `submit {last.verb} via={last.kind}"
             f" {shlex.join(last.arguments)}`; wait for it, or `python -m jobs stop run={last.run}` first"
         )
     rendered = render(Order(submission=last, config=order.config, section=section_of(last)))
@@ -205,11 +188,11 @@ def _numbered_again(order: Order, number: int) -> Submission:
     return _numbered(order.config, number=number, verb=submission.verb, arguments=submission.arguments)
 
 
-def _check_places(config: SubmitConfig) -> None:
-    """Refuses folders that would be others where the job runs.
+def _check(config: SubmitConfig, *, verb: str, arguments: Sequence[str]) -> None:
+    """Refuses what no job may have: folders that would be others where it runs, secrets, another cluster.
 
     Raises:
-        ConfigError: one is missing or relative.
+        ConfigError: one line.
     """
     for name, place in (("data", config.data), ("run", config.run), ("init_from", config.init_from)):
         if place is None and name != "init_from":
@@ -219,3 +202,15 @@ def _check_places(config: SubmitConfig) -> None:
                 f"{name}={place} is relative, and the job's working folder is another;"
                 f" use {name}={storage.absolute(place)}"
             )
+    for argument in arguments:
+        if holds_secret(argument):
+            raise ConfigError(
+                f"{argument.partition('=')[0]} holds a secret, which everybody would read in the job's record;"
+                " leave it out and let the nodes have it, in ~/.netrc, ~/.aws/credentials or a Secret"
+            )
+    cluster = adaptor_of(config.via.kind).CLUSTER
+    on_one_machine = verb == "prepare" and config.cluster.kind == "local"
+    if config.cluster.kind != cluster and not on_one_machine:
+        raise ConfigError(
+            f"via={config.via.kind} runs with cluster={cluster}, and cluster={config.cluster.kind} is given; leave it out"
+        )

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config import SubmitConfig, load
 from pipeline.errors import ConfigError
 from pipeline.submission import ray_jobs
 from pipeline.submission.adaptors import Order
@@ -110,11 +109,7 @@ def via(address: str | None) -> dict[str, object]:
 
 def order(*typed: str, address: str = "http://127.0.0.1:1") -> Order:
     """What `submit train` makes of this."""
-    passed = [each for each in ("data=/shared/data", "run=/shared/runs/a", *typed) if not each.startswith("via")]
-    config = load(
-        SubmitConfig, [*passed, "via=ray", f"via.address={address}", *(set(typed) - {*passed})], name="submit"
-    )
-    return order_of(config, verb="train", arguments=tuple(passed))
+    return order_of("train", ["via=ray", f"via.address={address}", "data=/shared/data", "run=/shared/runs/a", *typed])
 
 
 @pytest.mark.parametrize(
@@ -268,8 +263,7 @@ def test_a_folder_of_code_that_cannot_be_is_refused(code, tmp_path, monkeypatch)
         with pytest.raises(ConfigError, match=rf"{name}=.* lies in via.working_dir="):
             place = {"data": "/shared/data", "run": "/shared/run"} | {name: f"{code}/runs/a"}
             typed = [f"{key}={value}" for key, value in place.items()]
-            config = load(SubmitConfig, [*typed, "via=ray", f"via.working_dir={code}"], name="submit")
-            order_of(config, verb="train", arguments=tuple(typed))
+            order_of("train", [*typed, "via=ray", f"via.working_dir={code}"])
     monkeypatch.setattr(ray_jobs, "MOST_BYTES", 4000)
     with pytest.raises(ConfigError, match=r"MiB, \d+ of them in large, and Ray"):
         order(f"via.working_dir={code}")
