@@ -18,6 +18,7 @@ from pipeline.run.checkpoint import committed_steps, looks_whole
 from pipeline.run.ledger import EVENTS_NAME, PARTS, Event, events_of_run, read_events
 from pipeline.run.plan import Row, compared, read_plan
 from pipeline.run.records import VALIDATION, Record, last_records, last_validation, step_of
+from pipeline.run.stop import stop_request
 from pipeline.submission.adaptors import JobStatus
 from pipeline.submission.asking import ask
 from pipeline.submission.record import FOLDER, Submission, submissions
@@ -201,13 +202,14 @@ def _answers(read: Sequence[_Read]) -> dict[str, JobStatus]:
 def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> Overview:
     run, found, submission = read.run, read.found, read.submission
     job = None if submission is None else answers.get(submission.id)
+    begun = found.num_attempts > 0
     where = standing(
         found,
         now=now,
         submission=submission,
         job=job,
-        stop_cause=_stop_cause(read.events),
-        prepared=submission is not None and not found.num_attempts and _prepared(submission),
+        stop_cause=_stop_cause(read.events) if begun else _requested(run),
+        prepared=submission is not None and not begun and _prepared(submission),
     )
     measured = _measured(run, read.records)
     saved_times = [event["time"] for event in read.events if event["event"] == "checkpoint"]
@@ -219,8 +221,8 @@ def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> 
         standing=where,
         submission=submission,
         job=job,
-        last_time=max(found.last_time if found.num_attempts else 0.0, 0.0 if submission is None else submission.time),
-        goodput=found.shares["productive"] if found.num_attempts else None,
+        last_time=max(found.last_time if begun else 0.0, 0.0 if submission is None else submission.time),
+        goodput=found.shares["productive"] if begun else None,
         checkpoint_age_seconds=max(now - saved_times[-1], 0.0) if saved_times else None,
         seconds_left=_seconds_left(read, measured) if where.state == "running" else None,
         plan=_plan(read),
@@ -272,6 +274,12 @@ def _plan(read: _Read) -> list[Row]:
 
 def _stop_cause(events: Sequence[Event]) -> str | None:
     return next((event["cause"] for event in reversed(events) if event["event"] == "stop"), None)
+
+
+def _requested(run: str) -> str | None:
+    """The cause of the request to stop that stands in the folder of a run that has not begun."""
+    request = stop_request(run, attempt=1)
+    return None if request is None else request.cause
 
 
 def _prepared(submission: Submission) -> bool:

@@ -65,14 +65,14 @@ def standing(
         now: unix seconds.
         submission: the last one; None: it was not submitted.
         job: what the client says of it; None: it was not asked.
-        stop_cause: of the last clean stop.
+        stop_cause: of the last clean stop; of a run that has not begun, of the request that stands.
         prepared: whether the corpus is there that the submission was to prepare.
     """
-    if not found.num_attempts:
-        return _not_begun(submission, job, prepared=prepared)
     told = _told(found, now=now, stop_cause=stop_cause)
     if submission is None or job is None:
         return told
+    if not found.num_attempts:
+        return _not_begun(submission, job, stop_cause=stop_cause, prepared=prepared)
     fresh = found.state == "running" and now - found.last_time < RECENT_SECONDS
     anew = found.state in ("stopped", "finished") or is_newer(submission, found)
     what = _said(submission, job)
@@ -98,10 +98,8 @@ def shown_seconds(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def _not_begun(submission: Submission | None, job: JobStatus | None, *, prepared: bool) -> Standing:
+def _not_begun(submission: Submission, job: JobStatus, *, stop_cause: str | None, prepared: bool) -> Standing:
     """Of a run whose ledger tells nothing, so that the client's word is all there is."""
-    if submission is None or job is None:
-        return Standing(state="submitted")
     trains, what = submission.verb == "train", _said(submission, job)
     match job.state:
         case "queued":
@@ -110,6 +108,8 @@ def _not_begun(submission: Submission | None, job: JobStatus | None, *, prepared
             return Standing(state="running", reason=f"{what} and told no event yet" if trains else "")
         case "ended" if prepared:
             return Standing(state="finished")
+        case "ended" | "gone" if stop_cause is not None:
+            return Standing(state="stopped", reason=stop_cause)
         case "ended":
             return Standing(state="lost", reason=f"{what}, before the first event" if trains else what)
         case _:
@@ -118,6 +118,8 @@ def _not_begun(submission: Submission | None, job: JobStatus | None, *, prepared
 
 def _told(found: Account, *, now: float, stop_cause: str | None) -> Standing:
     """As the ledger alone tells it."""
+    if not found.num_attempts:
+        return Standing(state="submitted")
     match found.state:
         case "silent":
             return Standing(state="lost", reason=_quiet(found, now=now))

@@ -464,6 +464,14 @@ def test_a_run_that_waits(tmp_path, client, capsys):
     assert found["last_time"] == job.time
 
 
+def test_a_job_that_was_stopped_before_it_began(tmp_path, client, capsys):
+    job = submitted(str(tmp_path))
+    client.jobs = {job.id: JobStatus(state="queued", name="17", reason="Priority")}
+    assert main(["stop", f"run={tmp_path}"]) == 0
+    assert capsys.readouterr().out.endswith(f"{job.id} is cancelled\n")
+    assert status(capsys, tmp_path).splitlines()[0] == "stopped (user)"
+
+
 def test_a_client_that_does_not_answer_is_told_in_words(tmp_path, now, client, capsys):
     job = submitted(write(str(tmp_path), FAULTY), seconds_ago=time.time() - BEGAN)
     client.jobs = {job.id: JobStatus(state="silent", reason="no sinfo here")}

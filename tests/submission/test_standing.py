@@ -59,6 +59,12 @@ def test_of_a_run_without_a_ledger_the_client_says_all(said, state, reason, job)
     assert where(account([], now=NOW), job, said) == Standing(state=state, reason=reason)
 
 
+@pytest.mark.parametrize(("said", "state"), [(QUEUED, "queued"), (ENDED, "stopped"), (GONE, "stopped")])
+def test_a_run_that_was_stopped_before_it_began_is_stopped(said, state, job):
+    seen = where(account([], now=NOW), job, said, cause="user")
+    assert (seen.state, seen.reason) == (state, "Priority" if said is QUEUED else "user")
+
+
 def test_a_preparation_has_no_ledger_and_is_finished_once_its_corpus_is_there(job):
     prepares, nothing = replace(job, verb="prepare"), account([], now=NOW)
     assert where(nothing, prepares, RUNNING) == Standing(state="running")
