@@ -20,7 +20,7 @@ from support.typed import ROOT, prepare_typed, train_typed, write_texts
 
 from pipeline.run.ledger import read_events
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PATIENCE_SECONDS = 300.0  # a busy machine is no finding
 STEPS = 2000
 SETTINGS = [
