@@ -1,7 +1,9 @@
 """The account of a run: where it stands and where its time went, told from its ledger alone."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -103,6 +105,58 @@ def account(events: Sequence[Event], *, now: float) -> Account:
         failures=tuple(walk.failures),
         resizes=tuple(event for event in events if event["event"] == "resize"),
     )
+
+
+class Standing:
+    """Where a run that goes on stands, event by event, so that its ledger is read once however long it grows.
+
+    Args:
+        events: those so far.
+        now: unix seconds.
+    """
+
+    def __init__(self, events: Sequence[Event], *, now: float) -> None:
+        self._walk = _Walk(begin=events[0]["time"] if events else now)
+        self._saved = self._walk.time
+        self._skips: set[tuple[int, int]] = set()
+        self._new = deque(events)
+
+    def hear(self, event: Event) -> None:
+        """Takes an event; any thread may call it."""
+        self._new.append(event)
+
+    def goodput(self, *, now: float) -> float:
+        """The productive share of the wall time so far, as `account` tells it of the same events."""
+        self._catch_up()
+        walk = copy(self._walk)
+        walk.seconds = dict(walk.seconds)
+        walk.spend(until=now, on=walk.category)
+        walk.enter(walk.category)
+        return walk.seconds["productive"] / (sum(walk.seconds.values()) or 1.0)
+
+    def saved_time(self) -> float:
+        """When the newest checkpoint was written, unix seconds; where there is none, when the run began."""
+        self._catch_up()
+        return self._saved
+
+    def num_failures(self) -> int:
+        """Worker groups that were lost."""
+        self._catch_up()
+        return sum(failure.fatal for failure in self._walk.failures)
+
+    def num_skips(self) -> int:
+        """Windows that are passed over."""
+        self._catch_up()
+        return len(self._skips)
+
+    def _catch_up(self) -> None:
+        while self._new:
+            event = self._new.popleft()
+            self._walk.take(event)
+            if event["event"] == "checkpoint":
+                self._saved = max(self._saved, event["time"])
+            elif event["event"] == "skip":
+                self._skips.add((event["epoch"], event["window"]))
 
 
 class _Walk:
