@@ -13,6 +13,7 @@ from pipeline.errors import CheckpointError
 from pipeline.model.language_model import LanguageModel
 from pipeline.provenance import code_version
 from pipeline.run.checkpoint import best_step, checkpoint_path, committed_steps, read_mark
+from pipeline.run.tracking import tracking_id
 from pipeline.training.dashboards import Reference
 
 
@@ -53,7 +54,7 @@ def corpus_reference(data: str, manifest: Manifest) -> Reference:
     }
     return Reference(
         kind="corpus",
-        name=data.rstrip("/").rpartition("/")[2],
+        name=f"{data.rstrip('/').rpartition('/')[2]}-{manifest.fingerprint[:8]}",
         files={name: storage.join(data, name) for name in names},
         metadata={
             "fingerprint": manifest.fingerprint,
@@ -77,7 +78,7 @@ def checkpoint_reference(run: str) -> Reference | None:
     best = best_step(last.validations, sorted(marks))
     return Reference(
         kind="model",
-        name=run.rstrip("/").rpartition("/")[2],
+        name=f"{run.rstrip('/').rpartition('/')[2]}-{tracking_id(run)}",
         files={f"step-{step}.ckpt": checkpoint_path(run, step) for step in marks},
         metadata={
             "sha256": {f"step-{step}.ckpt": mark.sha256 for step, mark in marks.items()},

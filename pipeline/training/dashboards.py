@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PROJECT = "wordlanes"  # on the dashboard, where nobody names another
 SERVER_SECONDS = 60.0  # for its server, at a run's start and at its end
 MOST_NAME = 128  # characters in the name of an artifact
-BEST = ("train/nats_per_token", "train/perplexity", "valid/nats_per_token", "valid/perplexity")  # summed up by minima
+BEST = ("train/nats_per_token", "train/perplexity", "valid/nats_per_token", "valid/perplexity")  # whose minima are shown too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class WandbTracker:
         self._run.define_metric("tokens_seen")
         self._run.define_metric("*", step_metric="tokens_seen")
         for key in BEST:
-            self._run.define_metric(key, step_metric="tokens_seen", summary="min")
+            self._run.define_metric(key, step_metric="tokens_seen", summary="min,last")
 
     def log(self, record: Record) -> None:
         """Sends a record."""

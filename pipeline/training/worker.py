@@ -532,7 +532,7 @@ def _reporter(
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
     tracker = GuardedTracker(
-        lambda: _tracker(job, about=about, group=corpus.name, report=on_offline), on_failure=on_failure
+        lambda: _tracker(job, about=about, group=corpus.name.rpartition("-")[0], report=on_offline), on_failure=on_failure
     )
     tracker.refer(lambda: corpus)
     return Reporter(
