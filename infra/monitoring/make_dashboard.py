@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 RUN = "{{run}}"
 BY_CLUSTER = "run, run_id, cluster"
-FAILURES = ("failures_total", "skipped_windows_total", "attempt")
+FAILURES = ("failures_total", "skipped_windows_total", "not_finite", "attempt")
 PANELS = [
     Panel("Steps done", ((f"{latest('step')} / {latest('total_steps')}", RUN),), "percentunit", "stat", 6),
     Panel("Perplexity", ((latest("perplexity"), RUN),), "short", "stat", 6),

@@ -112,12 +112,12 @@ class Standing:
 
     Args:
         events: those so far.
-        now: unix seconds.
+        now: unix seconds, for a run that has no event yet.
     """
 
     def __init__(self, events: Sequence[Event], *, now: float) -> None:
-        self._walk = _Walk(begin=events[0]["time"] if events else now)
-        self._saved = self._walk.time
+        self._walk: _Walk | None = None
+        self._saved = now
         self._skips: set[tuple[int, int]] = set()
         self._new = deque(events)
 
@@ -127,8 +127,9 @@ class Standing:
 
     def goodput(self, *, now: float) -> float:
         """The productive share of the wall time so far, as `account` tells it of the same events."""
-        self._catch_up()
-        walk = copy(self._walk)
+        if (known := self._catch_up()) is None:
+            return 0.0
+        walk = copy(known)
         walk.seconds = dict(walk.seconds)
         walk.spend(until=now, on=walk.category)
         walk.enter(walk.category)
@@ -141,22 +142,26 @@ class Standing:
 
     def num_failures(self) -> int:
         """Worker groups that were lost."""
-        self._catch_up()
-        return sum(failure.fatal for failure in self._walk.failures)
+        walk = self._catch_up()
+        return sum(failure.fatal for failure in walk.failures) if walk is not None else 0
 
     def num_skips(self) -> int:
         """Windows that are passed over."""
         self._catch_up()
         return len(self._skips)
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> "_Walk | None":
         while self._new:
             event = self._new.popleft()
+            if self._walk is None:
+                self._saved = event["time"]
+                self._walk = _Walk(begin=event["time"])
             self._walk.take(event)
             if event["event"] == "checkpoint":
                 self._saved = max(self._saved, event["time"])
             elif event["event"] == "skip":
                 self._skips.add((event["epoch"], event["window"]))
+        return self._walk
 
 
 class _Walk:

@@ -5,7 +5,6 @@ way out is in the Ray backend. Refuses nothing: a folder that cannot be written 
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,9 @@ GAUGES: dict[str, str] = {  # name, without the prefix → what it says
     "failures_total": "Worker groups that this run has lost, over all attempts.",
     "skipped_windows_total": "Windows of text that were passed over for a bad loss.",
     "goodput_ratio": "Share of the run's wall time that was spent on steps that count.",
-    "perplexity": "Of the steps since the last record; NaN: not finite.",
-    "gradient_norm": "Of the last step, before clipping; NaN: not finite.",
+    "perplexity": "Of the steps since the last record.",
+    "gradient_norm": "Of the last step, before clipping.",
+    "not_finite": "How many of perplexity, gradient norm and validation were not finite when last recorded.",
     "learning_rate": "Of the last step.",
     "tokens_per_second": "Targets a second since the last record, validations left out.",
     "valid_perplexity": "Of the last validation.",
@@ -45,7 +45,7 @@ MEASURED = {  # key of a record → name
     "speed/tokens_per_second": "tokens_per_second",
     "valid/perplexity": "valid_perplexity",
 }
-BY_CLUSTER = {"train/cluster_nats/": "cluster_nats", "train/cluster_share/": "cluster_share"}
+BY_CLUSTER = {"train/cluster_nats": "cluster_nats", "train/cluster_share": "cluster_share"}
 
 
 class Sample(NamedTuple):
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     Attributes:
         name: of `GAUGES`.
         labels: which run it is of, and for some names which cluster of the softmax.
-        value: may be NaN.
+        value: finite.
     """
 
     name: str
@@ -70,17 +70,17 @@ def samples(values: Mapping[str, float], record: Record, *, labels: Mapping[str,
 
     Args:
         values: where the run stands, by name.
-        record: the newest value of each key that was recorded; None: it was not finite.
+        record: the newest value of each key that was recorded; None is no sample: Ray drops NaN.
         labels: of the run.
     """
+    values = dict(values) | {"not_finite": sum(record.get(key, 0) is None for key in MEASURED)}
     found = [Sample(name, labels, value) for name, value in values.items()]
     for key, value in record.items():
-        number = math.nan if value is None else value
-        if name := MEASURED.get(key):
-            found.append(Sample(name, labels, number))
-        for prefix, name in BY_CLUSTER.items():
-            if key.startswith(prefix) and value is not None:  # none: the interval had no targets of it
-                found.append(Sample(name, {**labels, "cluster": key.removeprefix(prefix)}, number))
+        prefix, _, cluster = key.rpartition("/")
+        if value is not None and (name := MEASURED.get(key)):
+            found.append(Sample(name, labels, value))
+        elif value is not None and (name := BY_CLUSTER.get(prefix)):
+            found.append(Sample(name, {**labels, "cluster": cluster}, value))
     order = [*GAUGES]
     return sorted(found, key=lambda sample: order.index(sample.name))
 
@@ -93,18 +93,13 @@ def exposition(found: Sequence[Sample]) -> str:
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# HELP {PREFIX}{name} {GAUGES[name]}", f"# TYPE {PREFIX}{name} {kind}"]
         written = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-        lines.append(f"{PREFIX}{name}{{{written}}} {_number(value)}")
+        lines.append(f"{PREFIX}{name}{{{written}}} {float(value)!r}")
         last = name
     return "".join(f"{line}\n" for line in lines)
 
 
 def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _number(value: float) -> str:
-    """As Prometheus writes what is not finite."""
-    return repr(value) if math.isfinite(value) else f"{value:+}".replace("inf", "Inf").replace("+nan", "NaN")
 
 
 class TextFile:

@@ -24,7 +24,13 @@ log = logging.getLogger(__name__)
 PROJECT = "wordlanes"  # on the dashboard, where nobody names another
 SERVER_SECONDS = 60.0  # for its server, at a run's start and at its end
 MOST_NAME = 128  # characters in the name of an artifact
-BEST = ("train/nats_per_token", "train/perplexity", "valid/nats_per_token", "valid/perplexity")  # whose minima are shown too
+# those whose least value is shown beside the last
+BEST = (
+    "train/nats_per_token",
+    "train/perplexity",
+    "valid/nats_per_token",
+    "valid/perplexity",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ at once, a machine that does not see the run folder or the corpus of the command
 """
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -65,6 +66,7 @@ from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS = 10.0  # for a dashboard to take an alert from a process that is about to end
 ORPHAN_SECONDS = 10.0  # for the writer of a command that was killed, beyond its time to save
 
 
@@ -449,10 +451,13 @@ def _standing(ledger: Ledger | None, events: list[Event]) -> Standing:
 
 
 def _report_hang(job: Job, reporter: Reporter | None, rank: int | None, cause: str) -> None:
-    """Tells the ledger, at once, then the dashboard: the process ends after this."""
+    """Tells the ledger at once, then the dashboard, whose records would be lost too: the process is about to end."""
     Ledger(job.run, attempt=job.attempt).write("fault", kind="hang", cause=cause, rank=rank, fatal=True)
     if reporter is not None:
         reporter.tracker.alert("training hangs", cause)
+        last = threading.Thread(target=reporter.tracker.finish, name="last-words", daemon=True)
+        last.start()
+        last.join(LAST_WORDS_SECONDS)
 
 
 def _made(event: Event) -> int:
@@ -532,7 +537,8 @@ def _reporter(
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
     tracker = GuardedTracker(
-        lambda: _tracker(job, about=about, group=corpus.name.rpartition("-")[0], report=on_offline), on_failure=on_failure
+        lambda: _tracker(job, about=about, report=on_offline),
+        on_failure=on_failure,
     )
     tracker.refer(lambda: corpus)
     return Reporter(
@@ -553,10 +559,12 @@ def _reporter(
     )
 
 
-def _tracker(job: Job, *, about: Callable[[], dict[str, Any]], group: str, report: Callable[[str], None]) -> Tracker:
+def _tracker(job: Job, *, about: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> Tracker:
+    """The configured one; runs on one corpus can be compared, and are a group where none is named."""
     config = job.config
     if config.tracking.kind == "none":
         return NoTracker()
+    group = str(config.data).rstrip("/").rpartition("/")[2]
     shown = config.model_dump(mode="json") | about()
     return WandbTracker(config.tracking, run=job.run, config=shown, group=group, report=report)
 
