@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from support.monitoring import ended
+from support.processes import command_line, descendants
 
 from pipeline.run.gauges import GAUGES
 
@@ -184,8 +185,8 @@ def trained(data: str, run: Path, *more: str) -> subprocess.Popen[bytes]:
     ]
     command = [sys.executable, "-m", "jobs", "train", f"data={data}", f"run={run}", *settings, *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    log = run.with_suffix(".log").open("wb")
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with run.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def assert_all_is_there(prometheus: Prometheus) -> None:
@@ -264,11 +265,8 @@ def test_prometheus_scrapes_a_run_by_ray(
 
 def ray_endpoint(pid: int) -> str:
     """HOST:PORT on which the Ray that a process started gives its numbers to Prometheus."""
-    from support.processes import command_line, descendants
-
-    lines = [command_line(each) for each in descendants(pid)]
-    raylet = next(line for line in lines if "/raylet " in line)
-    address = re.search(r"--node_ip_address=(\S+)", raylet)
-    port = re.search(r"--metrics-export-port=(\d+)", " ".join(lines))
-    assert address and port and int(port[1]), lines
-    return f"{address[1]}:{port[1]}"
+    told = " ".join(command_line(each) for each in descendants(pid))
+    address, session = re.search(r"--node_ip_address=(\S+)", told), re.search(r"--session[-_]dir=(\S+)", told)
+    assert address and session, told
+    (port,) = Path(session[1]).glob("metrics_export_port_*")
+    return f"{address[1]}:{port.read_text().strip()}"
