@@ -83,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.artifacts.append(given)
         elif "notifyScriptableRunAlert" in query:
             self.server.alerts.append(given)
+        if "artifactType(" in query:
+            return {"project": {"artifactType": None}}
         return {key: value for key, value in answers.items() if key in query}
 
     def known(self, run: str) -> dict[str, object] | None:
@@ -92,7 +94,11 @@ class Handler(BaseHTTPRequestHandler):
         counts = {"historyLineCount": len(lines), "eventsLineCount": 0, "logLineCount": 0}
         tails = {"historyTail": json.dumps([json.dumps(lines[-1])]), "eventsTail": "[]"}
         config = self.server.runs.get(run, {}).get("config", "{}")
-        texts = {"summaryMetrics": json.dumps(lines[-1]), "config": config, "wandbConfig": '{"t": 1}'}
+        texts = {
+            "summaryMetrics": json.dumps(self.server.summaries.get(run, {})),
+            "config": config,
+            "wandbConfig": '{"t": 1}',
+        }
         return {"id": "x", "name": run, "displayName": run, "tags": [], **counts, **tails, **texts}
 
 
