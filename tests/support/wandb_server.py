@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             told = {key: value for key, value in given.items() if value is not None}
             self.server.runs.setdefault(str(name), {}).update(told)
         elif "createArtifact(" in query:
-            self.server.artifacts.append(given)
+            self.server.artifacts.append(given["input"])
         elif "notifyScriptableRunAlert" in query:
             self.server.alerts.append(given)
         if "artifactType(" in query:
