@@ -198,6 +198,7 @@ def _by_cluster(clusters: Sequence[str], sums: Sequence[tuple[float, int]]) -> R
     total = sum(num_targets for _, num_targets in sums) or 1
     record: Record = {}
     for name, (nats, num_targets) in zip(clusters, sums, strict=bool(sums)):
-        record[f"train/cluster_nats/{name}"] = finite(nats / num_targets) if num_targets else None
+        if num_targets:
+            record[f"train/cluster_nats/{name}"] = finite(nats / num_targets)
         record[f"train/cluster_share/{name}"] = num_targets / total
     return record
