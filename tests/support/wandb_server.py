@@ -83,8 +83,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.artifacts.append(given["input"])
         elif "notifyScriptableRunAlert" in query:
             self.server.alerts.append(given)
-        if "artifactType(" in query:
-            return {"project": {"artifactType": None}}
+        if "query ArtifactType(" in query:
+            return {"project": {"artifact": None}}
         return {key: value for key, value in answers.items() if key in query}
 
     def known(self, run: str) -> dict[str, object] | None:
