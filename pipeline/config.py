@@ -81,6 +81,9 @@ def import_extensions(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), Field(min_length=1)]
+Tags = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], BeforeValidator(_one_is_a_list)
+]  # as long as W&B takes them
 Extensions = Annotated[tuple[str, ...], BeforeValidator(_one_is_a_list), AfterValidator(import_extensions)]
 
 
@@ -512,6 +515,21 @@ class TrackingConfig(Section):
     """Its project; null: from WANDB_PROJECT or wandb's settings, else wordlanes."""
     mode: Literal["online", "offline"] | None
     """Whether to send records; null: from WANDB_MODE or wandb's settings, else online if a key is configured."""
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None
+    """Runs that it shows together; null: from WANDB_RUN_GROUP or wandb's settings, else the corpus folder's name."""
+    tags: Tags
+    """Words by which the run is found there."""
+    prometheus_folder: str | None
+    """A local folder, that of node-exporter's textfile collector, which gets the run's numbers; null: none does."""
+
+    @model_validator(mode="after")
+    def _folder_is_local(self) -> Self:
+        if self.prometheus_folder is not None and "://" in self.prometheus_folder:
+            raise ValueError(
+                f"tracking.prometheus_folder={self.prometheus_folder} must be a folder of this machine, from which"
+                " node-exporter reads; use one, or null"
+            )
+        return self
 
 
 class ClusterConfig(Section):

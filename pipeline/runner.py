@@ -114,8 +114,11 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     check_run_folder(str(config.run), data=str(config.data))
     check_splits(config, manifest)
-    if config.accelerator == "cuda" and config.cluster.kind != "ray":  # its workers are elsewhere
-        _check_cuda()
+    if config.cluster.kind != "ray":  # its workers are elsewhere
+        if config.accelerator == "cuda":
+            _check_cuda()
+        if config.tracking.prometheus_folder is not None and (rank is None or rank.rank == 0):
+            _check_prometheus_folder(config.tracking.prometheus_folder)
     plan = lane_plan(config, manifest)
     check_workers(config, rank)
     limit = total_steps(config, plan)
@@ -254,9 +257,10 @@ def _with_places(config: Config) -> Config:
         if value is None:
             raise ConfigError(f"{name}=null is not given; use {name}=FOLDER")
     places = {"data": config.data, "run": config.run, "init_from": config.init_from}
-    found = config.model_copy(
-        update={name: storage.absolute(place) for name, place in places.items() if place is not None}
-    )
+    update: dict[str, object] = {name: storage.absolute(place) for name, place in places.items() if place is not None}
+    if (folder := config.tracking.prometheus_folder) is not None:
+        update["tracking"] = config.tracking.model_copy(update={"prometheus_folder": storage.absolute(folder)})
+    found = config.model_copy(update=update)
     if found.init_from is not None and origin_run(found.init_from) == str(found.run).rstrip("/"):
         raise ConfigError(f"init_from={config.init_from} is the run itself; use another run=FOLDER, or init_from=null")
     return found
@@ -270,6 +274,15 @@ def check_splits(config: Config, manifest: Manifest) -> None:
         raise ConfigError(
             f"optim.schedule.kind=plateau waits for validations and data={config.data} has no split valid;"
             " prepare one or use optim.schedule.kind=cosine"
+        )
+
+
+def _check_prometheus_folder(folder: str) -> None:
+    """Refuses one that the first worker could not write to; node-exporter looks into no folder but its own."""
+    if not (storage.is_folder(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"tracking.prometheus_folder={folder} is no folder that can be written to; give the one that node-exporter"
+            " reads (--collector.textfile.directory), or null"
         )
 
 

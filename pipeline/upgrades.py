@@ -19,6 +19,9 @@ CONFIGURATION: dict[str, object] = {
     "init_from": None,
     "corpus.null_rows": "refuse",
     "model.recurrence.kind": "lstm",
+    "tracking.group": None,
+    "tracking.tags": [],
+    "tracking.prometheus_folder": None,
 }
 
 # former dotted key of `Config` → its name today; the identity that a checkpoint holds keeps the former one

@@ -177,6 +177,11 @@ def test_nearest(word, expected):
         ("cluster.num_cpus=0", "cluster.num_cpus=0: it must be greater than or equal to 1, or null"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last=0: it must be greater than or equal to 1"),
         ("tracking.mode=of", "tracking.mode=\"of\": it must be 'online' or 'offline', or null"),
+        (
+            "tracking.prometheus_folder=s3://b/c",
+            "tracking.prometheus_folder=s3://b/c must be a folder of this machine, from which node-exporter reads;"
+            " use one, or null",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(override, message):

@@ -28,7 +28,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for top in ("pipeline", "jobs") for path in (ROOT / top).rglob("*.py"))
 HOMES = {  # a heavy dependency: where it may be imported
     "ray": ("pipeline/cluster/", "pipeline/submission/ray_jobs.py"),
-    "wandb": "pipeline/training/monitor.py",
+    "wandb": "pipeline/training/dashboards.py",
     "datasets": "pipeline/corpus/readers/dataset.py",
     "pyarrow": ("pipeline/corpus/", "pipeline/cluster/ray_train.py"),
     "lightning": ("pipeline/training/", "pipeline/cluster/", "pipeline/run/job.py"),
@@ -94,6 +94,7 @@ def test_imports_point_down_and_heavy_ones_have_one_home(path):
         ("console", {"masking"}),
         ("errors", {"masking"}),
         ("masking", set()),
+        ("provenance", set()),
         ("upgrades", set()),
     ],
 )

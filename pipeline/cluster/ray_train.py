@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import console, storage
 from pipeline.cluster.launchers import Rank
+from pipeline.cluster.ray_gauges import RayGauges
 from pipeline.cluster.ray_session import ray_api, ray_session
 from pipeline.cluster.returns import one_line
 from pipeline.config import ClusterConfig
@@ -256,6 +257,7 @@ def _in_ray_worker(given: dict[str, Any]) -> Result:
         environment=None if alone else RayLightningEnvironment(),  # type: ignore[no-untyped-call]
         num_threads=num_threads or job.config.cluster.cpus_per_worker or 1,
         preempted=lambda: get_preemption_info() is not None,
+        gauges=RayGauges(),
     )
     try:
         result: Result = given["work"](place, job)

@@ -77,6 +77,7 @@ class AdaptiveSoftmax(OutputLayer):
         assert embedding_VH is None or div_value == 1, "tied clusters share rows of full width"
         self.cutoffs = tuple(cutoffs)
         self.edges = (*cutoffs, vocab_size)
+        self.clusters = ("head", *(f"tail-{i + 1}" for i in range(len(cutoffs))))
         head_words = self.edges[0]
         num_tails = len(self.cutoffs)
         own_rows = num_tails if embedding_VH is not None else head_words + num_tails
@@ -123,6 +124,22 @@ class AdaptiveSoftmax(OutputLayer):
             logits_nC = self._tail_logits(i, hidden_NH.index_select(0, rows_n))
             nats_N = nats_N.index_add(0, rows_n, F.cross_entropy(logits_nC, tail_n, reduction="none"))
         return nats_N
+
+    def cluster_sums(self, nats_N: Tensor, targets: Targets) -> tuple[Tensor, tuple[int, ...]]:
+        """What the targets of each cluster cost, and how many they are, which is known from their split on the CPU.
+
+        Args:
+            nats_N: of `nats`.
+            targets: that these are of.
+
+        Returns:
+            The sum of nats of each of `clusters`, [clusters], on the device; and the numbers of targets.
+        """
+        rows = targets[1::2]  # of each tail cluster
+        tail_nats = [nats_N.index_select(0, rows_n).sum() for rows_n in rows]
+        head_nats = nats_N.sum() if not rows else nats_N.index_fill(0, torch.cat(rows), 0.0).sum()
+        num_tail = [rows_n.shape[0] for rows_n in rows]
+        return torch.stack([head_nats, *tail_nats]), (nats_N.shape[0] - sum(num_tail), *num_tail)
 
     def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
         """Log-probability of every word: [tokens, vocab_size], float32 or wider; each row sums to 1 in probability."""

@@ -27,7 +27,12 @@ class OutputLayer(nn.Module):
         hidden_size: width of the hidden vectors.
         vocab_size: number of words; their ids follow their frequency, 0 being the most frequent.
         embedding_VH: tied weights, shared with the embedding, to be read instead of own ones; None: not tied.
+
+    Attributes:
+        clusters: the parts of the vocabulary whose nats are told apart, by name; a kind without such parts has one.
     """
+
+    clusters: tuple[str, ...] = ("all",)
 
     def __init__(
         self, section: SoftmaxConfig, *, hidden_size: int, vocab_size: int, embedding_VH: nn.Parameter | None
@@ -53,6 +58,18 @@ class OutputLayer(nn.Module):
             the global token count.
         """
         raise NotImplementedError
+
+    def cluster_sums(self, nats_N: Tensor, targets: Targets) -> tuple[Tensor, tuple[int, ...]]:
+        """What the targets of each cluster cost, and how many they are; the device is not waited for.
+
+        Args:
+            nats_N: of `nats`.
+            targets: that these are of.
+
+        Returns:
+            The sum of nats of each of `clusters`, [clusters], on the device; and the numbers of targets.
+        """
+        return nats_N.sum()[None], (nats_N.shape[0],)
 
     def log_probabilities(self, hidden_NH: Tensor) -> Tensor:
         """Log-probability of every word: [tokens, vocab_size], float32 or wider; each row sums to 1 in probability."""

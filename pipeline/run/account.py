@@ -1,7 +1,9 @@
 """The account of a run: where it stands and where its time went, told from its ledger alone."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -126,6 +128,63 @@ def steps_per_second(events: Sequence[Event]) -> float | None:
     recent = [point for point in trained if trained[0][0] - point[0] <= PACE_SECONDS]
     seconds, steps = (recent[0][each] - recent[-1][each] for each in (0, 1)) if recent else (0, 0)
     return steps / seconds if seconds > 0 and steps > 0 else None
+
+
+class Standing:
+    """Where a run that goes on stands, event by event, so that its ledger is read once however long it grows.
+
+    Args:
+        events: those so far.
+        now: unix seconds, for a run that has no event yet.
+    """
+
+    def __init__(self, events: Sequence[Event], *, now: float) -> None:
+        self._walk: _Walk | None = None
+        self._saved = now
+        self._skips: set[tuple[int, int]] = set()
+        self._new = deque(events)
+
+    def hear(self, event: Event) -> None:
+        """Takes an event; any thread may call it."""
+        self._new.append(event)
+
+    def goodput(self, *, now: float) -> float:
+        """The productive share of the wall time so far, as `account` tells it of the same events."""
+        if (known := self._catch_up()) is None:
+            return 0.0
+        walk = copy(known)
+        walk.seconds = dict(walk.seconds)
+        walk.spend(until=now, on=walk.category)
+        walk.enter(walk.category)
+        return walk.seconds["productive"] / (sum(walk.seconds.values()) or 1.0)
+
+    def saved_time(self) -> float:
+        """When the newest checkpoint was written, unix seconds; where there is none, when the run began."""
+        self._catch_up()
+        return self._saved
+
+    def num_failures(self) -> int:
+        """Worker groups that were lost."""
+        walk = self._catch_up()
+        return sum(failure.fatal for failure in walk.failures) if walk is not None else 0
+
+    def num_skips(self) -> int:
+        """Windows that are passed over."""
+        self._catch_up()
+        return len(self._skips)
+
+    def _catch_up(self) -> "_Walk | None":
+        while self._new:
+            event = self._new.popleft()
+            if self._walk is None:
+                self._saved = event["time"]
+                self._walk = _Walk(begin=event["time"])
+            self._walk.take(event)
+            if event["event"] == "checkpoint":
+                self._saved = max(self._saved, event["time"])
+            elif event["event"] == "skip":
+                self._skips.add((event["epoch"], event["window"]))
+        return self._walk
 
 
 class _Walk:

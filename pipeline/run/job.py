@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.masking import masked
+from pipeline.run.gauges import Sink
 from pipeline.run.ledger import Ledger, read_events
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Place:
         num_threads: of torch on the CPU; None: as many as torch likes.
         stop_cause: a signal's name once whoever started this worker is gone; each rank asks.
         preempted: whether a machine of the group is about to be taken away; all ranks ask together.
+        gauges: hands the run's numbers on to the cluster's own monitoring; None: it has none.
     """
 
     devices: int | str = 1
@@ -81,6 +83,7 @@ class Place:
     num_threads: int | None = None
     stop_cause: Callable[[], str | None] = lambda: None
     preempted: Callable[[], bool] = bool
+    gauges: Sink | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

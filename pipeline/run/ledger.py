@@ -86,6 +86,9 @@ class Ledger:
             reach the store every `STORE_SECONDS`, all else at once.
         before: what the ledger held already; only to write it anew where something removes the file.
         lost: whether the whole folder is gone or another one; then events wait for `move`.
+
+    Attributes:
+        heard: called with each event, by whichever thread writes it.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Ledger:
         lost: Callable[[], bool] = bool,
     ) -> None:
         self._run, self._attempt = run, attempt
+        self.heard: Callable[[Event], object] = lambda event: None
         self._path = storage.join(run, EVENTS_NAME)
         self._before = [json.dumps(event) for event in before]
         self._lost = lost
@@ -126,6 +130,7 @@ class Ledger:
             if misfits := _misfits(record):
                 raise ValueError(f"an event {event} with {', '.join(misfits)} missing or of another type")
             line = json.dumps(record, allow_nan=False)
+            self.heard(record)
             if event == self._last == "progress":
                 self._lines.pop()  # of a stretch of training the last sign of life says it all
             self._lines.append(line)

@@ -5,6 +5,7 @@ beyond weights. Refuses nothing: what it is given was judged before.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import lightning
@@ -30,11 +31,14 @@ class Measured(NamedTuple):
         step: the update's number.
         nats: of the global batch.
         gradient_norm: of the global gradient, before clipping; if it is not finite, the update has spoilt the weights.
+        cluster_nats, cluster_targets: of the global batch, for each cluster of the output layer.
     """
 
     step: int
     nats: float
     gradient_norm: float
+    cluster_nats: tuple[float, ...] = ()
+    cluster_targets: tuple[int, ...] = ()
 
 
 class LanguageModelModule(lightning.LightningModule):
@@ -57,6 +61,7 @@ class LanguageModelModule(lightning.LightningModule):
         state: what the run carries from step to step.
         unsettled_nats: of each step since the last `settle`, summed over this rank's lanes.
         unsettled_norms: of the global gradient of each of these steps.
+        unsettled_cluster_nats, unsettled_cluster_targets: as `unsettled_nats`, for each cluster of the output layer.
         gradient_norm: of the global gradient in the last step, before clipping.
     """
 
@@ -89,6 +94,8 @@ class LanguageModelModule(lightning.LightningModule):
         self.state = TrainState(skipped=set(skipped))
         self.unsettled_nats: list[Tensor] = []
         self.unsettled_norms: list[Tensor] = []
+        self.unsettled_cluster_nats: list[Tensor] = []
+        self.unsettled_cluster_targets: list[tuple[int, ...]] = []
         self.gradient_norm = torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -141,12 +148,13 @@ class LanguageModelModule(lightning.LightningModule):
         )
         self.state.carried = tuple(each.detach() for each in state)  # truncated BPTT
         total_nats: Tensor = nats_N.sum()
-        self.unsettled_nats.append(total_nats.detach())
+        self._note_nats(total_nats.detach(), *self.model.softmax.cluster_sums(nats_N.detach(), batch.targets))
         return total_nats * (self.trainer.world_size / batch.num_targets)
 
     def _no_loss(self) -> Tensor:
         """Zero, with zero gradients for every parameter: DDP waits for each of them, in every step."""
-        self.unsettled_nats.append(torch.zeros((), device=self.device))
+        zeros = torch.zeros(len(self.model.softmax.clusters), device=self.device)
+        self._note_nats(torch.zeros((), device=self.device), zeros, (0,) * len(zeros))
         return torch.stack([parameter.sum() * 0 for parameter in self.parameters()]).sum()
 
     def optimizer_step(
@@ -176,7 +184,7 @@ class LanguageModelModule(lightning.LightningModule):
         loss: Any = self.trainer.strategy.training_step(batch, 0)
         loss.backward()
         self.zero_grad()
-        self.unsettled_nats.clear()
+        self._forget_nats()
         self.state = kept
 
     def settle(self, also: Sequence[float]) -> tuple[list[Measured], list[float]]:
@@ -193,13 +201,19 @@ class LanguageModelModule(lightning.LightningModule):
         num_steps = len(self.unsettled_nats)
         local = [*self.unsettled_nats, *self.unsettled_norms]
         assert len(local) == 2 * num_steps, f"{len(local) - num_steps} gradient norms of {num_steps} steps"
-        measured = torch.stack(local).double().tolist() if local else []
-        self.unsettled_nats.clear()
+        measured = torch.cat([torch.stack(local), *self.unsettled_cluster_nats]).double().tolist() if local else []
+        counts = [float(count) for each in self.unsettled_cluster_targets for count in each]
+        self._forget_nats()
         self.unsettled_norms.clear()
-        sums = self.ranks.sums([*measured, *also])
-        nats, norms = sums[:num_steps], [each / self.ranks.world_size for each in sums[num_steps : 2 * num_steps]]
+        sums = iter(self.ranks.sums([*measured, *counts, *also]))
+        nats = list(islice(sums, num_steps))
+        norms = [each / self.ranks.world_size for each in islice(sums, num_steps)]
+        num_clusters = len(self.model.softmax.clusters)
+        cluster_nats = [tuple(islice(sums, num_clusters)) for _ in nats]
+        cluster_targets = [tuple(int(each) for each in islice(sums, num_clusters)) for _ in nats]
         steps = range(self.global_step - num_steps + 1, self.global_step + 1)
-        return [Measured(*each) for each in zip(steps, nats, norms, strict=True)], sums[2 * num_steps :]
+        found = zip(steps, nats, norms, cluster_nats, cluster_targets, strict=True)
+        return [Measured(*each) for each in found], list(sums)
 
     def not_finite(self) -> list[str]:
         """What of that which a checkpoint holds is not finite, by name; a collective.
@@ -229,6 +243,16 @@ class LanguageModelModule(lightning.LightningModule):
         """Clips the global gradient once, by its norm; the norm before it is the one logged."""
         limit = self.optim.clip_norm or float("inf")
         self._note_norm(torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
+
+    def _note_nats(self, nats: Tensor, cluster_nats: Tensor, cluster_targets: tuple[int, ...]) -> None:
+        self.unsettled_nats.append(nats)
+        self.unsettled_cluster_nats.append(cluster_nats)
+        self.unsettled_cluster_targets.append(cluster_targets)
+
+    def _forget_nats(self) -> None:
+        self.unsettled_nats.clear()
+        self.unsettled_cluster_nats.clear()
+        self.unsettled_cluster_targets.clear()
 
     def _note_norm(self, norm: Tensor) -> None:
         self.gradient_norm = norm

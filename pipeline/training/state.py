@@ -5,12 +5,13 @@ Every part of the training that has something to carry writes it here, and nowhe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pipeline.model.recurrence import State
 
+Number = TypeVar("Number", int, float)
 CARRIED = "state_names"  # under which the names of the carried tensors stand
 
 
@@ -22,6 +23,7 @@ class TrainState:
         carried: of the recurrence, for the lanes of this rank; None: before the first step.
         validations: nats per token of each validation so far, by step.
         interval_nats, interval_targets: of the steps since the last logged one, over all ranks.
+        cluster_nats, cluster_targets: the same for each cluster of the output layer; empty before the first step.
         loss_history: losses by which the next ones are judged.
         skipped: steps whose windows are passed over, counted from 0: no update, and no lane's state moves.
     """
@@ -30,6 +32,8 @@ class TrainState:
     validations: dict[int, float] = field(default_factory=dict)
     interval_nats: float = 0.0
     interval_targets: int = 0
+    cluster_nats: list[float] = field(default_factory=list)
+    cluster_targets: list[int] = field(default_factory=list)
     loss_history: list[float] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
 
@@ -42,6 +46,17 @@ class TrainState:
         """The interval's (nats, targets); another one begins."""
         found = self.interval_nats, self.interval_targets
         self.interval_nats, self.interval_targets = 0.0, 0
+        return found
+
+    def add_clusters(self, nats: Sequence[float], num_targets: Sequence[int]) -> None:
+        """Takes what a step's targets cost in each cluster into the interval's sums."""
+        self.cluster_nats = _added(self.cluster_nats, nats)
+        self.cluster_targets = _added(self.cluster_targets, num_targets)
+
+    def end_cluster_interval(self) -> list[tuple[float, int]]:
+        """The interval's (nats, targets) of each cluster; another one begins."""
+        found = list(zip(self.cluster_nats, self.cluster_targets, strict=True))
+        self.cluster_nats, self.cluster_targets = [], []
         return found
 
     def state_dict(
@@ -60,6 +75,8 @@ class TrainState:
             "validations": dict(self.validations),
             "interval_nats": self.interval_nats,
             "interval_targets": self.interval_targets,
+            "cluster_nats": list(self.cluster_nats),
+            "cluster_targets": list(self.cluster_targets),
             "loss_history": list(self.loss_history),
             "skipped": sorted(each for each in self.skipped if each < step),
         }
@@ -78,5 +95,12 @@ class TrainState:
         self.carried = tuple(found[name][:, lanes.start : lanes.stop].clone() for name in names)
         self.validations = found["validations"]
         self.interval_nats, self.interval_targets = found["interval_nats"], found["interval_targets"]
+        # a checkpoint of an earlier version has no such sums: the first record then tells of the steps since
+        self.cluster_nats, self.cluster_targets = found.get("cluster_nats", []), found.get("cluster_targets", [])
         self.loss_history = found["loss_history"]
         self.skipped |= set(found["skipped"])
+
+
+def _added(sums: Sequence[Number], values: Sequence[Number]) -> list[Number]:
+    """Place by place; no sums yet count as zeros."""
+    return [total + value for total, value in zip(sums, values, strict=True)] if sums else list(values)

@@ -266,7 +266,7 @@ class Sync(Callback):
 
     def _take(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
         """Takes the steps into the interval's sums up to the first that is bad."""
-        for step, nats, norm in measured:
+        for step, nats, norm, cluster_nats, cluster_targets in measured:
             num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
             if step - 1 in module.state.skipped:
                 continue
@@ -277,6 +277,7 @@ class Sync(Callback):
                 self.bad = (step, why)
                 return
             module.state.add(nats, num_targets)
+            module.state.add_clusters(cluster_nats, cluster_targets)
         module.state.loss_history = list(self._losses.history)
 
     def _suspects(self, step: int) -> bool:

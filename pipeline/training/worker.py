@@ -5,6 +5,8 @@ at once, a machine that does not see the run folder or the corpus of the command
 """
 
 import logging
+import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -26,6 +28,7 @@ from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import masked_tree
 from pipeline.model.language_model import LanguageModel
+from pipeline.run.account import Standing
 from pipeline.run.checkpoint import (
     check_weights,
     checkpoint_path,
@@ -36,16 +39,20 @@ from pipeline.run.checkpoint import (
 )
 from pipeline.run.display import Display
 from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
+from pipeline.run.gauges import Gauges, Sink, TextFile
 from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.run.meeting import HERE, loopback_identity
 from pipeline.run.records import METRICS_NAME, MetricsFile
 from pipeline.run.stop import SIGNALS, USER, RequestWatch
+from pipeline.run.tracking import tracking_id
 from pipeline.scoring.perplexity import score_tokens
+from pipeline.training.about import about_run, checkpoint_reference, corpus_reference
 from pipeline.training.collectives import Collectives
+from pipeline.training.dashboards import GuardedTracker, NoTracker, Reference, Tracker, WandbTracker
 from pipeline.training.data import Batch, StepLoader, read_batches
 from pipeline.training.module import LanguageModelModule
-from pipeline.training.monitor import GuardedTracker, Monitor, NoTracker, Reporter, Tracker, WandbTracker
+from pipeline.training.monitor import Monitor, Reporter
 from pipeline.training.origin import load_origin, origin_path
 from pipeline.training.parts import (
     bf16_is_native,
@@ -61,6 +68,7 @@ from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_SECONDS = 10.0  # for a dashboard to take an alert from a process that is about to end
 ORPHAN_SECONDS = 10.0  # for the writer of a command that was killed, beyond its time to save
 
 
@@ -213,6 +221,7 @@ def _go_on(
     assert config.data is not None
     plan = lane_plan(config, manifest)
     events = ranks.agree(lambda: read_events(run) if ranks.first else [])
+    standing = _standing(ledger, events)
     first_step = ranks.from_first(ranks.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
     skipped |= ranks.from_first(_skipped(events, from_step=first_step))
     identity = run_identity(config, manifest, total_steps=limit)
@@ -245,7 +254,17 @@ def _go_on(
         lambda: (
             None
             if ledger is None or folder is None
-            else _reporter(job, ledger, folder, first_step=first_step, num_known=_num_records(io))
+            else _reporter(
+                place,
+                job,
+                ledger,
+                folder,
+                first_step=first_step,
+                num_known=_num_records(io),
+                standing=standing,
+                about=partial(about_run, model, manifest),
+                corpus=corpus_reference(str(config.data), manifest),
+            )
         )
     )
     reached_step = first_step
@@ -259,9 +278,7 @@ def _go_on(
             ranks=ranks,
             hang_seconds=config.guard.hang_seconds,
             host=main_address,
-            report=lambda rank, cause: Ledger(run, attempt=job.attempt).write(
-                "fault", kind="hang", cause=cause, rank=rank, fatal=True
-            ),
+            report=partial(_report_hang, job, reporter),
         )
     sync = Sync(
         cadence=cadence,
@@ -428,6 +445,24 @@ def _steps_to_skip(events: list[Event]) -> set[int]:
     return {int(event["step"]) for event in events if event["event"] == "skip"}
 
 
+def _standing(ledger: Ledger | None, events: list[Event]) -> Standing:
+    """Where the run stands, which from now on follows what the ledger is told."""
+    standing = Standing(events, now=time.time())
+    if ledger is not None:
+        ledger.heard = standing.hear
+    return standing
+
+
+def _report_hang(job: Job, reporter: Reporter | None, rank: int | None, cause: str) -> None:
+    """Tells the ledger at once, then the dashboard, whose records would be lost too: the process is about to end."""
+    Ledger(job.run, attempt=job.attempt).write("fault", kind="hang", cause=cause, rank=rank, fatal=True)
+    if reporter is not None:
+        reporter.tracker.alert("training hangs", cause)
+        last = threading.Thread(target=reporter.tracker.finish, name="last-words", daemon=True)
+        last.start()
+        last.join(LAST_WORDS_SECONDS)
+
+
 def _made(event: Event) -> int:
     """How far the run is known to have come by an event."""
     told = event["event"] in ("progress", "checkpoint", "validation", "replayed")
@@ -471,9 +506,29 @@ def _write_end(ledger: Ledger, result: Result, limit: int) -> None:
         ledger.write("stop", step=result.step, cause=result.stop)
 
 
-def _reporter(job: Job, ledger: Ledger, folder: RunFolder, *, first_step: int, num_known: int | None) -> Reporter:
+def _reporter(
+    place: Place,
+    job: Job,
+    ledger: Ledger,
+    folder: RunFolder,
+    *,
+    first_step: int,
+    num_known: int | None,
+    standing: Standing,
+    about: Callable[[], dict[str, Any]],
+    corpus: Reference,
+) -> Reporter:
+    """Of the first rank.
+
+    Args:
+        place, job, ledger, folder: of this worker.
+        first_step: updates made when it begins.
+        num_known: records that were written up to there; None: nobody knows.
+        standing: what the ledger tells.
+        about: what a dashboard shows beside the configuration.
+        corpus: where it lies.
+    """
     config = job.config
-    assert config.run is not None
 
     def on_failure(cause: str, kind: str = "tracker") -> None:
         ledger.write("fault", kind=kind, cause=cause, rank=0, fatal=False)
@@ -484,23 +539,53 @@ def _reporter(job: Job, ledger: Ledger, folder: RunFolder, *, first_step: int, n
 
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
+    tracker = GuardedTracker(
+        lambda: _tracker(job, about=about, report=on_offline),
+        on_failure=on_failure,
+    )
+    tracker.refer(lambda: corpus)
     return Reporter(
         metrics=MetricsFile(
-            storage.join(config.run, METRICS_NAME),
+            storage.join(job.run, METRICS_NAME),
             last_step=first_step,
             num_known=num_known,
             report=partial(on_failure, kind="disk"),
             lost=folder.is_lost,
         ),
-        tracker=GuardedTracker(lambda: _tracker(config, report=on_offline), on_failure=on_failure),
+        tracker=tracker,
+        gauges=_gauges(place, job, standing, on_failure=on_failure),
         display=display,
         ledger=ledger,
+        standing=standing,
+        attempt=job.attempt,
+        kept=partial(checkpoint_reference, job.run),
     )
 
 
-def _tracker(config: Config, *, report: Callable[[str], None]) -> Tracker:
-    assert config.run is not None
+def _tracker(job: Job, *, about: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> Tracker:
+    """The configured one; runs on one corpus can be compared, and are a group where none is named."""
+    config = job.config
     if config.tracking.kind == "none":
         return NoTracker()
-    shown = masked_tree(config.model_dump(mode="json"))
-    return WandbTracker(config.tracking, run=config.run, config=shown, report=report)
+    group = str(config.data).rstrip("/").rpartition("/")[2]
+    shown = masked_tree(config.model_dump(mode="json") | about())
+    return WandbTracker(config.tracking, run=job.run, config=shown, group=group, report=report)
+
+
+def _gauges(place: Place, job: Job, standing: Standing, *, on_failure: Callable[[str], None]) -> Gauges:
+    """Prometheus gets numbers by a file, by the cluster's own way, both or none."""
+    folder = job.config.tracking.prometheus_folder
+    sinks: list[Sink] = [] if place.gauges is None else [place.gauges]
+    labels = {"run": job.run.rstrip("/").rpartition("/")[2]}
+    if sinks or folder is not None:
+        labels["run_id"] = tracking_id(job.run)
+    if folder is not None:
+        sinks.append(TextFile(folder, identity=labels["run_id"]))
+    return Gauges(
+        sinks,
+        labels=labels,
+        total_steps=job.total_steps,
+        attempt=job.attempt,
+        standing=standing,
+        on_failure=on_failure,
+    )

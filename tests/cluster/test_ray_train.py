@@ -172,7 +172,7 @@ class Command:
 
 def records(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(("speed/", "run/"))} for line in lines]
 
 
 def assert_same_end(run: Path, whole: Path, *, to_the_bit: bool) -> None:

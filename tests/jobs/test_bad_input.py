@@ -434,6 +434,11 @@ SHARDS = {
 }
 
 RUN = {
+    "a folder for Prometheus that is not there": Case(
+        nothing,
+        lambda w: w.train_anew(f"tracking.prometheus_folder={w.folder / 'nowhere'}"),
+        ("tracking.prometheus_folder=", "nowhere is no folder that can be written to; give the one that node-exporter"),
+    ),
     "more lanes than targets": Case(
         nothing,
         lambda w: w.train_anew("stream.num_lanes=5000"),

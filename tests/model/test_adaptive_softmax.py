@@ -101,6 +101,17 @@ def test_the_split_deals_each_target_to_its_cluster(targets, cutoffs):
     assert {each.dtype for each in split} == {torch.int64}
 
 
+def test_nats_are_summed_by_the_cluster_of_their_target():
+    targets_N = np.array([0, 5, 1, 8, 5, 2])
+    nats_N = torch.tensor([1.0, 10.0, 2.0, 100.0, 20.0, float("nan")])
+    softmax = AdaptiveSoftmax(softmax_section([3, 7, 9], div_value=2.0), hidden_size=4, vocab_size=12)
+    nats_C, num_targets = softmax.cluster_sums(nats_N, softmax.prepare_targets(targets_N))
+    assert softmax.clusters == ("head", "tail-1", "tail-2", "tail-3")
+    assert num_targets == (3, 2, 1, 0)
+    assert nats_C[1:].tolist() == [30.0, 100.0, 0.0]
+    assert nats_C[0].isnan()
+
+
 # --- law 4
 
 

@@ -173,6 +173,16 @@ def test_nats_are_negative_log_probabilities(layer):
     assert_close(nats_N, -layer.log_probabilities(hidden_of(40))[range(40), targets_N])
 
 
+@pytest.mark.parametrize("num_tokens", [0, 1, 40])
+def test_each_target_is_told_of_in_one_cluster(layer, num_tokens):
+    targets = layer.prepare_targets(targets_of(num_tokens))
+    nats_N = layer.nats(hidden_of(num_tokens), targets).detach()
+    nats_C, num_targets = layer.cluster_sums(nats_N, targets)
+    assert nats_C.shape == (len(layer.clusters),) == (len(num_targets),)
+    assert sum(num_targets) == num_tokens
+    assert_close(nats_C.sum(), nats_N.sum())
+
+
 @pytest.mark.parametrize("targets", [[], [0, 0], [VOCAB - 1]])
 def test_every_parameter_of_an_output_layer_has_a_gradient_whatever_the_targets(layer, targets):
     targets_N = np.array(targets, dtype=np.int64)

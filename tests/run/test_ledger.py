@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.run import ledger
-from pipeline.run.account import SILENT_SECONDS, Account, Failure, account
+from pipeline.run.account import SILENT_SECONDS, Account, Failure, Standing, account
 from pipeline.run.ledger import (
     EVENTS_NAME,
     FIELDS,
@@ -800,6 +800,30 @@ def test_every_second_of_the_wall_time_goes_to_one_category(events, late):
 
 
 @settings(max_examples=100, deadline=None)
+@given(events=histories(may_go_back=True), late=st.floats(0, 100), data=st.data())
+def test_a_standing_that_is_told_event_by_event_says_what_the_whole_ledger_says(events, late, data):
+    known = data.draw(st.integers(0, len(events)))
+    standing = Standing(events[:known], now=1000.0)
+    for number in range(known, len(events) + 1):
+        now = max([1000.0, *(event["time"] for event in events[:number])]) + late
+        found = account(events[:number], now=now)
+        if number and found.state == "running":
+            assert standing.goodput(now=now) == pytest.approx(found.shares["productive"], abs=1e-12)
+            assert standing.goodput(now=now) == standing.goodput(now=now), "to ask changes nothing"
+        assert standing.num_failures() == sum(failure.fatal for failure in found.failures)
+        assert standing.num_skips() == len(found.skips)
+        if number < len(events):
+            standing.hear(events[number])
+
+
+def test_a_standing_knows_the_newest_checkpoint_and_else_the_beginning():
+    standing = Standing(BEGUN, now=9e9)
+    assert standing.saved_time() == BEGUN[0]["time"]
+    standing.hear(checkpoint(25, step=120, blocked=2.0))
+    standing.hear(at(30, "progress", step=130))
+    assert standing.saved_time() == 1025.0
+
+
 @given(events=histories(may_go_back=False), data=st.data())
 def test_what_is_told_later_changes_no_finished_stretch(events, data):
     """Time that was spent stays spent: no category's seconds fall when the ledger grows, but for the productive."""

@@ -237,7 +237,7 @@ SCRIPT = '''
 """`python -m jobs`, with a fault; each worker imports it too."""
 import os, runpy, signal, time
 from pathlib import Path
-from pipeline.training import monitor, worker
+from pipeline.training import dashboards, worker
 from pipeline.training.module import LanguageModelModule
 
 def once(name="it"):

@@ -42,9 +42,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.body()
         if self.path.endswith("/file_stream"):
-            history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"content": []})
-            run = self.server.history.setdefault(self.path.split("/")[-2], [])
-            run += [json.loads(line) for line in history["content"]]
+            files, name = json.loads(body).get("files") or {}, self.path.split("/")[-2]
+            history = self.server.history.setdefault(name, [])
+            history += [json.loads(line) for line in files.get("wandb-history.jsonl", {"content": []})["content"]]
+            for line in files.get("wandb-summary.json", {"content": []})["content"]:
+                self.server.summaries[name] = json.loads(line)
             self.answer({})
         elif self.path.endswith("/graphql"):
             request = json.loads(body)
@@ -71,9 +73,18 @@ class Handler(BaseHTTPRequestHandler):
             "model": {"id": "m", "name": project, "entity": OWNER, "bucket": self.known(str(name))},
             "createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files},
             "createArtifact": {"artifact": artifact},
+            "notifyScriptableRunAlert": {"success": True},
         }
         if "upsertBucket" in query:
             self.server.projects.add(str(project))
+            told = {key: value for key, value in given.items() if value is not None}
+            self.server.runs.setdefault(str(name), {}).update(told)
+        elif "createArtifact(" in query:
+            self.server.artifacts.append(given["input"])
+        elif "notifyScriptableRunAlert" in query:
+            self.server.alerts.append(given)
+        if "query ArtifactType(" in query:
+            return {"project": {"artifact": None}}
         return {key: value for key, value in answers.items() if key in query}
 
     def known(self, run: str) -> dict[str, object] | None:
@@ -82,17 +93,33 @@ class Handler(BaseHTTPRequestHandler):
             return None
         counts = {"historyLineCount": len(lines), "eventsLineCount": 0, "logLineCount": 0}
         tails = {"historyTail": json.dumps([json.dumps(lines[-1])]), "eventsTail": "[]"}
-        texts = {"summaryMetrics": json.dumps(lines[-1]), "config": "{}", "wandbConfig": '{"t": 1}'}
+        config = self.server.runs.get(run, {}).get("config", "{}")
+        texts = {
+            "summaryMetrics": json.dumps(self.server.summaries.get(run, {})),
+            "config": config,
+            "wandbConfig": '{"t": 1}',
+        }
         return {"id": "x", "name": run, "displayName": run, "tags": [], **counts, **tails, **texts}
 
 
 class Server(ThreadingHTTPServer):
-    """Attributes: `history`, the records by run; `projects`, those that runs were sent to."""
+    """A server.
+
+    Attributes:
+        history, summaries: the records of a run and what sums them up, by its identity.
+        projects: those that runs were sent to.
+        runs: what was told of a run besides, by its identity: config, tags, groupName and so on.
+        artifacts, alerts: in the order in which they came.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.history: dict[str, list[dict[str, Any]]] = {}
         self.projects: set[str] = set()
+        self.summaries: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
 
     @property
     def url(self) -> str:

@@ -374,13 +374,13 @@ def test_a_single_process_that_hangs_ends_by_itself(world: World, draw: Draw) ->
 TRACKERS = {
     "at its start": "def track(*arguments, **more): raise ConnectionError('nobody answers')",
     "at a record": """
-class track(monitor.NoTracker):
+class track(dashboards.NoTracker):
     def __init__(self, *arguments, **more): pass
     def log(self, record):
         if record["step"] >= {step}: raise ConnectionError("nobody answers")
 """,
     "at the end": """
-class track(monitor.NoTracker):
+class track(dashboards.NoTracker):
     def __init__(self, *arguments, **more): pass
     def finish(self): raise ConnectionError("nobody answers")
 """,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.records import MetricsFile, Record
-from pipeline.training.monitor import GuardedTracker, NoTracker, Stopwatch, finite
+from pipeline.scoring.perplexity import finite
+from pipeline.training.dashboards import GuardedTracker, NoTracker
+from pipeline.training.monitor import Stopwatch
 
 
 def test_records_beyond_the_checkpoint_are_removed_and_a_torn_line_too(tmp_path: Path) -> None:

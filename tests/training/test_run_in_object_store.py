@@ -38,7 +38,10 @@ def bucket_folder(s3_bucket: str) -> str:
 
 def records(run: str) -> list[dict[str, Any]]:
     lines = storage.read_bytes(f"{run}/metrics.jsonl").decode().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith("speed/")} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if not key.startswith(("speed/", "run/"))}
+        for line in lines
+    ]
 
 
 def assert_same_end(run: str, other: str, step: int) -> None:

@@ -19,8 +19,8 @@ from support.wandb_server import serving
 from jobs import train as train_job
 from pipeline.config import Config, TrackingConfig, load
 from pipeline.run.tracking import sync_line, tracking_id, what_waits
-from pipeline.training import monitor
-from pipeline.training.monitor import WandbTracker
+from pipeline.training import dashboards
+from pipeline.training.dashboards import WandbTracker
 
 KEY = "0123456789" * 4
 
@@ -46,13 +46,14 @@ def run(tmp_path: Path) -> str:
     return str(tmp_path / "run")
 
 
-def tracking(**changes: str | None) -> TrackingConfig:
-    return TrackingConfig(**{"kind": "wandb", "project": None, "mode": None} | changes)
+def tracking(**changes: Any) -> TrackingConfig:
+    unset = {"kind": "wandb", "project": None, "mode": None, "group": None, "tags": (), "prometheus_folder": None}
+    return TrackingConfig(**unset | changes)
 
 
-def tracker(run: str, *told: list[str], **changes: str | None) -> WandbTracker:
+def tracker(run: str, *told: list[str], **changes: Any) -> WandbTracker:
     tell = told[0].append if told else pytest.fail
-    return WandbTracker(tracking(**changes), run=run, config={"of": "this run"}, report=tell)
+    return WandbTracker(tracking(**changes), run=run, config={"of": "this run"}, group="corpus", report=tell)
 
 
 def closed_port() -> int:
@@ -151,7 +152,7 @@ def test_who_asks_for_online_without_a_key_is_told(run: str, asked: list[dict[st
 def point_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(monitor, "SERVER_SECONDS", 5.0)
+    monkeypatch.setattr(dashboards, "SERVER_SECONDS", 5.0)
     wandb.teardown()
 
 
@@ -195,7 +196,7 @@ def test_a_start_that_fails_does_not_wait_for_a_process_of_wandbs_that_never_end
     with monkeypatch.context() as patch:
         patch.setattr(wandb, "login", fail)
         patch.setattr(wandb, "teardown", ends.wait)
-        patch.setattr(monitor, "SERVER_SECONDS", 0.1)
+        patch.setattr(dashboards, "SERVER_SECONDS", 0.1)
         tracker(run, told)
         ends.set()
     assert told == ["records are kept offline: the service process is busy"]
