@@ -262,7 +262,7 @@ class RayJobsConfig(ViaConfig):
     """Ray's Jobs API."""
 
     address: str | None
-    """The dashboard, http://HOST:8265; null: RAY_API_SERVER_ADDRESS, or the Ray of this machine."""
+    """The dashboard, http://HOST:8265; null: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
     working_dir: str | None
     """A folder with the code, without data, that Ray copies to the nodes; null: `python` has the package."""
 
