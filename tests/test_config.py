@@ -639,7 +639,6 @@ def test_each_way_onto_a_cluster_has_its_own_keys(kind):
         (["via=sky", "via.mount=/a"], "via.mount is no key of via.kind=sky; leave it out or use via.kind=kuberay"),
         (["via=slurm", "via.node=2"], "unknown key via.node; did you mean via.nodes?"),
         (["via=slurm", "via.nodes=0"], "via.nodes=0: it must be greater than or equal to 1"),
-        (["via=kuberay", "via.memory_gb=0"], "via.memory_gb=0: it must be greater than 0"),
         (["via=slurm", "via.minutes=0"], "via.minutes=0: it must be greater than or equal to 1, or null"),
         (["via=kuberay", "via.backoff_limit=-1"], "via.backoff_limit=-1: it must be greater than or equal to 0"),
         (["via=sky", "via.spot=yes"], 'via.spot="yes": it must be a valid boolean'),

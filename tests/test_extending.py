@@ -56,7 +56,7 @@ def test_the_gru_trains_and_passes_its_own_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = {**vars(config)}
-    exec(compile(block("# pipeline/config.py"), "section", "exec"), names)
+    exec(compile(block("# pipeline/config/schema.py"), "section", "exec"), names)
     monkeypatch.setattr(config, "GRUConfig", names["GRUConfig"], raising=False)
     KINDS["model.recurrence"]["gru"] = names["GRUConfig"]
     gru = module("pipeline.model.gru", monkeypatch, code=block("# pipeline/model/gru.py"))

@@ -33,7 +33,7 @@ HOMES = {  # a heavy dependency: where it may be imported
     "pyarrow": ("pipeline/corpus/", "pipeline/cluster/ray_train.py"),
     "lightning": ("pipeline/training/", "pipeline/cluster/", "pipeline/run/job.py"),
     "torch": tuple(f"pipeline/{part}/" for part in ("run", "model", "scoring", "training", "cluster")),
-    "hydra": "pipeline/config.py",
+    "hydra": "pipeline/config/composing.py",
     "fsspec": "pipeline/storage.py",
     "altair": "pipeline/reporting/charts.py",
     "vl_convert": "pipeline/reporting/charts.py",

@@ -212,5 +212,6 @@ def _check(config: SubmitConfig, *, verb: str, arguments: Sequence[str]) -> None
     on_one_machine = verb == "prepare" and config.cluster.kind == "local"
     if config.cluster.kind != cluster and not on_one_machine:
         raise ConfigError(
-            f"via={config.via.kind} runs with cluster={cluster}, and cluster={config.cluster.kind} is given; leave it out"
+            f"via={config.via.kind} runs with cluster={cluster}, and cluster={config.cluster.kind} is given;"
+            " leave it out"
         )

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import wandb
 from support.wandb_server import serving
 
+import wandb
 from jobs import train as train_job
 from pipeline.config import Config, TrackingConfig, load
 from pipeline.run.tracking import sync_line, tracking_id, what_waits

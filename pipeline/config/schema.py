@@ -1,18 +1,13 @@
-"""The configuration: one tree for all verbs.
+"""The sections of the configuration: every key with its type, what it is for, and what it refuses.
 
-In: overrides as typed (`experiment=wikitext2 optim.lr=0.5`). Out: a frozen, strictly typed tree. Refuses, before
-anything runs and in one line: unknown keys (with the nearest known one), wrong types, values that cannot be,
-impossible combinations. Hydra composes the folder conf/; the schema below judges what comes out. Values live in conf/
-alone: no field has a default here.
+A section that comes in kinds has its row in `KINDS`. Values live in conf/ alone: no field has a default here.
 """
 
 import difflib
 import importlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
+from collections.abc import Iterable
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,27 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    ValidationError,
     model_validator,
 )
 
 from pipeline.errors import ConfigError
-from pipeline.upgrades import RENAMED
-
-
-def _find_conf() -> Path:
-    """The folder of configuration files: part of the package where that is installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    packaged = package / "conf"
-    return packaged if packaged.is_dir() else package.parent / "conf"
-
-
-CONF = _find_conf()
-
-# a key that is typed → other keys, which get these values then unless they are typed too, whatever conf/ says
-IMPLIED: dict[str, dict[str, object]] = {
-    "corpus.vocabulary.path": {"corpus.vocabulary.size": None, "corpus.vocabulary.min_count": 1},
-}
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -53,13 +31,6 @@ def _one_is_a_list(value: object) -> object:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _best_last_or_a_step(value: object) -> object:
-    if value in ("best", "last") or (type(value) is int and value > 0):
-        return value
-    near = nearest(str(value), ("best", "last"))
-    raise ValueError(f"checkpoint={value}: it must be best, last or a step{near}")
 
 
 def import_extensions(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -265,7 +236,7 @@ class RayJobsConfig(ViaConfig):
     """Ray's Jobs API."""
 
     address: str | None
-    """http://HOST:8265 of the dashboard; null: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
+    """The dashboard, http://HOST:8265; null: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine's."""
     working_dir: str | None
     """A folder with the code, without data, that Ray copies to the nodes; null: `python` has the package."""
 
@@ -365,7 +336,7 @@ KINDS: dict[str, dict[str, type[Section]]] = {
 }
 
 
-def _by_kind(place: str) -> BeforeValidator:
+def by_kind(place: str) -> BeforeValidator:
     """Judges a section by the keys of its kind.
 
     Args:
@@ -403,8 +374,8 @@ class ModelConfig(Section):
     """Whether the output layer reads the embedding's rows instead of weights of its own."""
     init_scale: Positive
     """The weights are drawn uniformly from [-init_scale, init_scale]."""
-    recurrence: Annotated[SerializeAsAny[RecurrenceConfig], _by_kind("model.recurrence")]
-    softmax: Annotated[SerializeAsAny[SoftmaxConfig], _by_kind("model.softmax")]
+    recurrence: Annotated[SerializeAsAny[RecurrenceConfig], by_kind("model.recurrence")]
+    softmax: Annotated[SerializeAsAny[SoftmaxConfig], by_kind("model.softmax")]
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -571,339 +542,7 @@ class ClusterConfig(Section):
         return self
 
 
-class Config(Section):
-    """The whole tree; every verb reads its part.
-
-    A process that has it has imported its extensions.
-    """
-
-    extensions: Extensions
-    """Python modules of your own that add text formats, recurrent cells or output layers."""
-    data: str | None
-    """The folder of the prepared corpus."""
-    run: str | None
-    """The folder of the training run: its checkpoints, metrics and configuration."""
-    init_from: str | None
-    """Weights for a new run to begin with: the folder of another run (its best ones) or a checkpoint's file."""
-    max_epochs: PositiveInt | None
-    """Passes over the training text, at most; null: only max_steps counts."""
-    max_steps: PositiveInt | None
-    """Optimizer steps, at most; null: only max_epochs counts."""
-    precision: Literal["fp32", "bf16"]
-    """Arithmetic of the model; with bf16, softmax and loss stay in fp32."""
-    accelerator: Literal["auto", "cpu", "cuda"]
-    """The device to train on; auto: CUDA where there is a GPU."""
-    corpus: CorpusConfig
-    stream: StreamConfig
-    model: ModelConfig
-    optim: OptimConfig
-    checkpoint: CheckpointConfig
-    guard: GuardConfig
-    logging: LoggingConfig
-    tracking: TrackingConfig
-    cluster: ClusterConfig
-
-    @model_validator(mode="after")
-    def _ends(self) -> Self:
-        if self.max_epochs is None and self.max_steps is None:
-            raise ValueError("max_epochs=null and max_steps=null would never end; give one of them")
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as JSON, so that the process that receives it imports the extensions too."""
-        return validated, (type(self), self.model_dump_json())
-
-
-class PlanSection(Section):
-    """What a plan is made for."""
-
-    words_per_second: Positive | None
-    """Speed of the whole run; null: measured here, on one device, and multiplied by the number of workers."""
-    price_per_hour: Positive | None
-    """Price of one device for an hour, in whatever currency; null: no cost is planned."""
-    device_memory_gb: Positive | None
-    """Memory of a device, in GB; null: that of the GPU that is here, else nothing is refused for it."""
-
-
-class PlanConfig(Config):
-    """What `plan` reads."""
-
-    plan: PlanSection
-
-
-class SubmitConfig(Config):
-    """What `submit` reads."""
-
-    via: Annotated[SerializeAsAny[ViaConfig], _by_kind("via")]
-
-
-class ReportConfig(Section):
-    """What `report` reads."""
-
-    runs: Paths | None
-    """The folders of the runs, as [A,B]."""
-    out: str | None
-    """The HTML file; its pictures lie beside it; null: report.html in the folder of the first run, if it is local."""
-
-
-class EvaluateConfig(Section):
-    """What `evaluate` reads."""
-
-    run: str | None
-    """The folder of the training run."""
-    data: str | None
-    """Another prepared corpus with the same vocabulary; null: the corpus of the run."""
-    split: str
-    """The split to score: train, valid or test."""
-    checkpoint: Annotated[Literal["best", "last"] | int, BeforeValidator(_best_last_or_a_step)]
-    """Which checkpoint: best (by validation nats), last, or the step of one that is kept."""
-    accelerator: Literal["auto", "cpu", "cuda"]
-    """The device to score on; auto: CUDA where there is a GPU."""
-
-
-class VerifyConfig(Section):
-    """What `verify` reads."""
-
-    data: str | None
-    """The folder of the prepared corpus."""
-
-
-class RunConfig(Section):
-    """What `status`, `stop` and `logs` read."""
-
-    run: str | None
-    """The folder of the training run."""
-
-
-Tree = TypeVar("Tree", bound=Section)
-
-
-def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") -> Tree:
-    """Composes `conf/<name>.yaml` with the overrides and judges the result.
-
-    Args:
-        schema: the tree's type.
-        overrides: `key=value` as typed; `group=choice` picks a file of conf/. A value for a text field is taken
-            verbatim, so paths need no quotes of Hydra's own; `[a,b]` is a list, `null` nothing.
-        name: the file of conf/ to start from.
-
-    Raises:
-        ConfigError: an unknown key or choice, a wrong type, an impossible value or combination.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if issubclass(schema, Config):
-        _import_typed(overrides)
-    known = leaves(schema)
-    kinds = [place for place in KINDS if f"{place}.kind" in known]
-    texts: dict[str, str] = {}
-    others: list[str] = []
-    typed: dict[str, str] = {}
-    for override in overrides:
-        key, value = _checked(schema, override)
-        if key in typed:
-            raise ConfigError(f"{key} is given twice, as {typed[key]} and as {value}; give it once")
-        typed[key] = value
-        if str in _parts(known.get(key)):
-            texts[key] = value
-        else:
-            may_be_new = "++" if key.rpartition(".")[0] in kinds else ""  # the kind's values come after Hydra
-            others.append(f"{may_be_new}{key}={value}")
-    try:
-        with initialize_config_dir(config_dir=str(CONF), version_base=None):
-            composed = compose(config_name=name, overrides=others)
-        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    # Hydra's grammar and OmegaConf's `${` and `???` never see a path
-    values: dict[str, object] = {
-        key: _text(text, may_be_list=tuple in map(get_origin, _parts(known[key]))) for key, text in texts.items()
-    }
-    given = [key for key, text in values.items() if text is not None]
-    values |= {other: value for key in given for other, value in IMPLIED.get(key, {}).items() if other not in typed}
-    for place in kinds:
-        section = _node(tree, place)
-        _fill(section, place, kind=values.get(f"{place}.kind", section["kind"]), typed=typed)
-    for dotted, found in values.items():
-        place, _, last = dotted.rpartition(".")
-        _node(tree, place)[last] = found
-    return validated(schema, json.dumps(tree))
-
-
-def validated(schema: type[Tree], tree_json: str) -> Tree:
-    """The tree that a JSON text holds, or one `ConfigError` with all that is wrong with it."""
-    try:
-        return schema.model_validate_json(tree_json)
-    except ValidationError as error:
-        raise ConfigError(
-            "; ".join(dict.fromkeys(_complaint(schema, dict(each)) for each in error.errors()))
-        ) from error
-
-
-def _import_typed(overrides: Iterable[str]) -> None:
-    """Imports the extensions that are typed, for the keys that they bring may be typed too."""
-    for key, _, value in (override.partition("=") for override in overrides):
-        if key == "extensions" and value:
-            names = _text(value, may_be_list=True)
-            import_extensions((names,) if isinstance(names, str) else tuple(names or ()))
-
-
-def _node(tree: Any, place: str) -> dict[str, Any]:  # noqa: ANN401  (a tree as JSON holds it)
-    """The section at a dotted key; at none, the tree."""
-    for part in place.split(".") if place else ():
-        tree = tree[part]
-    found: dict[str, Any] = tree
-    return found
-
-
-def _fill(section: dict[str, Any], place: str, *, kind: object, typed: Collection[str]) -> None:
-    """Gives a section the values that conf/ has for its kind, where it has none.
-
-    Args:
-        section: as Hydra composed it; is changed.
-        place: its dotted key.
-        kind: that it is to be of; if that is not what was composed, only what was typed stays of the section.
-        typed: dotted keys.
-    """
-    from omegaconf import OmegaConf
-
-    stay = {key: value for key, value in section.items() if kind == section["kind"] or f"{place}.{key}" in typed}
-    file = CONF.joinpath(*place.split("."), f"{kind}.yaml")
-    values = OmegaConf.to_container(OmegaConf.load(file)) if kind in KINDS[place] and file.exists() else {}
-    section.clear()
-    section.update(cast(dict[str, Any], values) | stay | {"kind": kind})
-
-
-def groups(schema: type[Section]) -> dict[str, list[str]]:
-    """The groups of conf/ that fill a schema, and the choices in each; an experiment fills the whole."""
-    names = {*schema.model_fields, *(("experiment",) if issubclass(schema, Config) else ())}
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name in names
-    }
-
-
-def leaves(schema: type[Section], prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a schema with its annotation; of a section that comes in kinds, the keys of all of them."""
-    found: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if kinds := KINDS.get(prefix + name):
-            for section in kinds.values():
-                found |= leaves(section, f"{prefix}{name}.")
-        elif isinstance(annotation, type) and issubclass(annotation, Section):
-            found |= leaves(annotation, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = annotation
-    return found
-
-
-def sections(tree: Section, prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """The schema of a tree and those of the sections in it, each with what the dotted keys of its fields begin with."""
-    yield prefix, type(tree)
-    for name, value in tree:
-        if isinstance(value, Section):
-            yield from sections(value, f"{prefix}{name}.")
-
-
-def choices(annotation: object) -> list[str]:
-    """The words that a field takes; empty where it takes other values as well."""
-    parts = _parts(annotation)
-    return [] if int in parts else [part for part in parts if isinstance(part, str)]
-
-
-def flat(tree: Section) -> dict[str, object]:
-    """Every dotted key of a tree with its value, as JSON holds it."""
-
-    def walk(node: dict[str, Any], prefix: str) -> Iterable[tuple[str, object]]:
-        for name, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return dict(walk(tree.model_dump(mode="json"), ""))
-
-
-def shown(tree: Section) -> dict[str, str]:
-    """Every dotted key of a tree with its value, as it is typed."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        for key, value in flat(tree).items()
-    }
-
-
-def given(key: str, folder: str | None) -> str:
-    """The folder that a key names.
-
-    Raises:
-        ConfigError: it names none.
-    """
-    if folder is None:
-        raise ConfigError(f"{key}=null is not given; use {key}=FOLDER")
-    return folder
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known name most like the word, or nothing if none is like it."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _checked(schema: type[Section], override: str) -> tuple[str, str]:
-    """The key and the value of an override, after its key and choice are known to exist."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"argument {override!r} is not of the form key=value")
-    if any("\ud800" <= character <= "\udfff" for character in override):  # how Python holds bytes of another encoding
-        raise ConfigError(f"argument {override!r} is no valid UTF-8; name such a file by its folder or a glob")
-    known = leaves(schema)
-    files = groups(schema)
-    if RENAMED.get(key) in known:
-        key = RENAMED[key]
-    if key in files:
-        if value not in files[key]:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(files[key])}{nearest(value, files[key])}")
-    elif key not in known:
-        raise ConfigError(f"unknown key {key}{nearest(key.lstrip('+~'), [*known, *files])}")
-    elif not value:
-        raise ConfigError(f"{key}= has no value; give one, or null")
-    return key, value
-
-
-def _text(value: str, *, may_be_list: bool) -> str | list[str] | None:
-    """The value of a text field as typed: verbatim, but for `null` and, where a list may stand, `[a,b]`."""
-    if value == "null":
-        return None
-    if may_be_list and value.startswith("[") and value.endswith("]"):
-        return [item.strip() for item in value[1:-1].split(",") if item.strip()]
-    return value
-
-
-def _parts(annotation: object) -> tuple[object, ...]:
-    return (annotation, *(part for argument in get_args(annotation) for part in _parts(argument)))
-
-
-def _complaint(schema: type[Section], error: dict[str, Any]) -> str:
-    """One finding of pydantic's in our form: key=value, what is needed."""
-    path = [str(part) for part in error["loc"]]
-    known = leaves(schema)
-    while path and ".".join(path) not in known and any(key == ".".join(path[:-1]) for key in known):
-        path.pop()  # an index of a list, or a member of a union
-    key = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key}{nearest(key, known)}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
-    if error["type"] == "missing":
-        return f"{key} is not given"
-    needed = message.replace("Input should be", "it must be")
-    if NoneType in _parts(known.get(key)) and not isinstance(error["loc"][-1], int):  # an item of a list is never null
-        needed += ", or null"
-    near = nearest(str(error["input"]), choices(known.get(key)))
-    return f"{key}={json.dumps(error['input'])}: {needed}{near}"

@@ -1,0 +1,137 @@
+"""The trees: which sections and keys each verb reads."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
+
+from pipeline.config.judging import validated
+from pipeline.config.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    CorpusConfig,
+    Extensions,
+    GuardConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimConfig,
+    Paths,
+    Positive,
+    PositiveInt,
+    Section,
+    StreamConfig,
+    TrackingConfig,
+    ViaConfig,
+    by_kind,
+    nearest,
+)
+
+
+def _best_last_or_a_step(value: object) -> object:
+    if value in ("best", "last") or (type(value) is int and value > 0):
+        return value
+    near = nearest(str(value), ("best", "last"))
+    raise ValueError(f"checkpoint={value}: it must be best, last or a step{near}")
+
+
+class Config(Section):
+    """The whole tree; every verb reads its part.
+
+    A process that has it has imported its extensions.
+    """
+
+    extensions: Extensions
+    """Python modules of your own that add text formats, recurrent cells or output layers."""
+    data: str | None
+    """The folder of the prepared corpus."""
+    run: str | None
+    """The folder of the training run: its checkpoints, metrics and configuration."""
+    init_from: str | None
+    """Weights for a new run to begin with: the folder of another run (its best ones) or a checkpoint's file."""
+    max_epochs: PositiveInt | None
+    """Passes over the training text, at most; null: only max_steps counts."""
+    max_steps: PositiveInt | None
+    """Optimizer steps, at most; null: only max_epochs counts."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the model; with bf16, softmax and loss stay in fp32."""
+    accelerator: Literal["auto", "cpu", "cuda"]
+    """The device to train on; auto: CUDA where there is a GPU."""
+    corpus: CorpusConfig
+    stream: StreamConfig
+    model: ModelConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig
+    guard: GuardConfig
+    logging: LoggingConfig
+    tracking: TrackingConfig
+    cluster: ClusterConfig
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.max_epochs is None and self.max_steps is None:
+            raise ValueError("max_epochs=null and max_steps=null would never end; give one of them")
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as JSON, so that the process that receives it imports the extensions too."""
+        return validated, (type(self), self.model_dump_json())
+
+
+class PlanSection(Section):
+    """What a plan is made for."""
+
+    words_per_second: Positive | None
+    """Speed of the whole run; null: measured here, on one device, and multiplied by the number of workers."""
+    price_per_hour: Positive | None
+    """Price of one device for an hour, in whatever currency; null: no cost is planned."""
+    device_memory_gb: Positive | None
+    """Memory of a device, in GB; null: that of the GPU that is here, else nothing is refused for it."""
+
+
+class PlanConfig(Config):
+    """What `plan` reads."""
+
+    plan: PlanSection
+
+
+class SubmitConfig(Config):
+    """What `submit` reads."""
+
+    via: Annotated[SerializeAsAny[ViaConfig], by_kind("via")]
+
+
+class ReportConfig(Section):
+    """What `report` reads."""
+
+    runs: Paths | None
+    """The folders of the runs, as [A,B]."""
+    out: str | None
+    """The HTML file; its pictures lie beside it; null: report.html in the folder of the first run, if it is local."""
+
+
+class EvaluateConfig(Section):
+    """What `evaluate` reads."""
+
+    run: str | None
+    """The folder of the training run."""
+    data: str | None
+    """Another prepared corpus with the same vocabulary; null: the corpus of the run."""
+    split: str
+    """The split to score: train, valid or test."""
+    checkpoint: Annotated[Literal["best", "last"] | int, BeforeValidator(_best_last_or_a_step)]
+    """Which checkpoint: best (by validation nats), last, or the step of one that is kept."""
+    accelerator: Literal["auto", "cpu", "cuda"]
+    """The device to score on; auto: CUDA where there is a GPU."""
+
+
+class VerifyConfig(Section):
+    """What `verify` reads."""
+
+    data: str | None
+    """The folder of the prepared corpus."""
+
+
+class RunConfig(Section):
+    """What `status`, `stop` and `logs` read."""
+
+    run: str | None
+    """The folder of the training run."""
