@@ -8,7 +8,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.config import SubmitConfig, load
 from pipeline.submission.adaptors import ADAPTORS
 from pipeline.submission.submitting import order_of, render
 
@@ -38,9 +37,7 @@ TYPED = {
 def main(folder: Path) -> None:
     """Writes `<kind><ending>` for each way into a folder."""
     for kind in (each for each, module in ADAPTORS.items() if find_spec(module)):
-        typed = TYPED[kind]
-        passed_on = tuple(each for each in typed if not each.startswith(("via=", "via.")))
-        order = order_of(load(SubmitConfig, typed, name="submit"), verb="train", arguments=passed_on)
+        order = order_of("train", TYPED[kind])
         # what differs from commit to commit has no place here
         same = replace(order.submission, version="1.0.0", commit="0" * 40, dirty=False, configuration="0" * 16)
         rendered = render(replace(order, submission=same))

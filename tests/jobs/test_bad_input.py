@@ -663,7 +663,7 @@ def test_a_protocol_that_nobody_knows(verb, tmp_path, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_refuses_an_unknown_key_an_unknown_flag_and_a_key_given_twice(verb, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    typed = [verb, *(["train"] if verb == "submit" else [])]
+    typed = [verb, *(["train", "via=slurm"] if verb == "submit" else [])]
     assert f"unknown flag --xyzzy of {verb}" in refused(World(tmp_path), capsys, [*typed, "--xyzzy"])
     assert refused(World(tmp_path), capsys, [*typed, "xyzzy=1"]) == "unknown key xyzzy"
     key = {"verify": "data", "report": "runs"}.get(verb, "run")
