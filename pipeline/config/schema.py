@@ -264,8 +264,6 @@ class SlurmConfig(ViaConfig):
     """How long before the time limit the run is asked to save and stop."""
     setup: str | None
     """A shell file on the nodes that is read first, as for modules; null: none."""
-    image: str | None
-    """A container image for the ranks, by srun's plugin pyxis; null: none."""
     logs: str | None
     """The folder of the job's logs, seen from the nodes; null: `logs` in the run folder."""
     options: Paths | None

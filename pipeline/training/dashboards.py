@@ -5,11 +5,12 @@ that fails is dropped with a warning and never stops training.
 """
 
 import logging
+import math
 import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 PROJECT = "wordlanes"  # on the dashboard, where nobody names another
 SERVER_SECONDS = 60.0  # for its server, at a run's start and at its end
 MOST_NAME = 128  # characters in the name of an artifact
-# those whose least value is shown beside the last
+# those of whose values the summary has the least of the whole run, as KEY_min, beside the last
 BEST = (
     "train/nats_per_token",
     "train/perplexity",
@@ -96,6 +97,7 @@ class WandbTracker:
         run: the run folder; wandb's own files go there.
         config: what the run's page shows as its configuration.
         group: of runs, where neither the configuration nor wandb's own settings name one.
+        before: the records of earlier attempts that this one goes on from.
         report: told why records that were to be sent are kept offline.
     """
 
@@ -106,6 +108,7 @@ class WandbTracker:
         run: str,
         config: dict[str, Any],
         group: str,
+        before: Iterable[Record] = (),
         report: Callable[[str], None],
     ) -> None:
         import wandb
@@ -121,6 +124,9 @@ class WandbTracker:
         settings = wandb.setup(quiet).settings
         mode = tracking.mode or (settings.mode if "mode" in settings.model_fields_set else None)
         self._elsewhere: str | None = None
+        self._least: dict[str, float] = {}
+        for record in before:
+            self._lower(record)
         if mode == "disabled":
             self._run = wandb.init(mode=mode)
             return
@@ -154,12 +160,20 @@ class WandbTracker:
         self._run = started or start("offline")
         self._run.define_metric("tokens_seen")
         self._run.define_metric("*", step_metric="tokens_seen")
-        for key in BEST:
-            self._run.define_metric(key, step_metric="tokens_seen", summary="min,last")
+        self._run.summary.update({f"{key}_min": value for key, value in self._least.items()})
 
     def log(self, record: Record) -> None:
         """Sends a record."""
         self._run.log({key: value for key, value in record.items() if value is not None})
+        for key in self._lower(record):  # wandb's own minima begin anew with each attempt
+            self._run.summary[f"{key}_min"] = self._least[key]
+
+    def _lower(self, record: Record) -> list[str]:
+        """The keys of which a record has the least value so far."""
+        found = {key: value for key in BEST if (value := record.get(key)) is not None}
+        lower = [key for key, value in found.items() if value < self._least.get(key, math.inf)]
+        self._least |= {key: found[key] for key in lower}
+        return lower
 
     def alert(self, title: str, text: str) -> None:
         """Sends an alert, which wandb hands on to e-mail or Slack as its user has set it up."""

@@ -43,7 +43,7 @@ from pipeline.run.gauges import Gauges, Sink, TextFile
 from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.run.meeting import HERE, loopback_identity
-from pipeline.run.records import METRICS_NAME, MetricsFile
+from pipeline.run.records import METRICS_NAME, MetricsFile, read_records, step_of
 from pipeline.run.stop import SIGNALS, USER, RequestWatch
 from pipeline.run.tracking import tracking_id
 from pipeline.scoring.perplexity import score_tokens
@@ -540,7 +540,7 @@ def _reporter(
     display = Display(total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch, drawn=config.logging.progress)
     display.start(first_step)
     tracker = GuardedTracker(
-        lambda: _tracker(job, about=about, report=on_offline),
+        lambda: _tracker(job, about=about, first_step=first_step, report=on_offline),
         on_failure=on_failure,
     )
     tracker.refer(lambda: corpus)
@@ -562,14 +562,17 @@ def _reporter(
     )
 
 
-def _tracker(job: Job, *, about: Callable[[], dict[str, Any]], report: Callable[[str], None]) -> Tracker:
+def _tracker(
+    job: Job, *, about: Callable[[], dict[str, Any]], first_step: int, report: Callable[[str], None]
+) -> Tracker:
     """The configured one; runs on one corpus can be compared, and are a group where none is named."""
     config = job.config
     if config.tracking.kind == "none":
         return NoTracker()
     group = str(config.data).rstrip("/").rpartition("/")[2]
     shown = masked_tree(config.model_dump(mode="json") | about())
-    return WandbTracker(config.tracking, run=job.run, config=shown, group=group, report=report)
+    before = [each for each in read_records(storage.join(job.run, METRICS_NAME)) if step_of(each) <= first_step]
+    return WandbTracker(config.tracking, run=job.run, config=shown, group=group, before=before, report=report)
 
 
 def _gauges(place: Place, job: Job, standing: Standing, *, on_failure: Callable[[str], None]) -> Gauges:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 from support.wandb_server import serving
 
-import wandb
 from jobs import train as train_job
 from pipeline.config import Config, TrackingConfig, load
 from pipeline.run.tracking import sync_line, tracking_id, what_waits
@@ -72,7 +72,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def init(**asked: Any) -> SimpleNamespace:
         found.append(asked)
-        return SimpleNamespace(define_metric=lambda *_, **__: None, log=lambda *_: None, finish=lambda: None)
+        quiet = {name: lambda *_, **__: None for name in ("define_metric", "log", "finish")}
+        return SimpleNamespace(**quiet, summary={})
 
     monkeypatch.setattr(wandb, "init", init)
     return found
