@@ -197,7 +197,7 @@ def _speed(runs: Sequence[str], events: Collection[str | int | float | None]) ->
     rules = alt.Chart().transform_filter("isValid(datum.event)").mark_rule(strokeWidth=2)
     return _made(
         alt.layer(
-            line.encode(x=hours, y=alt.Y("speed:Q", title="words/s", axis=alt.Axis(format="~s"))),
+            line.encode(x=hours, y=alt.Y("speed:Q", title="words/s", axis=alt.Axis(format="~s")), detail="attempt:N"),
             rules.encode(
                 x=hours,
                 color=alt.Color("event:N", title=None, scale=kinds, legend=_legend(6)),

@@ -92,7 +92,7 @@ def data_sets(
     """The rows of a run, by name of data set; each has the field `run`.
 
     `training` and `validations` have step, tokens, hours and perplexity; `clusters` besides cluster, nats and share;
-    `course` has hours and either speed or an event; `goodput` has seconds and share of each category. What is not known
+    `course` has hours and either speed and attempt or an event; `goodput` has seconds and share of each category. What is not known
     is left out of a row.
 
     Args:
@@ -143,7 +143,7 @@ def _curve(record: Record, *, key: str) -> Row:
 
 
 def _speed(record: Record) -> Row:
-    return {"speed": _short(_number(record, SPEED))}
+    return {"speed": _short(_number(record, SPEED)), "attempt": _number(record, "run/attempt")}
 
 
 def _cluster(record: Record, *, cluster: str) -> Row:

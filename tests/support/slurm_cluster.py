@@ -5,6 +5,7 @@ that is requeued waits as long as its credential is valid: here 5 s, by default 
 resolve, so ranks meet at 127.0.0.1.
 """
 
+import getpass
 import os
 import secrets
 import shutil
@@ -96,7 +97,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         for node in ("n1", "n2"):
             _start(["slurmd", "-f", str(conf), "-N", node], environment)
         await_idle(environment)
-        yield environment
+        try:
+            yield environment
+        finally:
+            ask(environment, "scancel", f"--user={getpass.getuser()}")
+            await_idle(environment)  # a job outlives its daemons, and would wait for them for ever
     finally:
         for file in (*folder.glob("slurmd-*.pid"), folder / "slurmctld.pid", munge["pid"]):
             with suppress(FileNotFoundError, ValueError, ProcessLookupError):
