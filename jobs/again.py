@@ -16,7 +16,7 @@ from itertools import count
 from types import FrameType
 
 from pipeline import console, storage
-from pipeline.cluster.launchers import LOOP_RESTARTS
+from pipeline.cluster.launchers import JOB_START
 from pipeline.cluster.parent import LOOP
 from pipeline.config import Config, load, nearest
 from pipeline.errors import ConfigError, PipelineError
@@ -52,7 +52,7 @@ class Child:
             arguments: the verb and its `key=value`.
             restarts: how many starts there were before.
         """
-        told = {LOOP: str(os.getpid())} | ({LOOP_RESTARTS: str(restarts)} if restarts else {})
+        told = {LOOP: str(os.getpid()), JOB_START: str(restarts + 1)}
         self._process = subprocess.Popen([*COMMAND, *arguments], env=os.environ | told)
         if self.received is not None:  # it came while the process was started
             self._process.send_signal(self.received)

@@ -21,7 +21,7 @@ from pipeline.run.ledger import events_of_run, read_events
 from pipeline.run.stop import LOOK_SECONDS, LOOK_STORE_SECONDS, USER, request_stop
 from pipeline.submission.adaptors import JobStatus, adaptor_of
 from pipeline.submission.asking import ask
-from pipeline.submission.record import Submission, submissions
+from pipeline.submission.record import Submission, last_submission
 from pipeline.submission.standing import is_newer
 
 LATE = 1  # exit code where the run has not stopped in time, or its job may go on; the request stands
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     """Leaves the request, waits for the ledger's word for as long as workers have to stop, and ends the job."""
     config = load(RunConfig, [each for each in arguments if each != "--json"], name="stop")
     run = storage.absolute(given("run", config.run))
-    last = next(iter(submissions(run)[::-1]), None)
+    last = last_submission(run)
     found = account(events_of_run(run) if last is None else read_events(run), now=time.time())
     was_running = found.state == "running"
     if found.state != "finished" or (last is not None and is_newer(last, found)):

@@ -18,8 +18,8 @@ Environment = Mapping[str, str]  # of this process
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by which torch lets processes find each other
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
-LOOP_RESTARTS = "WORDLANES_RESTART_COUNT"  # of `python -m jobs.again`
-RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", LOOP_RESTARTS)
+JOB_START = "WORDLANES_JOB_START"  # which start of a submitted job it is, from 1: nobody types those
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", JOB_START)
 SRUNS_STEPS = 1 << 31  # ids above are those of Slurm's own steps, such as the shell of salloc
 FIRST_PORT, NUM_PORTS = 12_000, 20_000  # below those that Linux gives to whoever asks for any
 PORTS_OF_JOB = 97
@@ -80,7 +80,7 @@ def find_rank(environment: Environment, cluster: ClusterConfig) -> Rank | None:
 
 
 def started_by_machine(environment: Environment) -> bool:
-    """Whether this is a start that nobody typed: Slurm, torchrun or our own loop restarted it."""
+    """Whether this is a start that nobody typed: that of a submitted job, a requeue by Slurm, a restart by torchrun."""
     return any(_number(environment, name, 0) > 0 for name in RESTARTS)
 
 

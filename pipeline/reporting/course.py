@@ -92,8 +92,8 @@ def data_sets(
     """The rows of a run, by name of data set; each has the field `run`.
 
     `training` and `validations` have step, tokens, hours and perplexity; `clusters` besides cluster, nats and share;
-    `course` has hours and either speed and attempt or an event; `goodput` has seconds and share of each category. What is not known
-    is left out of a row.
+    `course` has hours and either speed and attempt or an event; `goodput` has seconds and share of each category. What
+    is not known is left out of a row.
 
     Args:
         name: of the run.

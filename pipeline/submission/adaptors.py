@@ -103,6 +103,9 @@ class Adaptor(Protocol):
     def render(self, order: Order) -> Rendered:
         """What the client is to be given; pure, and without a secret."""
 
+    def settled(self, section: ViaConfig) -> ViaConfig:
+        """The section with the cluster written out that the environment of this machine names now."""
+
     def submit(self, order: Order, rendered: Rendered, file: str) -> str | None:
         """Hands the job over.
 
@@ -134,6 +137,25 @@ class Adaptor(Protocol):
         Raises:
             ConfigError: the client does not answer, or keeps nothing of this job.
         """
+
+
+def places(order: Order) -> list[tuple[str, str]]:
+    """The folders and files that a job reads and writes, with their keys."""
+    return places_of(order.config, verb=order.submission.verb)
+
+
+def places_of(config: SubmitConfig, *, verb: str) -> list[tuple[str, str]]:
+    """The folders and files that a verb reads and writes, with their keys."""
+    found = [("data", config.data), ("run", config.run), ("init_from", config.init_from)]
+    if verb == "prepare" and config.corpus.source == "files":
+        splits = ("train", "valid", "test")
+        found += [(f"corpus.{split}", each) for split in splits for each in getattr(config.corpus, split) or ()]
+    return [(key, place) for key, place in found if place is not None]
+
+
+def last_line(text: str) -> str:
+    """The last line of a message that says something; empty: none does."""
+    return next((" ".join(line.split()) for line in text.splitlines()[::-1] if line.strip(" .")), "")
 
 
 ADAPTORS: dict[str, str] = {  # kind of `via` → its module

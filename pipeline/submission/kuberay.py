@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any
 
-from pipeline.config import KubeRayConfig
+from pipeline.config import KubeRayConfig, ViaConfig
 from pipeline.errors import ConfigError, reason_of
-from pipeline.submission.adaptors import ASK_SECONDS, JobStatus, Order, Rendered, client, section_of
+from pipeline.submission.adaptors import ASK_SECONDS, JobStatus, Order, Rendered, client, last_line, places, section_of
 from pipeline.submission.manifests import as_yaml
 from pipeline.submission.rayjob import ranks_per_pod, ray_job
 from pipeline.submission.record import Submission, file_as_typed
@@ -43,7 +43,8 @@ def check(order: Order) -> None:
     for key, pattern in NAMES.items():
         _check_name(key, getattr(section, key), pattern)
     for secret in section.secrets or ():
-        _check_name("secrets", secret, NAMES["token_secret"])
+        if not re.fullmatch(NAMES["token_secret"], secret):  # which may be a secret itself, so it is not shown
+            raise ConfigError("via.secrets holds what is no name of a Kubernetes Secret; give names alone, as [wandb]")
     _check_pods(order, section)
     _check_places(order, section)
 
@@ -53,6 +54,16 @@ def render(order: Order) -> Rendered:
     section, file = _section(order), file_as_typed(order.submission, ".yaml")
     command = ["kubectl", *_place(section), "create", "--filename", file]
     return Rendered(text=as_yaml(ray_job(order, section)), ending=".yaml", command=command)
+
+
+def settled(section: ViaConfig) -> ViaConfig:
+    """With the context that kubectl has now, so that the job is looked for there whatever it becomes."""
+    assert isinstance(section, KubeRayConfig)
+    if section.context is not None or (kubectl := shutil.which("kubectl")) is None:
+        return section
+    command = [kubectl, "config", "current-context"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)
+    return section.model_copy(update={"context": done.stdout.strip() or None})
 
 
 def submit(order: Order, rendered: Rendered, file: str) -> str | None:
@@ -66,13 +77,18 @@ def submit(order: Order, rendered: Rendered, file: str) -> str | None:
     done = _kubectl(_section(order), "create", "--filename=-", given=rendered.text)
     if done.returncode and "(AlreadyExists)" not in done.stderr:
         raise ConfigError(f"{order.submission.id} is not submitted: {_complaint(done)}; mend it and submit again")
+    if done.returncode and status(order.submission).state == "ended":
+        raise ConfigError(
+            f"Kubernetes has had a job {order.submission.id}, of a run folder that was removed since; submit again,"
+            " which takes the next number"
+        )
     return order.submission.id
 
 
 def status(submission: Submission) -> JobStatus:
     """Where the RayJob stands; one that waits tells what its pods wait for."""
-    section = _section_of(submission)
     try:
+        section = _section_of(submission)
         text = _answer(section, "get", KIND, submission.id, "--output=json", "--ignore-not-found")
         if not text.strip():
             return JobStatus(state="gone")
@@ -125,7 +141,7 @@ def logs(submission: Submission, *, follow: bool) -> Iterator[str]:
             process.terminate()  # of one that has ended, nothing
         complaints.seek(0)
         if code or empty:
-            told = _last_line(complaints.read()) or found.reason or found.state
+            told = last_line(complaints.read()) or found.reason or found.state
             raise ConfigError(f"Kubernetes gives no {'more ' * (not empty)}log of {submission.id}: {told}")
 
 
@@ -190,15 +206,11 @@ def _check_pods(order: Order, section: KubeRayConfig) -> None:
 
 
 def _check_places(order: Order, section: KubeRayConfig) -> None:
-    config, mount = order.config, PurePosixPath(normpath(section.mount))
+    mount = PurePosixPath(normpath(section.mount))
     if not mount.is_absolute() or mount == PurePosixPath("/"):
         raise ConfigError(f"via.mount={section.mount} is no folder's full path; use one as /mnt/wordlanes")
-    places = [("data", config.data), ("run", config.run), ("init_from", config.init_from)]
-    if order.submission.verb == "prepare":
-        splits = ("train", "valid", "test")
-        places += [(f"corpus.{split}", each) for split in splits for each in getattr(config.corpus, split) or ()]
-    for key, place in places:
-        path = (place or "").removeprefix("file://")
+    for key, place in places(order):
+        path = place.removeprefix("file://")
         if not path.startswith("/"):
             continue
         if section.volume_claim is None:
@@ -259,11 +271,7 @@ def _answer(section: KubeRayConfig, *arguments: str) -> str:
 
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     """Why kubectl failed; what comes before its last line is its client library's own log."""
-    return f"kubectl says {_last_line(done.stderr) or f'nothing and ends with {done.returncode}'!r}"
-
-
-def _last_line(text: str) -> str:
-    return next((" ".join(line.split()) for line in reversed(text.splitlines()) if line.strip()), "")
+    return f"kubectl says {last_line(done.stderr) or f'nothing and ends with {done.returncode}'!r}"
 
 
 def _of_ray_job(tree: dict[str, Any], *, name: str) -> JobStatus:

@@ -21,7 +21,7 @@ from pipeline.run.records import VALIDATION, Record, last_records, last_validati
 from pipeline.run.stop import stop_request
 from pipeline.submission.adaptors import JobStatus
 from pipeline.submission.asking import ask
-from pipeline.submission.record import FOLDER, Submission, submissions
+from pipeline.submission.record import FOLDER, Submission, last_submission
 from pipeline.submission.standing import Standing, needs_asking, standing
 
 RECORDS_BYTES = 1 << 17  # of the metrics' end: some 500 records
@@ -163,7 +163,7 @@ def _read(run: str) -> _Read:
         from pipeline.run.folder import read_hang_seconds  # imports pyarrow, which takes half a second
 
         found = account(events, now=now, hang_seconds=read_hang_seconds(run))
-    last = next(iter(submissions(run)[::-1]), None)
+    last = last_submission(run)
     return _Read(
         run=run, events=events, found=found, records=last_records(run, num_bytes=RECORDS_BYTES), submission=last
     )

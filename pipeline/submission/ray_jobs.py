@@ -13,6 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pipeline import storage
-from pipeline.config import RayJobsConfig, SubmitConfig
+from pipeline.config import RayJobsConfig, SubmitConfig, ViaConfig
 from pipeline.errors import ConfigError
 from pipeline.masking import holds_secret
-from pipeline.submission.adaptors import JobStatus, Order, Rendered, State, section_of
+from pipeline.submission.adaptors import JobStatus, Order, Rendered, State, last_line, section_of
 from pipeline.submission.record import Submission
 
 CLUSTER = "ray"
@@ -36,6 +37,7 @@ MOST_BYTES = 100 << 20  # that the Jobs API takes; Ray's own limit of a package,
 EXCLUDES = (".git", ".venv", "venv", "__pycache__")
 CODE = "jobs/again.py"  # below a folder with the code
 URL_VARIABLE = "RAY_API_SERVER_ADDRESS"  # whatever Ray's client is given, it follows this and then RAY_ADDRESS
+CLIENT = threading.Lock()  # while one is made, which follows this process's environment
 STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running"}
 REASON_LENGTH = 200  # characters, of a message that may hold a job's whole log
 
@@ -89,6 +91,13 @@ def render(order: Order) -> Rendered:
     return Rendered(text=json.dumps(request, indent=2) + "\n", ending=".request", command=[*typed, "--", *command])
 
 
+def settled(section: ViaConfig) -> ViaConfig:
+    """With the dashboard's address that the environment names, which Ray's client would take."""
+    assert isinstance(section, RayJobsConfig)
+    address = section.address or os.environ.get(URL_VARIABLE) or os.environ.get("RAY_ADDRESS") or ""
+    return section.model_copy(update={"address": address if address.startswith("http") else None})
+
+
 def submit(order: Order, rendered: Rendered, file: str) -> str:
     """Makes the request.
 
@@ -126,7 +135,7 @@ def status(submission: Submission) -> JobStatus:
     except ConfigError as error:
         return JobStatus(state="silent", reason=str(error))
     word = str(job.status.value)
-    reasons = {"PENDING": _last_line(job.message or ""), "RUNNING": ""}
+    reasons = {"PENDING": _shortened(job.message or ""), "RUNNING": ""}
     return JobStatus(
         state=STATES.get(word, "ended"),
         name=submission.id,
@@ -188,11 +197,12 @@ def _asked(section: RayJobsConfig, question: Callable[[Any], Answer]) -> Answer:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # what is packed is no news
-    address = section.address or os.environ.get(URL_VARIABLE) or os.environ.get("RAY_ADDRESS")
+    with CLIENT:
+        address = section.address or os.environ.get(URL_VARIABLE) or os.environ.get("RAY_ADDRESS")
     name = f"Ray at {address or 'this machine'}"
     try:
         _knock(address)
-        with _followed(section.address):
+        with CLIENT, _followed(section.address):
             client = JobSubmissionClient(address)
         return question(client)
     except AuthenticationError as error:
@@ -204,9 +214,9 @@ def _asked(section: RayJobsConfig, question: Callable[[Any], Answer]) -> Answer:
         if str(error).startswith("Request failed with status code 404"):
             raise UnknownJobError from error
         if str(error).startswith("Request failed"):
-            raise ConfigError(f"{name} refuses what it is asked ({_last_line(str(error))})") from error
+            raise ConfigError(f"{name} refuses what it is asked ({_shortened(str(error))})") from error
         raise ConfigError(
-            f"{name} does not answer ({_last_line(str(error))}); give via.address=http://HOST:8265 of its dashboard"
+            f"{name} does not answer ({_shortened(str(error))}); give via.address=http://HOST:8265 of its dashboard"
         ) from error
 
 
@@ -244,12 +254,11 @@ def _how_ended(job: Any) -> str:  # noqa: ANN401 (Ray's JobDetails)
     if word != "failed":
         return word
     code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
-    return f"{word}{code}: {_last_line(job.message or '')}"
+    return f"{word}{code}: {_shortened(job.message or '')}"
 
 
-def _last_line(text: str) -> str:
-    """The last line that says something."""
-    return next((line.strip()[:REASON_LENGTH] for line in text.splitlines()[::-1] if line.strip(" .")), "no message")
+def _shortened(text: str) -> str:
+    return last_line(text)[:REASON_LENGTH] or "no message"
 
 
 def _check_folder(folder: str, config: SubmitConfig) -> None:

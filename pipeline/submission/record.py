@@ -94,7 +94,9 @@ def job_id(run: str, *, number: int) -> str:
 
 def digest_of(config: SubmitConfig) -> str:
     """A digest of what a job computes and how it runs, whichever way it gets onto a cluster."""
-    return hashlib.sha256(config.model_dump_json(exclude={"via"}).encode()).hexdigest()[:16]
+    places = {name: storage.canonical(str(getattr(config, name))).rstrip("/") for name in ("data", "run")}
+    text = config.model_copy(update=places).model_dump_json(exclude={"via"})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def via_of(section: ViaConfig) -> dict[str, Any]:
@@ -111,6 +113,15 @@ def submissions(run: str) -> list[Submission]:
     paths = storage.list_files(storage.join(run, FOLDER))
     found = [_read(path) for path in paths if path.endswith(".json")]
     return sorted((each for each in found if each.id == job_id(run, number=each.number)), key=lambda each: each.number)
+
+
+def last_submission(run: str) -> Submission | None:
+    """The newest submission of a run; None: it was not submitted.
+
+    Raises:
+        ConfigError: a record cannot be read.
+    """
+    return next(iter(submissions(run)[::-1]), None)
 
 
 def record(submission: Submission) -> bool:

@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config import SkyConfig
+from pipeline.config import SkyConfig, ViaConfig
 from pipeline.errors import ConfigError
-from pipeline.submission.adaptors import JobStatus, Order, Rendered
+from pipeline.submission.adaptors import JobStatus, Order, Rendered, places
 from pipeline.submission.manifests import as_yaml
 from pipeline.submission.record import Submission, file_as_typed
 
@@ -27,7 +27,7 @@ def check(order: Order) -> None:
     Raises:
         ConfigError: one line.
     """
-    section, config = _section(order), order.config
+    section = _section(order)
     if order.submission.verb != "train" and section.nodes > 1:
         raise ConfigError(f"via.nodes={section.nodes} and {order.submission.verb} runs on one machine; use via.nodes=1")
     if section.image is None and section.workdir is None:
@@ -35,8 +35,8 @@ def check(order: Order) -> None:
             "via.image=null and via.workdir=null leave the machines without this package; give"
             " via.image=REGISTRY/NAME:TAG, or via.workdir=CHECKOUT to have it copied and installed"
         )
-    for key, place in (("data", config.data), ("run", config.run), ("init_from", config.init_from)):
-        if place is not None and (place.startswith("/") or place.startswith("file:")):
+    for key, place in places(order):
+        if place.startswith("/") or place.startswith("file:"):
             raise ConfigError(
                 f"{key}={place} is on no disk of machines that are new each time; use an object store's URI"
             )
@@ -51,6 +51,11 @@ def render(order: Order) -> Rendered:
     file = file_as_typed(order.submission, ".yaml")
     secrets = [word for name in _section(order).secrets or () for word in ("--secret", name)]
     return Rendered(text=as_yaml(_task(order)), ending=".yaml", command=["sky", "jobs", "launch", *secrets, file])
+
+
+def settled(section: ViaConfig) -> ViaConfig:
+    """As it is: which cloud SkyPilot takes is its own to find."""
+    return section
 
 
 def submit(order: Order, rendered: Rendered, file: str) -> str | None:
@@ -150,8 +155,9 @@ def _python(section: SkyConfig) -> str:
 def _script(order: Order, section: SkyConfig) -> str:
     """What each machine runs, in bash."""
     words = [shlex.quote(each) for each in order.command(section.python or PYTHON)]
+    start = "export WORDLANES_JOB_START=1  # nobody types a job's start\n"
     if order.submission.verb != "train":
-        return "exec " + " ".join(words) + "\n"
+        return f"{start}exec {' '.join(words)}\n"
     ranks = '"$SKYPILOT_NUM_GPUS_PER_NODE"'
     if section.accelerators is None:
         ranks = str((order.config.cluster.num_workers or section.nodes) // section.nodes)
@@ -161,4 +167,4 @@ def _script(order: Order, section: SkyConfig) -> str:
         f'--master-addr "$(head -n 1 <<< "$SKYPILOT_NODE_IPS")" --master-port {PORT}',
         " ".join(words[1:]),
     ]
-    return " \\\n  ".join(launcher) + "\n"
+    return start + " \\\n  ".join(launcher) + "\n"

@@ -7,7 +7,7 @@ run that cannot go on ends, and so does a job that is cancelled.
 The job is known by its name, the id of its submission: its number is told only after it was submitted.
 """
 
-import getpass
+import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import storage
-from pipeline.config import SlurmConfig
+from pipeline.config import SlurmConfig, ViaConfig
 from pipeline.errors import ConfigError, reason_of
 from pipeline.masking import without_secrets
 from pipeline.submission.adaptors import ASK_SECONDS, JobStatus, Order, Rendered, State, client
@@ -25,6 +25,12 @@ from pipeline.submission.record import LOGS, Submission
 CLUSTER = "none"
 QUEUED = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED")
+OURS = ("array", "ntasks", "error", "requeue", "no-requeue", "export")  # besides those of `_settings`
+# variables by which sbatch and squeue would pass over what they are asked
+OVERRIDING = (
+    *("SBATCH_JOB_NAME", "SBATCH_NO_REQUEUE", "SBATCH_SIGNAL", "SBATCH_ARRAY_INX", "SBATCH_OUTPUT", "SBATCH_OPEN_MODE"),
+    *("SQUEUE_USERS", "SQUEUE_STATES", "SQUEUE_NAMES", "SQUEUE_FORMAT", "SQUEUE_FORMAT2", "SQUEUE_PARTITION"),
+)
 RETRIES = 3  # of `prepare`, whose progress no step tells
 LOOK_SECONDS = 1.0  # between two looks at a log that is followed
 
@@ -47,12 +53,15 @@ def check(order: Order) -> None:
         )
     if section.logs is None and not storage.is_local(str(config.run)):
         raise ConfigError(f"via.logs=null and run={config.run} is in an object store; give via.logs=FOLDER on a disk")
-    for key, value in (("via.logs", section.logs), ("via.setup", section.setup), ("via.python", section.python)):
+    for key, value in (("via.logs", section.logs), ("via.setup", section.setup)):
         if value is not None and not value.startswith("/"):
             raise ConfigError(f"{key}={value} is no full path; give one that holds on the nodes")
     for option in section.options or ():
+        name = option.removeprefix("--").partition("=")[0]
         if not option.startswith("--"):
             raise ConfigError(f"via.options={option} is no long option of sbatch; give it as --name=value")
+        if name in (*_settings(order), *OURS):
+            raise ConfigError(f"via.options={option}: --{name} is what `submit` itself sets; leave it out")
     for key, text in (
         ("run", _log(order.submission)),
         *(("via", str(value)) for value in order.submission.via.values()),
@@ -79,10 +88,13 @@ def render(order: Order) -> Rendered:
         "retries": str(RETRIES),
     }
     template = TRAIN if submission.verb == "train" else PREPARE
-    text = template
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
+    text = re.sub(r"@(\w+)@", lambda found: values[found[1]], template)
     return Rendered(text=text, ending=".sbatch", command=["sbatch", f"{submission.id}.sbatch"])
+
+
+def settled(section: ViaConfig) -> ViaConfig:
+    """As it is: the commands of a machine belong to one cluster."""
+    return section
 
 
 def submit(order: Order, rendered: Rendered, file: str) -> str:
@@ -97,7 +109,10 @@ def submit(order: Order, rendered: Rendered, file: str) -> str:
     folder = Path(_log(order.submission)).parent
     if _section(order).logs is None:
         storage.make_folder(str(folder))
-    number = _ask("sbatch", "--parsable", text=rendered.text).strip().partition(";")[0]
+    try:
+        number = _ask("sbatch", "--parsable", text=rendered.text).strip().partition(";")[0]
+    except ConfigError as error:
+        raise ConfigError(f"{order.submission.id} is not submitted: {error}; mend it and submit again") from error
     alive = sorted((each for each, state, _ in _jobs(order.submission) if _of(state) != "ended"), key=int)
     if alive and alive[0] != number:
         _ask("scancel", number)
@@ -138,7 +153,7 @@ def logs(submission: Submission, *, follow: bool) -> Iterator[str]:
         ConfigError: it is not there.
     """
     path = Path(_log(submission))
-    while follow and not path.exists() and status(submission).alive:
+    while follow and not path.exists() and status(submission).state not in ("ended", "gone"):
         time.sleep(LOOK_SECONDS)
     if not path.exists():
         raise ConfigError(f"{path}, the log of {submission.id}, is not there; it has not begun, or was removed")
@@ -149,7 +164,10 @@ def logs(submission: Submission, *, follow: bool) -> Iterator[str]:
                 yield piece
             if not going:
                 return
-            going = status(submission).alive  # what it printed before it ended is read once more
+            going = status(submission).state not in (
+                "ended",
+                "gone",
+            )  # what it printed before it ended is read once more
             time.sleep(LOOK_SECONDS)
 
 
@@ -173,12 +191,12 @@ def _head(submission: Submission) -> str:
     return f"# {submission.verb} by wordlanes {submission.version}{commit}"
 
 
-def _options(order: Order) -> list[str]:
-    """The options of sbatch."""
+def _settings(order: Order) -> dict[str, object]:
+    """The options of sbatch that have a value, by name; None: it is left out."""
     section, submission = _section(order), order.submission
     nodes = section.nodes if submission.verb == "train" else 1
     ranks = _num_ranks(order) // section.nodes if submission.verb == "train" else 1
-    given = {
+    return {
         "job-name": submission.id,
         "nodes": nodes,
         "ntasks-per-node": ranks,
@@ -193,8 +211,12 @@ def _options(order: Order) -> list[str]:
         "output": shlex.quote(_log(submission)),
         "open-mode": "append",
     }
-    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*options, "--requeue", *(section.options or ())]
+
+
+def _options(order: Order) -> list[str]:
+    """The options of sbatch."""
+    options = [f"--{name}={value}" for name, value in _settings(order).items() if value is not None]
+    return [*options, "--requeue", *(_section(order).options or ())]
 
 
 def _srun_options(order: Order) -> list[str]:
@@ -210,8 +232,7 @@ def _jobs(submission: Submission) -> list[tuple[str, str, str]]:
         ConfigError: squeue does not answer.
     """
     lines = _ask(
-        *("squeue", "--noheader", "--states=all", f"--name={submission.id}", f"--user={getpass.getuser()}"),
-        "--format=%i|%T|%r",
+        *("squeue", "--noheader", "--states=all", f"--name={submission.id}", "--format=%i|%T|%r"),
     ).splitlines()
     found = [(number, state, reason) for number, state, reason in (line.split("|", 2) for line in lines)]
     return sorted(found, key=lambda each: int(each[0]))
@@ -235,14 +256,14 @@ def _ask(*command: str, text: str | None = None) -> str:
             capture_output=True,
             text=True,
             timeout=ASK_SECONDS,
-            env=without_secrets(),
+            env={name: value for name, value in without_secrets().items() if name not in OVERRIDING},
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"{name} does not answer ({reason_of(error)}); try again once Slurm does") from error
+        raise ConfigError(f"{name} does not answer ({reason_of(error)})") from error
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        raise ConfigError(f"{name} refuses: {said or f'exit code {done.returncode}'}; mend it and submit again")
+        raise ConfigError(f"{name} says {said or f'nothing and ends with {done.returncode}'!r}")
     return done.stdout
 
 
@@ -250,6 +271,7 @@ TRAIN = """#!/bin/bash
 @head@
 @options@
 set -uo pipefail
+export WORDLANES_JOB_START=$((${SLURM_RESTART_COUNT:-0} + 1))  # nobody types a job's start
 python=@python@
 @setup@
 saved_step() {
@@ -263,7 +285,9 @@ trap '[ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 before=$(saved_step)
 @work@ &
 step=$!
-until wait "$step"; code=$?; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the ranks
+until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the ranks
+wait "$step"
+code=$?
 
 [ "$code" -ne 0 ] || exit 0  # trained, or stopped by its user
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
@@ -280,13 +304,16 @@ PREPARE = """#!/bin/bash
 @head@
 @options@
 set -uo pipefail
+export WORDLANES_JOB_START=$((${SLURM_RESTART_COUNT:-0} + 1))  # nobody types a job's start
 python=@python@
 @setup@
 step='' asked=no
 trap 'asked=yes; [ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 @work@ &
 step=$!
-until wait "$step"; code=$?; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the work
+until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the work
+wait "$step"
+code=$?
 
 if [ "$asked" = yes ] && [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @retries@ ]; then
   echo "what is prepared stays: requeued"

@@ -16,17 +16,19 @@ from pipeline.config import SubmitConfig, given, load
 from pipeline.errors import ConfigError
 from pipeline.masking import holds_secret
 from pipeline.provenance import code_version
-from pipeline.run.ledger import read_events
-from pipeline.run.stop import USER
-from pipeline.submission.adaptors import ADAPTORS, JobStatus, Order, Rendered, adaptor_of, section_of
+from pipeline.run.account import account
+from pipeline.run.ledger import next_attempt, read_events
+from pipeline.run.stop import USER, remove_request, stop_request
+from pipeline.submission.adaptors import ADAPTORS, JobStatus, Order, Rendered, adaptor_of, places_of, section_of
+from pipeline.submission.asking import job_status
 from pipeline.submission.record import (
     Submission,
     age_seconds,
     digest_of,
     job_id,
+    last_submission,
     record,
     record_path,
-    submissions,
     via_of,
 )
 
@@ -71,8 +73,9 @@ def order_of(verb: str, typed: Sequence[str]) -> Order:
     if chosen["via"] in ADAPTORS and not chosen.keys() & {"cluster", "cluster.kind"}:
         typed = [*typed, f"cluster={adaptor_of(chosen['via']).CLUSTER}"]
     config = load(SubmitConfig, typed, name="submit")
+    _check(config, verb=verb, typed=typed)
+    config = config.model_copy(update={"via": adaptor_of(config.via.kind).settled(config.via)})
     arguments = tuple(each for each in typed if not each.startswith(("via=", "via.")))
-    _check(config, verb=verb, arguments=arguments)
     submission = _numbered(config, number=1, verb=verb, arguments=arguments)
     order = Order(submission=submission, config=config, section=config.via)
     adaptor_of(config.via.kind).check(order)
@@ -95,7 +98,7 @@ def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outco
         ConfigError: the client refuses it, or another job of this run waits or runs.
     """
     while True:
-        last = next(iter(submissions(order.submission.run)[::-1]), None)
+        last = last_submission(order.submission.run)
         if last is None:
             new = order.submission
         else:
@@ -111,6 +114,7 @@ def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outco
 def _hand_over(order: Order) -> Outcome:
     rendered = render(order)
     file = record_path(order.submission, rendered.ending)
+    remove_request(order.submission.run)  # a person goes on; what is asked for from here on holds for the job
     storage.publish_bytes(file, rendered.text.encode())
     name = adaptor_of(order.submission.kind).submit(order, rendered, file)
     return Outcome(
@@ -124,8 +128,8 @@ def _hand_over(order: Order) -> Outcome:
 
 def _settled(last: Submission, *, wait: Callable[[float], None]) -> JobStatus:
     """What the client says of a job, once whoever wrote its record has had the time to call the client."""
-    adaptor = adaptor_of(last.kind)
-    while (status := adaptor.status(last)).state == "gone" and age_seconds(last) < SETTLE_SECONDS:
+    deadline = time.monotonic() + SETTLE_SECONDS - age_seconds(last)
+    while (status := job_status(last)).state == "gone" and time.monotonic() < deadline:
         wait(LOOK_SECONDS)
     if status.state == "silent" and _over(last):
         return JobStatus(state="ended")
@@ -138,9 +142,14 @@ def _begun(last: Submission) -> bool:
 
 
 def _over(last: Submission) -> bool:
-    """Whether the ledger tells that the run ended, or was stopped by its user, since: no job goes on with it then."""
-    events = [event for event in read_events(last.run) if event["time"] >= last.time]
-    return bool(events) and (events[-1]["event"] == "end" or events[-1].get("cause") == USER)
+    """Whether the folder tells that no job goes on with the run: it ended, or its user has stopped it since."""
+    events = read_events(last.run)
+    since = [event for event in events if event["time"] >= last.time]
+    if since and (since[-1]["event"] == "end" or since[-1].get("cause") == USER):
+        return True
+    request = stop_request(last.run, attempt=next_attempt(events))
+    asked = request is not None and request.cause == USER and request.time >= last.time
+    return asked and account(events, now=time.time()).state != "running"
 
 
 def _there_already(order: Order, last: Submission, status: JobStatus) -> Outcome:
@@ -188,21 +197,24 @@ def _numbered_again(order: Order, number: int) -> Submission:
     return _numbered(order.config, number=number, verb=submission.verb, arguments=submission.arguments)
 
 
-def _check(config: SubmitConfig, *, verb: str, arguments: Sequence[str]) -> None:
+def _check(config: SubmitConfig, *, verb: str, typed: Sequence[str]) -> None:
     """Refuses what no job may have: folders that would be others where it runs, secrets, another cluster.
 
     Raises:
         ConfigError: one line.
     """
-    for name, place in (("data", config.data), ("run", config.run), ("init_from", config.init_from)):
-        if place is None and name != "init_from":
+    for name, folder in (("data", config.data), ("run", config.run)):
+        if folder is None:
             raise ConfigError(f"{name}=null is not given; use {name}=FOLDER, a full path or an object store's URI")
-        if place is not None and not place.startswith("/") and "://" not in place:
+    for name, place in places_of(config, verb=verb):
+        if not place.startswith("/") and "://" not in place:
             raise ConfigError(
                 f"{name}={place} is relative, and the job's working folder is another;"
                 f" use {name}={storage.absolute(place)}"
             )
-    for argument in arguments:
+    if config.via.python is not None and not config.via.python.startswith("/"):
+        raise ConfigError(f"via.python={config.via.python} is no full path; give one that holds on the nodes")
+    for argument in typed:
         if holds_secret(argument):
             raise ConfigError(
                 f"{argument.partition('=')[0]} holds a secret, which everybody would read in the job's record;"

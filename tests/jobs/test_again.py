@@ -13,7 +13,7 @@ import pytest
 
 import jobs.again
 from jobs.again import main
-from pipeline.cluster.launchers import LOOP_RESTARTS
+from pipeline.cluster.launchers import JOB_START
 from pipeline.cluster.parent import LOOP
 from pipeline.run.folder import LOCK_NAME, held
 from pipeline.run.stop import SIGNALS
@@ -61,7 +61,7 @@ def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[i
     def make(does: Mapping[int, str]) -> list[str]:
         lines = "\n".join(f"if min(restarts, {max(does)}) == {number}:\n    {do}" for number, do in does.items())
         script = tmp_path / "verb.py"
-        names = {"folder": str(tmp_path), "restarts": LOOP_RESTARTS, "loop": LOOP}
+        names = {"folder": str(tmp_path), "restarts": JOB_START, "loop": LOOP}
         script.write_text(VERB.format(**names, does=lines))
         command = [sys.executable, "-S", str(script)]
         monkeypatch.setattr(jobs.again, "COMMAND", command)

@@ -187,7 +187,7 @@ def test_what_a_user_asked_for_holds_until_the_run_is_started_by_hand(
     assert stopped.value.cause == USER
     assert (read_events(run)[-1]["event"], read_events(run)[-1]["cause"]) == ("stop", USER)
     events = len(read_events(run))
-    for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WORDLANES_RESTART_COUNT"):
+    for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "WORDLANES_JOB_START"):
         plan = plan_run(config, {name: "1"})
         with pytest.raises(Stopped, match="is saved at step 10"):
             conclude(plan, launch(plan))

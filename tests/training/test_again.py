@@ -68,5 +68,5 @@ def test_what_a_user_asked_for_ends_the_loop_and_holds_for_a_restart(world: Worl
     loop.end(0)
     assert status(world.run())["state"] == "stopped"
     step = saved(world.run())
-    world.train(environment={"WORDLANES_RESTART_COUNT": "1"}).end(0)
+    world.train(environment={"WORDLANES_JOB_START": "1"}).end(0)
     assert saved(world.run()) == step
