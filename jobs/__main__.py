@@ -97,7 +97,7 @@ def _run(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"unknown verb {verb}{nearest(verb, VERBS)}; `{MODULE}` lists them")
     if "--help" in rest or "-h" in rest:
-        print(_help(verb))
+        print(_help(verb, rest))
         return 0
     _refuse_flags(verb, rest)
     try:
@@ -132,14 +132,18 @@ def _as_typed(message: str) -> str:
     return message.replace(f"`{MODULE}", f"`{_command()}")
 
 
-def _help(verb: str) -> str:
-    """The groups with their choices, and by section every key with its value and what it is for."""
+def _help(verb: str, typed: Sequence[str]) -> str:
+    """The groups with their choices, and by section every key with its value and what it is for.
+
+    A section that comes in kinds has the keys of the kind that is typed, as in `submit via=ray --help`.
+    """
     does, schema, file, flags = VERBS[verb]
+    chosen = [each for each in typed if each.partition("=")[0] in groups(schema)]
     lines = [f"{_command()} {verb} [key=value ...] {' '.join(f'[{flag}]' for flag in flags)}".rstrip(), f"  {does}"]
     if choices_of := groups(schema):
-        lines += ["", "Groups of keys that are set together by a file of conf/, as group=choice:"]
+        lines += ["", f"Groups of keys that a file of conf/ sets together; `{verb} GROUP=CHOICE --help` shows them:"]
         lines += [f"  {group}={'|'.join(files)}" for group, files in choices_of.items()]
-    tree = load(schema, [], name=file)
+    tree = load(schema, chosen, name=file)
     values = shown(tree)
     column = max(len(f"{key}={value}") for key, value in values.items()) + 2
     for prefix, section in sections(tree):

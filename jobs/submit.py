@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pipeline.config import nearest
 from pipeline.errors import ConfigError
 from pipeline.submission.record import record_path
-from pipeline.submission.submitting import Outcome, order_of, render, submit
+from pipeline.submission.submitting import Outcome, foreseen, order_of, submit
 
 SUBMITTED = ("train", "prepare")
 FLAGS = ("--dry-run", "--json")
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     verb, typed = _verb([each for each in arguments if each not in FLAGS])
     order = order_of(verb, typed)
     if "--dry-run" in arguments:
-        rendered = render(order)
+        rendered = foreseen(order)
         print(
             json.dumps({"text": rendered.text, "command": rendered.command})
             if "--json" in arguments
@@ -40,7 +40,7 @@ def as_json(outcome: Outcome) -> dict[str, object]:
         "run": submission.run,
         "via": submission.kind,
         "job": status.name,
-        "state": status.state,
+        "state": "written" if status.name is None and not outcome.again else status.state,
         "again": outcome.again,
         "file": outcome.file,
     }

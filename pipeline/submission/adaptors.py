@@ -5,6 +5,7 @@ is given, and what it says of the job later. An adaptor starts and ends processe
 is told by its folder. A new way is one file, one section of the configuration and one row of the table.
 """
 
+import math
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.submission.record import Submission
 
 ASK_SECONDS = 60.0  # for a cluster's client to answer
+END_SECONDS = 30  # for a command to end, beyond what its workers have
 
 # queued, running: the client has the job; ended: it had it; gone: it knows none of this name;
 # silent: the client is not here, or does not answer
@@ -151,6 +153,11 @@ def places_of(config: SubmitConfig, *, verb: str) -> list[tuple[str, str]]:
         splits = ("train", "valid", "test")
         found += [(f"corpus.{split}", each) for split in splits for each in getattr(config.corpus, split) or ()]
     return [(key, place) for key, place in found if place is not None]
+
+
+def grace_seconds(order: Order) -> int:
+    """For a job to save and end, between a request to stop and its being killed."""
+    return math.ceil(order.config.cluster.grace_seconds) + END_SECONDS
 
 
 def last_line(text: str) -> str:

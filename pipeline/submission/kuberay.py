@@ -62,7 +62,10 @@ def settled(section: ViaConfig) -> ViaConfig:
     if section.context is not None or (kubectl := shutil.which("kubectl")) is None:
         return section
     command = [kubectl, "config", "current-context"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return section  # whatever it is asked next says so
     return section.model_copy(update={"context": done.stdout.strip() or None})
 
 

@@ -7,7 +7,6 @@ can read a request: it holds no secret. Ray's client finds its token as ever, by
 
 import json
 import logging
-import math
 import os
 import shlex
 import socket
@@ -26,11 +25,10 @@ from pipeline import storage
 from pipeline.config import RayJobsConfig, SubmitConfig, ViaConfig
 from pipeline.errors import ConfigError
 from pipeline.masking import holds_secret
-from pipeline.submission.adaptors import JobStatus, Order, Rendered, State, last_line, section_of
+from pipeline.submission.adaptors import JobStatus, Order, Rendered, State, grace_seconds, last_line, section_of
 from pipeline.submission.record import Submission
 
 CLUSTER = "ray"
-STOP_SECONDS = 30  # for the command to end, beyond what its workers have
 REACH_SECONDS = 5.0  # for the cluster to answer at all
 FOLLOW_SECONDS = 2.0  # between two looks at what a job prints
 MOST_BYTES = 100 << 20  # that the Jobs API takes; Ray's own limit of a package, 512 MiB, is never reached
@@ -71,8 +69,7 @@ def render(order: Order) -> Rendered:
     section, submission = cast(RayJobsConfig, order.section), order.submission
     # without `exec`, what Ray takes for the job is a shell: the loop would outlive it
     command = ["exec", *order.command(section.python or sys.executable, module="jobs.again")]
-    seconds = math.ceil(order.config.cluster.grace_seconds) + STOP_SECONDS
-    environment: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}}
+    environment: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(grace_seconds(order))}}
     if section.working_dir is not None:
         environment |= {"working_dir": section.working_dir, "excludes": [*EXCLUDES]}
     request = {

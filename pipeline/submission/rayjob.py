@@ -14,11 +14,10 @@ from posixpath import normpath
 from typing import Any
 
 from pipeline.config import KubeRayConfig
-from pipeline.submission.adaptors import Order
+from pipeline.submission.adaptors import Order, grace_seconds
 from pipeline.submission.manifests import as_yaml
 
 HEAD_CPUS = 2
-END_SECONDS = 30  # for the command to end, beyond what its workers have
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 
 Tree = dict[str, Any]
@@ -50,7 +49,7 @@ def ray_job(order: Order, section: KubeRayConfig) -> Tree:
             "submissionMode": "K8sJobMode",
             "entrypoint": shlex.join(_command(order, section)),
             # Ray reads it only from there; without it a stop kills after 3 s
-            "runtimeEnvYAML": as_yaml({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_grace_seconds(order))}}),
+            "runtimeEnvYAML": as_yaml({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(grace_seconds(order))}}),
             "backoffLimit": section.backoff_limit,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": section.ttl_seconds,
@@ -67,10 +66,6 @@ def ray_job(order: Order, section: KubeRayConfig) -> Tree:
 
 def _command(order: Order, section: KubeRayConfig) -> list[str]:
     return order.command(section.python or "python", module="jobs.again")
-
-
-def _grace_seconds(order: Order) -> int:
-    return math.ceil(order.config.cluster.grace_seconds) + END_SECONDS
 
 
 def _labels(order: Order) -> dict[str, str]:
@@ -155,7 +150,7 @@ def _pod(order: Order, section: KubeRayConfig, container: Tree) -> Tree:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "terminationGracePeriodSeconds": _grace_seconds(order),
+            "terminationGracePeriodSeconds": grace_seconds(order),
             "containers": [container],
         },
     }

@@ -74,17 +74,27 @@ def order_of(verb: str, typed: Sequence[str]) -> Order:
         typed = [*typed, f"cluster={adaptor_of(chosen['via']).CLUSTER}"]
     config = load(SubmitConfig, typed, name="submit")
     _check(config, verb=verb, typed=typed)
-    config = config.model_copy(update={"via": adaptor_of(config.via.kind).settled(config.via)})
     arguments = tuple(each for each in typed if not each.startswith(("via=", "via.")))
+    adaptor = adaptor_of(config.via.kind)
+    adaptor.check(_order(config, verb=verb, arguments=arguments))
+    return _order(config.model_copy(update={"via": adaptor.settled(config.via)}), verb=verb, arguments=arguments)
+
+
+def _order(config: SubmitConfig, *, verb: str, arguments: tuple[str, ...]) -> Order:
     submission = _numbered(config, number=1, verb=verb, arguments=arguments)
-    order = Order(submission=submission, config=config, section=config.via)
-    adaptor_of(config.via.kind).check(order)
-    return order
+    return Order(submission=submission, config=config, section=config.via)
 
 
 def render(order: Order) -> Rendered:
     """What the client would be given."""
     return adaptor_of(order.submission.kind).render(order)
+
+
+def foreseen(order: Order) -> Rendered:
+    """What the client would be given after all that was submitted before; writes nothing and asks nobody."""
+    last = last_submission(order.submission.run)
+    number = 1 if last is None else last.number + 1
+    return render(Order(submission=_numbered_again(order, number), config=order.config, section=order.section))
 
 
 def submit(order: Order, *, wait: Callable[[float], None] = time.sleep) -> Outcome:

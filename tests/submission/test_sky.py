@@ -77,7 +77,7 @@ def test_without_gpus_the_ranks_are_shared_out():
 
 def test_prepare_is_one_process():
     run = task(*PLAIN, "corpus.train=s3://bucket/text", verb="prepare")["run"]
-    assert run.startswith("exec python -m jobs prepare ")
+    assert "\nexec python -m jobs prepare " in run
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

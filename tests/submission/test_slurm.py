@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -155,7 +156,7 @@ def test_the_script_passes_shellcheck(tmp_path):
 
 def test_no_word_of_a_user_is_code_of_the_script(tmp_path):
     """What is typed reaches the command as it is typed."""
-    run, data = tmp_path / "it's $(touch no) `x`", "/a;b & c"
+    run, data = tmp_path / "it's $(touch no) `x` @work@", "/a;b & c"
     code, told = call("submit", "train", "via=slurm", f"data={data}", f"run={run}", "--dry-run")
     assert code == 0
     script = told.replace("srun --kill-on-bad-exit=1", "printf '%s\\n'").replace("saved_step)", "echo 0)")
@@ -171,6 +172,10 @@ def test_no_word_of_a_user_is_code_of_the_script(tmp_path):
         (["via.minutes=2", "via.signal_seconds=120"], "not below via.minutes=2"),
         (["via.setup=setup.sh"], "no full path"),
         (["via.options=[-x]"], "no long option"),
+        (["via.options=[--array=0-3]"], "--array is what `submit` itself sets"),
+        (["via.options=[--comment=x,--job-name=x]"], "--job-name is what `submit` itself sets"),
+        (["via.options=[--time=9]"], "--time is what `submit` itself sets"),
+        (["via.python=python3"], "no full path"),
         (["run=s3://bucket/run"], "give via.logs=FOLDER"),
         (["run=/tmp/a%j"], "holds %"),
         (["cluster=ray"], "runs with cluster=none"),
@@ -191,3 +196,71 @@ def test_a_slurm_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch):
     code, told = call("submit", "train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}")
     assert code == 2
     assert "needs the command sbatch" in told
+
+
+FAKE = """#!/bin/bash
+printf '%s\\n' "$0 $*" >> @folder@/calls
+case "$0" in
+  */sbatch) env > @folder@/environment; cat > @folder@/script; echo 7 ;;
+  */squeue) if [[ "$*" == *--jobs=* ]]; then echo RUNNING; else cat @folder@/jobs 2>/dev/null; fi; true ;;
+  */scancel) sleep "${SCANCEL_SECONDS:-0}" ;;
+  */srun) trap '' USR1; sleep "${SRUN_SECONDS:-0}"; exit "${SRUN_CODE:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A folder with commands of Slurm that write down what they are asked, first on PATH."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
+        (folder / name).write_text(FAKE.replace("@folder@", str(folder)))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+def test_a_job_of_another_user_is_the_runs_job_too(fake, tmp_path):
+    order = ["train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}"]
+    job = submitted(*order)
+    (fake / "jobs").write_text("7|PENDING|Resources\n")
+    assert submitted(*order) == job | {"again": True}
+    asked = [line for line in (fake / "calls").read_text().splitlines() if "/squeue " in line]
+    assert asked
+    assert not [line for line in asked if "--user" in line or "--me" in line]
+
+
+def test_of_two_jobs_of_one_name_the_first_stays(fake, tmp_path):
+    (fake / "jobs").write_text("5|PENDING|Resources\n7|PENDING|Resources\n6|COMPLETED|None\n")
+    assert submitted("train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}")["job"] == "5"
+    assert f"{fake}/scancel 7" in (fake / "calls").read_text().splitlines()
+
+
+def test_sbatch_gets_no_secret_and_nothing_that_renames_the_job(fake, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SBATCH_JOB_NAME", "SBATCH_NO_REQUEUE", "SBATCH_SIGNAL"):
+        monkeypatch.setenv(name, "planted-0123")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "ours")
+    submitted("train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}")
+    environment = (fake / "environment").read_text()
+    assert "planted-0123" not in environment
+    assert "SBATCH_ACCOUNT=ours" in environment
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_ranks_exit_code_is_kept_when_they_end_while_they_are_asked_to(fake, tmp_path, monkeypatch, code):
+    """bash leaves `wait` for the trap; what the ranks ended with meanwhile counts all the same."""
+    monkeypatch.setenv("SRUN_SECONDS", "1")
+    monkeypatch.setenv("SRUN_CODE", str(code))
+    monkeypatch.setenv("SCANCEL_SECONDS", "1.5")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "x")
+    told = call("submit", "train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}", "--dry-run")[1]
+    script = tmp_path / "script"
+    script.write_text(told.replace("before=$(saved_step)", "before=0").replace("after=$(saved_step)", "after=0"))
+    process = subprocess.Popen(["bash", str(script)])
+    await_that(lambda: "/srun " in (fake / "calls").read_text() if (fake / "calls").exists() else False, why=str)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(PATIENCE_SECONDS) == code
+    assert "/scontrol " not in (fake / "calls").read_text()

@@ -4,10 +4,12 @@ import io
 import json
 import sys
 import threading
+import time
 import types
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ from jobs.__main__ import main
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.run.ledger import Ledger
+from pipeline.run.stop import USER, request_stop, stop_request
 from pipeline.submission import adaptors, submitting
 from pipeline.submission.adaptors import JobStatus, Rendered
-from pipeline.submission.record import job_id, submissions
+from pipeline.submission.record import job_id, record, submissions
 from pipeline.submission.submitting import order_of, submit
 
 
@@ -26,6 +29,9 @@ class FakeCluster(types.ModuleType):
     """An adaptor whose jobs are rows of a dict."""
 
     CLUSTER = "none"
+
+    def settled(self, section):
+        return section
 
     def __init__(self):
         super().__init__("fake_cluster")
@@ -162,6 +168,53 @@ def test_a_run_that_is_over_may_leave_a_cluster_that_is_gone(cluster, run, name,
     assert submit(order(run)).submission.number == (2 if over else 1)
 
 
+def test_a_run_whose_user_stopped_it_may_leave_a_cluster_that_died(cluster, run):
+    """Its workers were killed with it, so that the ledger tells no end: the request does."""
+    first = submit(order(run)).submission
+    Ledger(run, attempt=1).write("start", time=time.time() - 1000, command_step=0, total_steps=9, cluster="none")
+    cluster.jobs[first.id] = "silent"
+    assert submit(order(run)).again
+    request_stop(run, cause=USER, attempt=None)
+    assert submit(order(run)).submission.number == 2
+
+
+def test_a_person_who_submits_takes_a_request_to_stop_back(cluster, run):
+    request_stop(run, cause=USER, attempt=None)
+    submit(order(run))
+    assert stop_request(run, attempt=1) is None
+    request_stop(run, cause=USER, attempt=None)
+    assert submit(order(run)).again
+    assert stop_request(run, attempt=1) is not None, "nothing was submitted"
+
+
+def test_whoever_wrote_the_record_has_time_to_call_whatever_the_clocks_say(cluster, run, monkeypatch):
+    def record_by_a_clock_that_is_ahead(submission):
+        return record(replace(submission, time=submission.time + 3600))
+
+    monkeypatch.setattr(submitting, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(submitting, "record", record_by_a_clock_that_is_ahead)
+    cluster.lost = "before"
+    with pytest.raises(ConfigError, match="connection is lost"):
+        submit(order(run))
+    cluster.lost = None
+    waited = []
+    submit(order(run), wait=lambda seconds: (waited.append(seconds), time.sleep(seconds)))
+    assert 1 <= len(waited) <= 10
+
+
+def test_the_digest_is_of_places_however_they_are_typed(cluster, tmp_path):
+    first = submit(order(str(tmp_path / "run")))
+    assert submit(order(f"{tmp_path}/run/")).submission == first.submission
+
+
+def test_a_record_of_another_version_is_told(cluster, run):
+    first = submit(order(run)).submission
+    path = storage.join(run, "submissions", f"{first.id}.json")
+    storage.publish_bytes(path, first.as_json().replace(b'"sky"', b'"lsf"'))
+    with pytest.raises(ConfigError, match="is submitted as"):
+        submit(order(run))
+
+
 def test_a_store_that_cannot_create_exclusively_is_refused(cluster, s3_bucket, monkeypatch):
     """Law 7: of a record, two writers would each think it theirs."""
     import s3fs
@@ -258,6 +311,8 @@ def test_a_dry_run_leaves_nothing(cluster, tmp_path):
         (["train", "via=slurm", "data=d", "run=/r"], "data=d is relative"),
         (["train", "via=slurm", "data=/d", "run=/r", "via.nods=3"], "did you mean via.nodes"),
         (["train", "via=slurm", "data=/d", "run=/r", "init_from=x"], "init_from=x is relative"),
+        (["prepare", "via=slurm", "data=/d", "run=/r", "corpus.train=[a.txt]"], "corpus.train=a.txt is relative"),
+        (["train", "via=slurm", "data=/d", "run=/r", "via.account=s3://k:secretsecret@b"], "holds a secret"),
     ],
 )
 def test_a_mistake_ends_in_a_line(typed, needed):
