@@ -26,7 +26,7 @@ from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.masking import masked_tree
+from pipeline.masking import last_name, masked_tree
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.account import Standing
 from pipeline.run.checkpoint import (
@@ -569,7 +569,7 @@ def _tracker(
     config = job.config
     if config.tracking.kind == "none":
         return NoTracker()
-    group = str(config.data).rstrip("/").rpartition("/")[2]
+    group = last_name(str(config.data))
     shown = masked_tree(config.model_dump(mode="json") | about())
     before = [each for each in read_records(storage.join(job.run, METRICS_NAME)) if step_of(each) <= first_step]
     return WandbTracker(config.tracking, run=job.run, config=shown, group=group, before=before, report=report)
@@ -579,7 +579,7 @@ def _gauges(place: Place, job: Job, standing: Standing, *, on_failure: Callable[
     """Prometheus gets numbers by a file, by the cluster's own way, both or none."""
     folder = job.config.tracking.prometheus_folder
     sinks: list[Sink] = [] if place.gauges is None else [place.gauges]
-    labels = {"run": job.run.rstrip("/").rpartition("/")[2]}
+    labels = {"run": last_name(job.run)}
     if sinks or folder is not None:
         labels["run_id"] = tracking_id(job.run)
     if folder is not None:
