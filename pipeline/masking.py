@@ -16,7 +16,10 @@ PARAMETER = re.compile(
     r"""([?&;][\w.-]{0,64}(?:token|secret|passw(?:or)?d|pwd|signature|sig|credential|auth|key|keyid)=)[^\s&#'"]+""",
     re.IGNORECASE,
 )
-VARIABLE = re.compile(r"(TOKEN|SECRET|PASSW(OR)?D|API_?KEY|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING)$", re.IGNORECASE)
+VARIABLE = re.compile(
+    r"(TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|_PWD|API_?KEY|(ACCESS|ACCOUNT|APPLICATION|SECRET)_?KEY|CONNECTION_STRING)$",
+    re.IGNORECASE,
+)
 
 Tree = TypeVar("Tree")
 
@@ -33,6 +36,11 @@ def holds_secret(text: str) -> bool:
     return masked(text) != text
 
 
+def last_name(place: str) -> str:
+    """By what a place is called in a list: the last part of its path, without its secrets."""
+    return masked(place).rstrip("/").rpartition("/")[2]
+
+
 def masked_tree(tree: Tree) -> Tree:
     """Values as JSON holds them, with the secrets of every text masked; keys stay."""
     if isinstance(tree, dict):
@@ -44,7 +52,7 @@ def masked_tree(tree: Tree) -> Tree:
 
 def without_secrets() -> dict[str, str]:
     """The environment of this process without the variables that are named as secrets."""
-    return {name: value for name, value in os.environ.items() if not VARIABLE.search(name)}
+    return {name: value for name, value in os.environ.items() if not _is_secret(name, value)}
 
 
 def without_credentials(url: str) -> str:
@@ -56,7 +64,13 @@ def _without_urls(text: str) -> str:
     return PARAMETER.sub(rf"\g<1>{MASK}", USER.sub(f"{MASK}@", text))
 
 
+def _is_secret(name: str, value: str) -> bool:
+    """Whether a variable is named as a secret; `..._PWD` is one, but for a shell's working folder."""
+    a_folder = name.upper().endswith("_PWD") and os.path.isdir(value)  # noqa: PTH112 Path raises for a long value
+    return VARIABLE.search(name) is not None and not a_folder
+
+
 def _values() -> list[str]:
     """The values of variables that are named as secrets, the longest first, since one may hold another."""
-    found = {value for name, value in os.environ.items() if VARIABLE.search(name) and len(value) >= LEAST_LENGTH}
+    found = {value for name, value in os.environ.items() if _is_secret(name, value) and len(value) >= LEAST_LENGTH}
     return sorted(found, key=len, reverse=True)

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,7 +22,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.masking import holds_secret, masked, masked_tree
+from pipeline.masking import holds_secret, last_name, masked, masked_tree, without_secrets
 from pipeline.run.folder import read_config, write_config
 from pipeline.run.ledger import Ledger, read_events
 from pipeline.run.tracking import tracking_id
@@ -32,6 +33,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch
 KEY = "wJalrXUtnFEMI+K7MDENGbPxRfiCY"  # as S3 makes them
 SLASHED = "wJalrXUtnFEMI/K7MDENG/bPxRfiCY"
 VARIABLES = ["WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN", "MY_PASSWORD"]
+OTHER_VARIABLES = [
+    "MINIO_SECRET_KEY",
+    "S3_SECRET_KEY",
+    "DJANGO_SECRET_KEY",
+    "MYSQL_PWD",
+    "B2_APPLICATION_KEY",
+    "PASSPHRASE",
+    "gpg_passphrase",
+]
 
 MASKED = [
     (f"s3://AKIA:{SLASHED}@bucket/x", "s3://***@bucket/x"),
@@ -71,15 +81,44 @@ def test_what_holds_no_secret_stays(text: str) -> None:
     assert masked(text) == text
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (f"http://user:{KEY}@host:80", "***@host:80"),
+        (f"sftp://user:{SLASHED}@host/runs/a/", "a"),
+        (f"https://host/a?token={SLASHED}", "a?token=***"),
+        ("s3://bucket/runs/a", "a"),
+        ("/runs/a//", "a"),
+        ("a", "a"),
+    ],
+)
+def test_the_last_name_of_a_place_holds_no_secret(place: str, name: str) -> None:
+    assert last_name(place) == name
+
+
+@pytest.mark.parametrize("name", [*VARIABLES, *OTHER_VARIABLES])
 def test_the_value_of_a_secret_variable_is_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked(f"a {KEY} b") == f"a {KEY} b"
     monkeypatch.setenv(name, KEY)
     assert masked(f"a {KEY} b") == "a *** b"
+    assert name not in without_secrets()
     monkeypatch.setenv(name, "short")
     assert masked("a short b") == "a short b"
     monkeypatch.setenv(name, "")
     assert masked("ab") == "ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, KEY) for name in ("PWD", "OLDPWD", "SLURM_JOB_ID", "KEY", "SORT_KEY", "TOKENIZER")),
+        ("ORIGINAL_PWD", "/usr/share"),
+    ],
+)
+def test_the_value_of_a_harmless_variable_stays(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert masked(f"a {value} b") == f"a {value} b"
+    assert without_secrets()[name] == value
 
 
 @pytest.mark.parametrize("text", ["://" + "a" * 1_000_000, "://x:" * 10_000, "?token" * 10_000, "http://x:" * 10_000])
@@ -190,19 +229,20 @@ def test_a_planted_key_is_found_in_no_file_and_no_output(
     for name in ("TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
         (tmp_path / "kept" / name).mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / "kept" / name))
-    training = train_typed(data, run, "tracking.kind=wandb", "tracking.mode=offline", "cluster.num_workers=2")
-    training = [*training, "stream.num_lanes=4"]
-    with serving(texts) as place:
+    tracked = ["tracking.kind=wandb", "tracking.mode=offline", "stream.num_lanes=4"]
+    training = partial(train_typed, data, run, *tracked, "cluster.num_workers=2")
+    with serving(texts) as place, serving(data) as corpus:  # a place without a name, whose last part is its host
         prepared = prepare_typed(texts, data, f"corpus.train={place}/train.txt?token={KEY}")
         commands = [
             (0, prepared),
-            (0, [*training, f"corpus.train={place}/train.txt"]),
+            (0, training(f"corpus.train={place}/train.txt")),
             (0, ["evaluate", f"run={run}"]),
-            (2, [*training, f"init_from={place}", f"run={tmp_path / 'other'}"]),
+            (0, train_typed(corpus, tmp_path / "read", *tracked)),
+            (2, training(f"init_from={place}", f"run={tmp_path / 'other'}")),
         ]
         mistakes = [
             prepare_typed(texts, data, f"corpus.train={place}/missing.txt"),
-            [*training, f"run=s3://user:{KEY}@bucket/run"],
+            training(f"run=s3://user:{KEY}@bucket/run"),
             ["evaluate", f"run={place}/run"],
             ["status", f"run={place}/run", f"xyzzy={KEY}://u:{KEY}@h"],
             ["verify", f"data={place}?token={KEY}"],
@@ -222,7 +262,8 @@ def test_a_planted_key_is_found_in_no_file_and_no_output(
     assert all(each not in told for each in [KEY, *secrets.values()])
     assert "user:***" not in (run / "config.yaml").read_text()
     assert "***@127.0.0.1" in (run / "config.yaml").read_text()
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    for each in (run, tmp_path / "read"):
+        assert list(each.glob("wandb/offline-run-*/*.wandb"))
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) > 20
     assert holding(tmp_path, KEY, *secrets.values()) == []
 

@@ -55,7 +55,7 @@ PANELS = [
     Panel("Goodput over time", ((latest("goodput_ratio"), RUN),), "percentunit"),
     Panel("Failures, windows passed over, attempts", tuple((latest(name), f"{RUN} {name}") for name in FAILURES)),
     Panel("Since the last step", ((f"time() - {latest('last_step_timestamp_seconds')}", RUN),), "s"),
-    Panel("Since the last checkpoint", ((f"time() - {latest('checkpoint_timestamp_seconds')}", RUN),), "s"),
+    Panel("Training that is not saved yet", ((f"time() - {latest('checkpoint_timestamp_seconds')}", RUN),), "s"),
     Panel("Words seen", ((latest("tokens_seen"), RUN),)),
 ]
 

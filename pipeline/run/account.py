@@ -149,17 +149,23 @@ class Standing:
         self._new.append(event)
 
     def goodput(self, *, now: float) -> float:
-        """The productive share of the wall time so far, as `account` tells it of the same events."""
+        """The productive share of the time so far, as `account` tells it, but that after a clean stop is left out.
+
+        A run that someone stopped for days would else be told of as one that loses its time.
+        """
         if (known := self._catch_up()) is None:
             return 0.0
         walk = copy(known)
         walk.seconds = dict(walk.seconds)
         walk.spend(until=now, on=walk.category)
         walk.enter(walk.category)
-        return walk.seconds["productive"] / (sum(walk.seconds.values()) or 1.0)
+        return walk.seconds["productive"] / ((sum(walk.seconds.values()) - walk.stopped_seconds) or 1.0)
 
-    def saved_time(self) -> float:
-        """When the newest checkpoint was written, unix seconds; where there is none, when the run began."""
+    def unsaved_since(self) -> float:
+        """Since when training would be lost, unix seconds: the newest checkpoint, or later the workers' own beginning.
+
+        Workers begin with what is saved; where there is no event yet, it is when this was made.
+        """
         self._catch_up()
         return self._saved
 
@@ -180,7 +186,7 @@ class Standing:
                 self._saved = event["time"]
                 self._walk = _Walk(begin=event["time"])
             self._walk.take(event)
-            if event["event"] == "checkpoint":
+            if event["event"] in ("checkpoint", "group", "training"):
                 self._saved = max(self._saved, event["time"])
             elif event["event"] == "skip":
                 self._skips.add((event["epoch"], event["window"]))
@@ -199,6 +205,7 @@ class _Walk:
         self.total_steps: int | None = None
         self.world_size: int | None = None
         self.seconds: dict[Category, float] = dict.fromkeys(get_args(Category), 0.0)
+        self.stopped_seconds = 0.0  # those of `down` that follow a stop or the end
         self.stretch_seconds = 0.0  # of this training, less what was taken out of it
         self.failures: list[Failure] = []
 
@@ -259,6 +266,8 @@ class _Walk:
         """Gives the time since the last sign of life to a category."""
         seconds = max(until - self.time, 0.0)
         self.time = max(until, self.time)
+        if self.state != "running":
+            self.stopped_seconds += seconds
         if on == "productive":
             self.stretch_seconds += seconds
         else:

@@ -1,6 +1,7 @@
 """What a run is made of and where its files lie, for a dashboard.
 
-In: the model, the corpus, the run folder. Out: plain values and references; no file's content is read but marks.
+In: the model, the corpus, the run folder. Out: plain values and references. It asks git for the version of the code,
+and reads marks of checkpoints; no other file's content is read.
 """
 
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.corpus.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 from pipeline.errors import CheckpointError
+from pipeline.masking import last_name
 from pipeline.model.language_model import LanguageModel
 from pipeline.provenance import code_version
 from pipeline.run.checkpoint import best_step, checkpoint_path, committed_steps, read_mark
@@ -54,7 +56,7 @@ def corpus_reference(data: str, manifest: Manifest) -> Reference:
     }
     return Reference(
         kind="corpus",
-        name=f"{data.rstrip('/').rpartition('/')[2]}-{manifest.fingerprint[:8]}",
+        name=f"{last_name(data)}-{manifest.fingerprint[:8]}",
         files={name: storage.join(data, name) for name in names},
         metadata={
             "fingerprint": manifest.fingerprint,
@@ -78,7 +80,7 @@ def checkpoint_reference(run: str) -> Reference | None:
     best = best_step(last.validations, sorted(marks))
     return Reference(
         kind="model",
-        name=f"{run.rstrip('/').rpartition('/')[2]}-{tracking_id(run)}",
+        name=f"{last_name(run)}-{tracking_id(run)}",
         files={f"step-{step}.ckpt": checkpoint_path(run, step) for step in marks},
         metadata={
             "sha256": {f"step-{step}.ckpt": mark.sha256 for step, mark in marks.items()},

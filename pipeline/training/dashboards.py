@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.config import TrackingConfig
+from pipeline.masking import last_name, masked
 from pipeline.run.records import Record
 from pipeline.run.tracking import sync_line, tracking_id
 
@@ -136,7 +137,7 @@ class WandbTracker:
         def start(mode: Any) -> wandb.Run:  # one of wandb's words
             return wandb.init(
                 project=tracking.project or settings.project or PROJECT,
-                name=settings.run_name or Path(run).name,
+                name=settings.run_name or last_name(run),
                 group=tracking.group or settings.run_group or group,
                 tags=[*tracking.tags] or settings.run_tags,
                 id=tracking_id(run),
@@ -180,7 +181,7 @@ class WandbTracker:
         self._run.alert(title=title, text=text, level="ERROR")
 
     def refer(self, files: Callable[[], Reference | None]) -> None:
-        """Leaves an artifact that names files where they lie: wandb neither copies nor reads them.
+        """Leaves an artifact that names files where they lie, without secrets: wandb neither copies nor reads them.
 
         `use_artifact` would say that they were there before, but it needs the server.
         """
@@ -191,7 +192,7 @@ class WandbTracker:
         name = re.sub(r"[^\w.-]+", "-", found.name)[:MOST_NAME]
         artifact = wandb.Artifact(name=name, type=found.kind, metadata=found.metadata)
         for each, place in found.files.items():
-            uri = Path(storage.resolve(place)[1]).as_uri() if storage.is_local(place) else place
+            uri = Path(storage.resolve(place)[1]).as_uri() if storage.is_local(place) else masked(place)
             artifact.add_reference(uri, name=each, checksum=False)
         self._run.log_artifact(artifact, aliases=[*found.aliases, "latest"])
 

@@ -82,7 +82,7 @@ class Reporter:
         return {
             "run/goodput": self.standing.goodput(now=now),
             "run/attempt": self.attempt,
-            "run/checkpoint_age_seconds": max(0.0, now - self.standing.saved_time()),
+            "run/checkpoint_age_seconds": max(0.0, now - self.standing.unsaved_since()),
         }
 
     def close(self) -> None:
@@ -142,8 +142,10 @@ class Monitor(Callback):
         step = trainer.global_step
         self.watch.add_tokens(batch.num_targets)
         record: Record = {}
+        num_targets = None
         if self.cadence.logs(step):
-            record |= self._train_record(module)
+            nats, num_targets = module.state.end_interval()
+            record |= self._train_record(module, nats, num_targets)
         if self.validate is not None and self.cadence.validates(step):
             record |= self._validation_record(step, module, self.validate)
         if self.reporter is None:
@@ -154,10 +156,9 @@ class Monitor(Callback):
             self.reporter.metrics.write(record)
             self.reporter.tracker.log(record)
         self.reporter.display.show(step, record)
-        self._show_place(module, step, record)
+        self._show_place(module, step, _without_loss(record) if num_targets == 0 else record)
 
-    def _train_record(self, module: LanguageModelModule) -> Record:
-        nats, num_targets = module.state.end_interval()
+    def _train_record(self, module: LanguageModelModule, nats: float, num_targets: int) -> Record:
         score = Score(total_nats=nats if num_targets else math.nan, num_targets=num_targets or 1)
         return {
             "train/nats_per_token": finite(score.nats_per_token),
@@ -186,6 +187,11 @@ class Monitor(Callback):
             "valid/nats_per_token": finite(score.nats_per_token),
             "valid/perplexity": finite(score.perplexity),
         }
+
+
+def _without_loss(record: Record) -> Record:
+    """A record of windows that were all passed over: its loss is null for want of targets, and no bad one."""
+    return {key: value for key, value in record.items() if key not in ("train/nats_per_token", "train/perplexity")}
 
 
 def _by_cluster(clusters: Sequence[str], sums: Sequence[tuple[float, int]]) -> Record:

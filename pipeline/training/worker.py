@@ -26,7 +26,7 @@ from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.masking import masked_tree
+from pipeline.masking import last_name, masked_tree
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.account import Standing
 from pipeline.run.checkpoint import (
@@ -264,6 +264,7 @@ def _go_on(
                 standing=standing,
                 about=partial(about_run, model, manifest),
                 corpus=corpus_reference(str(config.data), manifest),
+                hang=_hang_before(events),
             )
         )
     )
@@ -457,10 +458,28 @@ def _report_hang(job: Job, reporter: Reporter | None, rank: int | None, cause: s
     """Tells the ledger at once, then the dashboard, whose records would be lost too: the process is about to end."""
     Ledger(job.run, attempt=job.attempt).write("fault", kind="hang", cause=cause, rank=rank, fatal=True)
     if reporter is not None:
-        reporter.tracker.alert("training hangs", cause)
-        last = threading.Thread(target=reporter.tracker.finish, name="last-words", daemon=True)
+        last = threading.Thread(target=_last_words, args=(reporter.tracker, cause), name="last-words", daemon=True)
         last.start()
         last.join(LAST_WORDS_SECONDS)
+
+
+def _last_words(tracker: Tracker, cause: str) -> None:
+    """Either may wait for a dashboard that never answers."""
+    tracker.alert("training hangs", cause)
+    tracker.finish()
+
+
+def _hang_before(events: list[Event]) -> str | None:
+    """The hang that ended the last group, if its dashboard may not know.
+
+    One rank tells the dashboard. Where that one hangs another notices, and where another hangs it may be ended before
+    what it told was sent. A single process tells before it ends.
+    """
+    groups = [index for index, event in enumerate(events) if event["event"] == "group"]
+    if not groups or events[groups[-1]]["world_size"] == 1:
+        return None
+    faults = [event for event in events[groups[-1] :] if event["event"] == "fault" and event["fatal"]]
+    return next((str(fault["cause"]) for fault in faults if fault["kind"] == "hang"), None)
 
 
 def _made(event: Event) -> int:
@@ -517,6 +536,7 @@ def _reporter(
     standing: Standing,
     about: Callable[[], dict[str, Any]],
     corpus: Reference,
+    hang: str | None,
 ) -> Reporter:
     """Of the first rank.
 
@@ -527,6 +547,7 @@ def _reporter(
         standing: what the ledger tells.
         about: what a dashboard shows beside the configuration.
         corpus: where it lies.
+        hang: of the last group, of which a dashboard may not know.
     """
     config = job.config
 
@@ -544,6 +565,8 @@ def _reporter(
         on_failure=on_failure,
     )
     tracker.refer(lambda: corpus)
+    if hang is not None:
+        tracker.alert("training goes on after a hang", hang)
     return Reporter(
         metrics=MetricsFile(
             storage.join(job.run, METRICS_NAME),
@@ -569,7 +592,7 @@ def _tracker(
     config = job.config
     if config.tracking.kind == "none":
         return NoTracker()
-    group = str(config.data).rstrip("/").rpartition("/")[2]
+    group = last_name(str(config.data))
     shown = masked_tree(config.model_dump(mode="json") | about())
     before = [each for each in read_records(storage.join(job.run, METRICS_NAME)) if step_of(each) <= first_step]
     return WandbTracker(config.tracking, run=job.run, config=shown, group=group, before=before, report=report)
@@ -579,7 +602,7 @@ def _gauges(place: Place, job: Job, standing: Standing, *, on_failure: Callable[
     """Prometheus gets numbers by a file, by the cluster's own way, both or none."""
     folder = job.config.tracking.prometheus_folder
     sinks: list[Sink] = [] if place.gauges is None else [place.gauges]
-    labels = {"run": job.run.rstrip("/").rpartition("/")[2]}
+    labels = {"run": last_name(job.run)}
     if sinks or folder is not None:
         labels["run_id"] = tracking_id(job.run)
     if folder is not None:

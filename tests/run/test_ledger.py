@@ -808,7 +808,10 @@ def test_a_standing_that_is_told_event_by_event_says_what_the_whole_ledger_says(
         now = max([1000.0, *(event["time"] for event in events[:number])]) + late
         found = account(events[:number], now=now)
         if number and found.state == "running":
-            assert standing.goodput(now=now) == pytest.approx(found.shares["productive"], abs=1e-12)
+            wall_seconds, least = sum(found.seconds.values()), found.shares["productive"]
+            most = found.seconds["productive"] / ((wall_seconds - found.seconds["down"]) or 1.0)
+            asked = any(event["event"] in ("stop", "end") for event in events[:number])
+            assert least - 1e-9 <= standing.goodput(now=now) <= (most if asked else least) + 1e-9
             assert standing.goodput(now=now) == standing.goodput(now=now), "to ask changes nothing"
         assert standing.num_failures() == sum(failure.fatal for failure in found.failures)
         assert standing.num_skips() == len(found.skips)
@@ -816,12 +819,33 @@ def test_a_standing_that_is_told_event_by_event_says_what_the_whole_ledger_says(
             standing.hear(events[number])
 
 
-def test_a_standing_knows_the_newest_checkpoint_and_else_the_beginning():
-    standing = Standing(BEGUN, now=9e9)
-    assert standing.saved_time() == BEGUN[0]["time"]
+def test_a_standing_knows_since_when_nothing_is_saved():
+    standing = Standing([start(0)], now=9e9)
+    assert standing.unsaved_since() == 1000.0
+    for event in BEGUN[1:]:
+        standing.hear(event)
+        assert standing.unsaved_since() == event["time"]
     standing.hear(checkpoint(25, step=120, blocked=2.0))
     standing.hear(at(30, "progress", step=130))
-    assert standing.saved_time() == 1025.0
+    assert standing.unsaved_since() == 1025.0
+
+
+DAY = 86400.0
+RESUMED = [start(DAY, step=50, attempt=2), group(DAY + 2, step=50, attempt=2), at(DAY + 10, "training", attempt=2)]
+
+
+def test_a_resumed_run_has_nothing_unsaved_and_lost_no_time_by_a_stop():
+    """Nor does the end of a run that is trained further."""
+    for last in (at(100, "stop", step=50, cause="SIGTERM"), at(100, "end", step=50)):
+        standing = Standing([*BEGUN, checkpoint(100, step=50, blocked=0.0), last, *RESUMED], now=9e9)
+        now = 1000.0 + DAY + 20
+        assert now - standing.unsaved_since() == 10.0
+        assert standing.goodput(now=now) == pytest.approx((90 + 10) / (100 + 20))
+
+
+def test_a_run_that_died_lost_the_time_until_it_was_resumed():
+    standing = Standing([*BEGUN, at(100, "progress", step=50), *RESUMED], now=9e9)
+    assert standing.goodput(now=1000.0 + DAY + 20) == pytest.approx(100 / (DAY + 20))
 
 
 @given(events=histories(may_go_back=False), data=st.data())

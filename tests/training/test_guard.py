@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.run.checkpoint import (
     committed_steps,
     load_checkpoint,
 )
+from pipeline.run.gauges import Sample, TextFile
 from pipeline.run.ledger import Ledger, read_events
 from pipeline.runner import train
 from pipeline.training.module import LanguageModelModule
@@ -132,6 +133,21 @@ def test_a_gradient_that_is_not_finite_costs_its_own_window(
     if every == 1:  # what is passed over has no loss, and none of zero
         assert [line["step"] for line in records(str(here.run)) if line["train/nats_per_token"] is None] == [step]
     assert_same_end(str(here.run), told_beforehand(reference, step), TOTAL)
+
+
+def test_a_window_that_is_passed_over_is_no_bad_loss_for_prometheus(
+    config: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, float]] = []
+
+    def take(file: TextFile, found: Sequence[Sample]) -> None:
+        given.append({each.name: each.value for each in found})
+
+    monkeypatch.setattr(TextFile, "__call__", take)
+    ruin_gradients({17}, monkeypatch)
+    train(config("run", "logging.every_steps=1", "max_steps=20", f"tracking.prometheus_folder={tmp_path}"))
+    assert (given[-1]["step"], given[-1]["skipped_windows_total"]) == (20, 1)
+    assert {each["not_finite"] for each in given} == {0}
 
 
 HARMS = [

@@ -33,7 +33,8 @@ def training_step(self, batch, batch_idx):
     {harm}
     return sound(self, batch, batch_idx)
 LanguageModelModule.training_step = training_step
-runpy.run_module("jobs", run_name="__main__")
+if __name__ == "__main__":
+    runpy.run_module("jobs", run_name="__main__")
 """
 
 
@@ -61,7 +62,9 @@ class Attempts:
             "tracking.tags=[small,made]",
             "accelerator=cpu",
         ]
-        command = [sys.executable, "-c", SLOW.format(pace=pace, harm=harm), "train", f"data={self.data}"]
+        script = self.folder / "slow.py"  # a file, which workers read too
+        script.write_text(SLOW.format(pace=pace, harm=harm))
+        command = [sys.executable, str(script), "train", f"data={self.data}"]
         with (self.folder / "told.txt").open("ab") as log:
             return subprocess.Popen(
                 [*command, f"run={self.run}", *settings, *more],
@@ -187,3 +190,20 @@ def test_a_hang_and_a_bad_loss_are_alerts(
         assert attempts.begin(*more, harm=harm).wait(PATIENCE_SECONDS) == code, attempts.told()
         assert [each["title"] for each in server.alerts] == [title]
         assert "12" in server.alerts[0]["text"] or "11" in server.alerts[0]["text"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hang_of_one_of_two_workers_is_an_alert_whichever_it_is(
+    rank: int, make_corpus: Callable[..., str], tmp_path: Path
+) -> None:
+    """The first rank alone has a dashboard; of its own hang the next group tells, once."""
+    once = f"not __import__('os').path.exists('{tmp_path}/hung') and open('{tmp_path}/hung', 'x')"
+    harm = f"time.sleep(3600 if step == 12 and self.ranks.rank == {rank} and {once} else 0)"
+    with serving() as server:
+        attempts = Attempts(tmp_path, make_corpus(), WANDB_BASE_URL=server.url, WANDB_API_KEY="0123456789" * 4)
+        process = attempts.begin("guard.hang_seconds=3", "cluster.num_workers=2", harm=harm)
+        assert process.wait(PATIENCE_SECONDS) == 0, attempts.told()
+        titles = [each["title"] for each in server.alerts]
+        assert titles.count("training goes on after a hang") == 1
+        assert titles in (["training hangs", "training goes on after a hang"], ["training goes on after a hang"])
+        assert f"rank {rank} stood still" in server.alerts[-1]["text"]
