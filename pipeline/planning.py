@@ -10,7 +10,7 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from math import ceil
+from math import ceil, lcm
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from pipeline.errors import ConfigError
 from pipeline.run import checkpoint
 from pipeline.run.folder import check_run_folder
 from pipeline.run.plan import GB, HOUR_SECONDS, Forecast, Memory, shown_bytes, write_plan
-from pipeline.run.retention import steps_to_keep
 from pipeline.runner import check_splits, check_workers
 from pipeline.training.tiling import fitted_model, lane_plan, total_steps
 
@@ -140,17 +139,25 @@ def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int
 
 
 def _num_checkpoints(section: CheckpointConfig, *, total_steps: int, steps_per_epoch: int) -> int:
-    """The most that lie on the disk at once: at the run's end, if its first were its best, and one half written."""
-    validated = range(0, total_steps + 1, section.validate_every_steps or steps_per_epoch)[1:]
-    saved = sorted({*range(0, total_steps + 1, section.every_steps)[1:], *validated, total_steps})
-    kept = steps_to_keep(
-        saved,
-        validations={step: float(step) for step in validated},
-        keep_last=section.keep_last,
-        keep_best=section.keep_best,
-        keep_every_steps=section.keep_every_steps,
-    )
-    return min(len(kept) + 1, len(saved))
+    """The most that lie on the disk at once, the one that is being written among them.
+
+    Those that come by minutes may stand at any step.
+    """
+    validated = section.validate_every_steps or steps_per_epoch
+    rhythms = (section.every_steps, validated, total_steps)
+    spaced, validations = 0, (total_steps - 1) // validated  # that of the end is of the newest checkpoint
+    if (every := section.keep_every_steps) is not None:
+        spaced = _num_multiples(*(lcm(each, every) for each in rhythms), up_to=total_steps)
+        validations -= (total_steps - 1) // lcm(validated, every)  # which are kept anyway
+    saved = total_steps if section.every_minutes is not None else _num_multiples(*rhythms, up_to=total_steps)
+    return min(section.keep_last + spaced + min(section.keep_best, validations) + 1, saved)
+
+
+def _num_multiples(a: int, b: int, c: int, *, up_to: int) -> int:
+    """How many numbers up to one are multiples of any of three."""
+    one = sum(up_to // each for each in (a, b, c))
+    two = sum(up_to // lcm(*each) for each in ((a, b), (a, c), (b, c)))
+    return one - two + up_to // lcm(a, b, c)
 
 
 def _check_disk(

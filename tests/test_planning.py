@@ -2,15 +2,19 @@
 
 import re
 from math import ceil
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.config import PlanConfig, PlanSection
+from pipeline.config import CheckpointConfig, PlanConfig, PlanSection
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.planning import plan
+from pipeline.planning import _num_checkpoints, plan
 from pipeline.run.checkpoint import checkpoint_path, committed_steps
 from pipeline.run.plan import read_plan
+from pipeline.run.retention import steps_to_keep
 from pipeline.runner import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
@@ -71,6 +75,42 @@ def test_checkpoints_have_the_size_and_number_that_are_planned(planned, tmp_path
     assert found.checkpoint_bytes == pytest.approx(max(sizes), rel=0.03)
     assert len(steps) <= found.num_checkpoints == 3 + 2 + 1  # 8, 16, 24; 28, 30; one that is being written
     assert found.checkpoint_every_steps == 4
+
+
+COUNTS = st.integers(1, 12)
+
+
+@given(
+    every=COUNTS,
+    validated=COUNTS,
+    last=COUNTS,
+    best=st.integers(0, 3),
+    spaced=COUNTS | st.none(),
+    seed=st.integers(0, 99),
+)
+def test_no_run_has_more_checkpoints_than_are_planned(every, validated, last, best, spaced, seed):
+    """Whichever of its validations are the best."""
+    kept = {"keep_last": last, "keep_best": best, "keep_every_steps": spaced}
+    section = CheckpointConfig(every_steps=every, every_minutes=None, validate_every_steps=validated, **kept)
+    nats, there, most = Random(seed), set(), 0
+    for step in range(1, 51):
+        if step % every == 0 or step % validated == 0 or step == 50:
+            there.add(step)
+            most = max(most, len(there))
+            found = {each: nats.random() for each in range(validated, step + 1, validated)}
+            there = steps_to_keep(sorted(there), validations=found, **kept)
+    assert (
+        most <= _num_checkpoints(section, total_steps=50, steps_per_epoch=50) <= last + best + 1 + 50 // (spaced or 51)
+    )
+
+
+@pytest.mark.parametrize(("minutes", "number"), [(30, 2 + 1 + 1), (None, 20)])
+def test_checkpoints_by_minutes_are_planned_too(planned, minutes, number):
+    """By steps the run would have that of its end alone, or one for each of many steps, which are not counted out."""
+    section = {"every_minutes": minutes, "every_steps": 10**8, "validate_every_steps": 10**7, "keep_best": 1}
+    if minutes is None:
+        section |= {"every_steps": 1, "keep_every_steps": 1_176_471}
+    assert plan(planned(max_steps=2 * 10**7, max_epochs=None, checkpoint=section)).num_checkpoints == number
 
 
 def test_words_a_second_are_measured(planned, monkeypatch):
