@@ -70,14 +70,14 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
     steps, world_size = total_steps(config, tiling), config.cluster.num_workers or 1
     model = footprint.shapes_of(config.model, vocab_size=manifest.vocab_size)
     parameters = footprint.count_parameters(model)
-    activations = footprint.activation_bytes(
-        config.model, counts_V=counts_V, bptt=config.stream.bptt, bf16=bf16, device=device
-    )
+    bptt = config.stream.bptt
+    activations = footprint.activation_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16, device=device)
+    backward = footprint.backward_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16)
     available = footprint.device_memory_bytes(device)
     if config.plan.device_memory_gb is not None:
         available = round(config.plan.device_memory_gb * GB)
     fixed = _fixed_memory(footprint.weight_bytes(model), footprint.optimizer_bytes(config.optim, model.parameters()))
-    memory = _fitting(config, fixed, activations, available=available)
+    memory = _fitting(config, fixed, activations, backward, available=available)
     checkpoint_bytes = footprint.checkpoint_bytes(model, config.optim, num_lanes=tiling.num_lanes)
     num_checkpoints = _num_checkpoints(config.checkpoint, total_steps=steps, steps_per_epoch=tiling.num_windows)
     free = None if run is None else _free_bytes(run)
@@ -113,22 +113,33 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
 def _fixed_memory(weights: int, optimizer: int) -> Memory:
     """What a device holds whatever the number of lanes."""
     total = 2 * weights + optimizer
-    return Memory(weights=weights, gradients=weights, optimizer=optimizer, activations=0, total=total)
+    return Memory(weights=weights, gradients=weights, optimizer=optimizer, activations=0, backward=0, total=total)
 
 
-def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int], *, available: int | None) -> Memory:
-    """The memory of a device, activations included, once it is known that the device has it."""
+def _fitting(
+    config: PlanConfig,
+    fixed: Memory,
+    activations: Callable[[int], int],
+    backward: Callable[[int], int],
+    *,
+    available: int | None,
+) -> Memory:
+    """The memory of a device, with what its lanes take, once it is known that the device has it."""
+
+    def total(lanes: int) -> int:
+        return fixed.total + activations(lanes) + backward(lanes)
+
     num_lanes, world_size = config.stream.num_lanes, config.cluster.num_workers or 1
     lanes = num_lanes // world_size
-    held = activations(lanes)
-    memory = fixed.model_copy(update={"activations": held, "total": fixed.total + held})
+    of_lanes = {"activations": activations(lanes), "backward": backward(lanes)}
+    memory = fixed.model_copy(update={**of_lanes, "total": fixed.total + sum(of_lanes.values())})
     if available is None or memory.total <= available:
         return memory
     parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in memory if name != "total")
     needs = f"a device has {shown_bytes(available)} and the run needs {shown_bytes(memory.total)} of it ({parts})"
-    most = bisect_right(range(1, lanes), available - fixed.total, key=activations)
+    most = bisect_right(range(1, lanes), available, key=total)
     if most == 0:
-        one_lane = fixed.total + activations(1)
+        one_lane = total(1)
         raise ConfigError(
             f"{needs}; one lane takes {shown_bytes(one_lane)} already: use devices of"
             f" plan.device_memory_gb={ceil(one_lane / GB * 100) / 100:g} or a smaller model"

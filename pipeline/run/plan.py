@@ -32,14 +32,15 @@ class Parameters(Section):
 class Memory(Section):
     """What a device holds during a step, in bytes.
 
-    `activations` is what the backward pass needs of the forward pass, logits included. What lives shorter, as the
-    gradient of the logits, comes on top.
+    `activations` is what the backward pass needs of the forward pass, logits included; `backward` is what it adds while
+    all of them are still there: the gradients of the largest logits and of their log-probabilities.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    backward: int
     total: int
 
 
