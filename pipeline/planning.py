@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LIMIT_SECONDS = 8.0  # from the call on; Python's own start and the answer come on top
 TRIAL_SECONDS = 3.0  # of these, for steps that are tried
-TRIED_PARAMETERS = 100_000_000  # a CPU makes a step of more of them in seconds
+TRIED_PARAMETERS = 30_000_000  # a CPU needs a second or more for a step of a larger model
 
 
 def plan(config: PlanConfig) -> Forecast:
@@ -228,14 +228,18 @@ def _speed(
     here = world_size if config.cluster.kind != "ray" else 1  # workers that share the cores of this machine
     threads = config.cluster.cpus_per_worker or max(1, cores // here)
     lanes = config.stream.num_lanes // world_size
+    left = LIMIT_SECONDS - (time.monotonic() - began)
     tried = trial.try_steps(
         config,
         counts_V=counts_V,
         lanes=lanes,
         device=device,
         num_threads=threads,
-        budget_seconds=min(TRIAL_SECONDS, LIMIT_SECONDS - (time.monotonic() - began)),
+        budget_seconds=min(TRIAL_SECONDS, left),
+        limit_seconds=left,
     )
+    if tried is None:
+        return None, f"words/s are not known, as this {device} has not the time or the memory to try some steps: {mend}"
     at_once = min(world_size, cores) if device == "cpu" and here > 1 else world_size
     speed = lanes * config.stream.bptt / tried.seconds * at_once
     return speed, f"words/s by steps of {tried.tried_lanes} of {lanes} lanes on this {device}"

@@ -3,6 +3,7 @@
 import re
 from math import ceil
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.config import CheckpointConfig, PlanConfig, PlanSection
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.planning import _num_checkpoints, plan
+from pipeline.planning import LIMIT_SECONDS, _num_checkpoints, plan
 from pipeline.run.checkpoint import checkpoint_path, committed_steps
 from pipeline.run.plan import read_plan
 from pipeline.run.retention import steps_to_keep
@@ -132,6 +133,28 @@ def test_what_cannot_be_measured_here_is_not_known(planned, monkeypatch):
     assert "no GPU is here: give plan.words_per_second=" in found.measured
     monkeypatch.setattr("pipeline.planning.TRIED_PARAMETERS", 10)
     assert "too large to be tried on this CPU" in plan(planned(plan={"words_per_second": None})).measured
+
+
+@pytest.mark.parametrize(("step_seconds", "known"), [(0.01, True), (0.9, True), (1.1, False), (4.0, False)])
+def test_a_plan_takes_no_longer_than_it_may(planned, monkeypatch, step_seconds, known):
+    """By a clock that the model's making moves by 2 s, and each step by so many for a lane."""
+    clock = SimpleNamespace(now=100.0)
+
+    def stepper(*_, **__):
+        clock.now += 2.0
+
+        def step(lanes):
+            clock.now += step_seconds * lanes
+
+        return step
+
+    monkeypatch.setattr("pipeline.training.trial._stepper", stepper)
+    monkeypatch.setattr("pipeline.planning.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("pipeline.training.trial.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    found = plan(planned(plan={"words_per_second": None}, stream={"num_lanes": 64}))
+    assert clock.now - 100.0 <= LIMIT_SECONDS
+    assert (found.words_per_second is not None) == known
+    assert known or "has not the time or the memory to try some steps: give plan.words_per_second=" in found.measured
 
 
 def nearest(error, key):
