@@ -1,8 +1,8 @@
 """What a run will take, told before it begins: steps, memory, hours, cost, disk.
 
 In: the configuration that the run would have. Out: a `Forecast`; with `run=` it is kept there. Refuses what `train`
-would refuse of corpus and workers, more memory than a device has and more checkpoints than the disk has room for, each
-with the nearest value that can be.
+would refuse of corpus, workers, the run's own checkpoints and weights to begin with; and more memory than a device has
+and more checkpoints than the disk has room for, each with the nearest value that can be.
 """
 
 import os
@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.config import CheckpointConfig, PlanConfig, given
+from pipeline.config import CheckpointConfig, PlanConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, read_manifest
 from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError
 from pipeline.run import checkpoint
 from pipeline.run.folder import check_run_folder
+from pipeline.run.ledger import read_events
 from pipeline.run.plan import GB, HOUR_SECONDS, Forecast, Memory, shown_bytes, write_plan
-from pipeline.runner import check_splits, check_workers
+from pipeline.runner import begins_at, check_splits, check_workers, with_places
 from pipeline.training.tiling import fitted_model, lane_plan, total_steps
 
 if TYPE_CHECKING:
@@ -39,20 +40,22 @@ def plan(config: PlanConfig) -> Forecast:
     """Plans a run, and keeps the plan in its folder if it has one.
 
     Raises:
-        ConfigError: it cannot be, or does not fit.
+        ConfigError: it cannot be, does not fit, or its folder holds another run.
         CorpusError: the corpus is missing or lacks a split.
+        CheckpointError: none of its checkpoints is whole, or there is none to begin with.
     """
     began = time.monotonic()
-    data, run = storage.absolute(given("data", config.data)), config.run and storage.absolute(config.run)
+    config = with_places(config, needed=("data",))
+    data, run = str(config.data), config.run
     manifest = read_manifest(data)
-    config = config.model_copy(
-        update={"data": data, "model": fitted_model(config.model, vocab_size=manifest.vocab_size)}
-    )
+    config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     if run is not None:
         check_run_folder(run, data=data)
     check_splits(config, manifest)
     tiling = lane_plan(config, manifest)
     check_workers(config, None)
+    steps, events = total_steps(config, tiling), [] if run is None else read_events(run)
+    begins_at(config, manifest, total_steps=steps, events=events)
     found = _forecast(config, manifest, tiling, run=run, began=began)
     if run is not None:
         write_plan(run, found)

@@ -2,6 +2,7 @@
 
 import re
 from math import ceil
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.config import CheckpointConfig, PlanConfig, PlanSection
-from pipeline.errors import ConfigError, CorpusError
+from pipeline.errors import CheckpointError, ConfigError, CorpusError
 from pipeline.planning import LIMIT_SECONDS, _num_checkpoints, plan
 from pipeline.run.checkpoint import checkpoint_path, committed_steps
 from pipeline.run.plan import read_plan
@@ -255,3 +256,31 @@ def test_what_train_refuses_is_refused(planned, tmp_path):
         plan(config.model_copy(update={"data": None}))
     with pytest.raises(CorpusError, match="manifest"):
         plan(config.model_copy(update={"data": str(tmp_path / "none")}))
+
+
+def test_a_folder_that_holds_another_run_keeps_its_plan(planned, tmp_path):
+    config = planned(max_steps=4, max_epochs=None, run=str(tmp_path / "run"))
+    found = plan(config)
+    train(config)
+    other = config.model_copy(update={"stream": config.stream.model_copy(update={"bptt": 9})})
+    with pytest.raises(ConfigError, match=r"step-4\.ckpt is of another run: stream.bptt was 7 and is 9; set it back"):
+        plan(other)
+    assert read_plan(config.run) == found
+    Path(checkpoint_path(config.run, 4)).write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="step-4"):
+        plan(config)
+
+
+def test_weights_that_a_run_cannot_begin_with_are_refused(planned, tmp_path):
+    run, origin = str(tmp_path / "run"), planned(max_steps=4, max_epochs=None, run=str(tmp_path / "origin"))
+    with pytest.raises(CheckpointError, match=r"init_from=.*/origin has no weights to begin with"):
+        plan(origin.model_copy(update={"run": run, "init_from": origin.run}))
+    train(origin)
+    with pytest.raises(ConfigError, match=r"init_from=.* is the run itself; use another run="):
+        plan(origin.model_copy(update={"init_from": origin.run}))
+    wide = origin.model.model_copy(update={"embedding_size": 9})
+    with pytest.raises(ConfigError, match=r"has weights of other shapes: model\.embedding_size was .* and is 9"):
+        plan(origin.model_copy(update={"run": None, "model": wide, "init_from": origin.run}))
+    assert not storage.is_folder(run)
+    tuned = origin.model_copy(update={"run": run, "init_from": origin.run})
+    assert plan(tuned) == read_plan(run)
