@@ -1,43 +1,13 @@
 """`plan.json`: written, read and set beside what a run came to."""
 
 import pytest
+from support.plans import FORECAST
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.run.account import account
-from pipeline.run.plan import Forecast, compared, read_plan, seconds_left, shown_bytes, write_plan
+from pipeline.run.plan import compared, read_plan, seconds_left, shown_bytes, write_plan
 
-FORECAST = Forecast.model_validate(
-    {
-        "total_steps": 500,
-        "steps_per_epoch": 200,
-        "epochs": 2.5,
-        "total_words": 500 * 720,
-        "num_lanes": 36,
-        "world_size": 4,
-        "lanes_per_rank": 9,
-        "parameters": {"embedding": 1, "recurrence": 2, "softmax": 3, "total": 6},
-        "memory_bytes": {
-            "weights": 24,
-            "gradients": 24,
-            "optimizer": 48,
-            "activations": 900,
-            "backward": 100,
-            "total": 1096,
-        },
-        "device_memory_bytes": None,
-        "checkpoint_bytes": 7_200_000,
-        "checkpoint_every_steps": 50,
-        "num_checkpoints": 4,
-        "disk_bytes": 28_800_000,
-        "free_bytes": None,
-        "words_per_second": 100.0,
-        "hours": 1.0,
-        "price_per_hour": 3.0,
-        "cost": 12.0,
-        "measured": "given",
-    }
-)
 EVENTS = [
     {"event": "start", "time": 0.0, "attempt": 1, "command_step": 0, "total_steps": 500, "cluster": "none"},
     {"event": "group", "time": 1.0, "attempt": 1, "step": 0, "reached_step": 0, "world_size": 2, "checkpoint": None},
