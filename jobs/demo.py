@@ -15,7 +15,7 @@ from pipeline.config import Config, EvaluateConfig, load
 from pipeline.corpus.manifest import Manifest, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Evaluation
-from pipeline.run.records import METRICS_NAME, read_records
+from pipeline.run.records import METRICS_NAME, read_records, speed_of
 from pipeline.scoring.perplexity import shown_number
 
 TEXT = "runs/demo/text"  # as conf/experiment/demo.yaml names it
@@ -61,10 +61,8 @@ def _table(run: str, manifest: Manifest, evaluation: Evaluation) -> Table:
 
 
 def _words_per_second(run: str) -> float:
-    """Over all logged steps: their words by their seconds."""
-    records = read_records(storage.join(run, METRICS_NAME))
-    speeds = [speed for record in records if (speed := record.get("speed/tokens_per_second"))]
-    return len(speeds) / sum(1 / speed for speed in speeds) if speeds else 0.0
+    """Over all logged steps."""
+    return speed_of(read_records(storage.join(run, METRICS_NAME))) or 0.0
 
 
 def _curves(run: str) -> str:

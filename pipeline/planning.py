@@ -1,8 +1,8 @@
 """What a run will take, told before it begins: steps, memory, hours, cost, disk.
 
 In: the configuration that the run would have. Out: a `Forecast`; with `run=` it is kept there. Refuses what `train`
-would refuse of corpus and workers, more memory than a device has and more checkpoints than the disk has room for, each
-with the nearest value that can be.
+would refuse of corpus, workers, the run's own checkpoints and weights to begin with; and more memory than a device has
+and more checkpoints than the disk has room for, each with the nearest value that can be.
 """
 
 import os
@@ -10,21 +10,21 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from math import ceil
+from math import ceil, lcm
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import storage
-from pipeline.config import CheckpointConfig, PlanConfig, given
+from pipeline.config import CheckpointConfig, PlanConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, read_manifest
 from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError
 from pipeline.run import checkpoint
 from pipeline.run.folder import check_run_folder
+from pipeline.run.ledger import read_events
 from pipeline.run.plan import GB, HOUR_SECONDS, Forecast, Memory, shown_bytes, write_plan
-from pipeline.run.retention import steps_to_keep
-from pipeline.runner import check_splits, check_workers
+from pipeline.runner import begins_at, check_splits, check_workers, with_places
 from pipeline.training.tiling import fitted_model, lane_plan, total_steps
 
 if TYPE_CHECKING:
@@ -33,27 +33,29 @@ if TYPE_CHECKING:
 
 LIMIT_SECONDS = 8.0  # from the call on; Python's own start and the answer come on top
 TRIAL_SECONDS = 3.0  # of these, for steps that are tried
-TRIED_PARAMETERS = 100_000_000  # a CPU makes a step of more of them in seconds
+TRIED_PARAMETERS = 30_000_000  # a CPU needs a second or more for a step of a larger model
 
 
 def plan(config: PlanConfig) -> Forecast:
     """Plans a run, and keeps the plan in its folder if it has one.
 
     Raises:
-        ConfigError: it cannot be, or does not fit.
+        ConfigError: it cannot be, does not fit, or its folder holds another run.
         CorpusError: the corpus is missing or lacks a split.
+        CheckpointError: none of its checkpoints is whole, or there is none to begin with.
     """
     began = time.monotonic()
-    data, run = storage.absolute(given("data", config.data)), config.run and storage.absolute(config.run)
+    config = with_places(config, needed=("data",))
+    data, run = str(config.data), config.run
     manifest = read_manifest(data)
-    config = config.model_copy(
-        update={"data": data, "model": fitted_model(config.model, vocab_size=manifest.vocab_size)}
-    )
+    config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     if run is not None:
         check_run_folder(run, data=data)
     check_splits(config, manifest)
     tiling = lane_plan(config, manifest)
     check_workers(config, None)
+    steps, events = total_steps(config, tiling), [] if run is None else read_events(run)
+    begins_at(config, manifest, total_steps=steps, events=events)
     found = _forecast(config, manifest, tiling, run=run, began=began)
     if run is not None:
         write_plan(run, found)
@@ -71,14 +73,14 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
     steps, world_size = total_steps(config, tiling), config.cluster.num_workers or 1
     model = footprint.shapes_of(config.model, vocab_size=manifest.vocab_size)
     parameters = footprint.count_parameters(model)
-    activations = footprint.activation_bytes(
-        config.model, counts_V=counts_V, bptt=config.stream.bptt, bf16=bf16, device=device
-    )
+    bptt = config.stream.bptt
+    activations = footprint.activation_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16, device=device)
+    backward = footprint.backward_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16)
     available = footprint.device_memory_bytes(device)
     if config.plan.device_memory_gb is not None:
         available = round(config.plan.device_memory_gb * GB)
     fixed = _fixed_memory(footprint.weight_bytes(model), footprint.optimizer_bytes(config.optim, model.parameters()))
-    memory = _fitting(config, fixed, activations, available=available)
+    memory = _fitting(config, fixed, activations, backward, available=available)
     checkpoint_bytes = footprint.checkpoint_bytes(model, config.optim, num_lanes=tiling.num_lanes)
     num_checkpoints = _num_checkpoints(config.checkpoint, total_steps=steps, steps_per_epoch=tiling.num_windows)
     free = None if run is None else _free_bytes(run)
@@ -114,22 +116,33 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
 def _fixed_memory(weights: int, optimizer: int) -> Memory:
     """What a device holds whatever the number of lanes."""
     total = 2 * weights + optimizer
-    return Memory(weights=weights, gradients=weights, optimizer=optimizer, activations=0, total=total)
+    return Memory(weights=weights, gradients=weights, optimizer=optimizer, activations=0, backward=0, total=total)
 
 
-def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int], *, available: int | None) -> Memory:
-    """The memory of a device, activations included, once it is known that the device has it."""
+def _fitting(
+    config: PlanConfig,
+    fixed: Memory,
+    activations: Callable[[int], int],
+    backward: Callable[[int], int],
+    *,
+    available: int | None,
+) -> Memory:
+    """The memory of a device, with what its lanes take, once it is known that the device has it."""
+
+    def total(lanes: int) -> int:
+        return fixed.total + activations(lanes) + backward(lanes)
+
     num_lanes, world_size = config.stream.num_lanes, config.cluster.num_workers or 1
     lanes = num_lanes // world_size
-    held = activations(lanes)
-    memory = fixed.model_copy(update={"activations": held, "total": fixed.total + held})
+    of_lanes = {"activations": activations(lanes), "backward": backward(lanes)}
+    memory = fixed.model_copy(update={**of_lanes, "total": fixed.total + sum(of_lanes.values())})
     if available is None or memory.total <= available:
         return memory
     parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in memory if name != "total")
     needs = f"a device has {shown_bytes(available)} and the run needs {shown_bytes(memory.total)} of it ({parts})"
-    most = bisect_right(range(1, lanes), available - fixed.total, key=activations)
+    most = bisect_right(range(1, lanes), available, key=total)
     if most == 0:
-        one_lane = fixed.total + activations(1)
+        one_lane = total(1)
         raise ConfigError(
             f"{needs}; one lane takes {shown_bytes(one_lane)} already: use devices of"
             f" plan.device_memory_gb={ceil(one_lane / GB * 100) / 100:g} or a smaller model"
@@ -140,17 +153,25 @@ def _fitting(config: PlanConfig, fixed: Memory, activations: Callable[[int], int
 
 
 def _num_checkpoints(section: CheckpointConfig, *, total_steps: int, steps_per_epoch: int) -> int:
-    """The most that lie on the disk at once: at the run's end, if its first were its best, and one half written."""
-    validated = range(0, total_steps + 1, section.validate_every_steps or steps_per_epoch)[1:]
-    saved = sorted({*range(0, total_steps + 1, section.every_steps)[1:], *validated, total_steps})
-    kept = steps_to_keep(
-        saved,
-        validations={step: float(step) for step in validated},
-        keep_last=section.keep_last,
-        keep_best=section.keep_best,
-        keep_every_steps=section.keep_every_steps,
-    )
-    return min(len(kept) + 1, len(saved))
+    """The most that lie on the disk at once, the one that is being written among them.
+
+    Those that come by minutes may stand at any step.
+    """
+    validated = section.validate_every_steps or steps_per_epoch
+    rhythms = (section.every_steps, validated, total_steps)
+    spaced, validations = 0, (total_steps - 1) // validated  # that of the end is of the newest checkpoint
+    if (every := section.keep_every_steps) is not None:
+        spaced = _num_multiples(*(lcm(each, every) for each in rhythms), up_to=total_steps)
+        validations -= (total_steps - 1) // lcm(validated, every)  # which are kept anyway
+    saved = total_steps if section.every_minutes is not None else _num_multiples(*rhythms, up_to=total_steps)
+    return min(section.keep_last + spaced + min(section.keep_best, validations) + 1, saved)
+
+
+def _num_multiples(a: int, b: int, c: int, *, up_to: int) -> int:
+    """How many numbers up to one are multiples of any of three."""
+    one = sum(up_to // each for each in (a, b, c))
+    two = sum(up_to // lcm(*each) for each in ((a, b), (a, c), (b, c)))
+    return one - two + up_to // lcm(a, b, c)
 
 
 def _check_disk(
@@ -210,14 +231,18 @@ def _speed(
     here = world_size if config.cluster.kind != "ray" else 1  # workers that share the cores of this machine
     threads = config.cluster.cpus_per_worker or max(1, cores // here)
     lanes = config.stream.num_lanes // world_size
+    left = LIMIT_SECONDS - (time.monotonic() - began)
     tried = trial.try_steps(
         config,
         counts_V=counts_V,
         lanes=lanes,
         device=device,
         num_threads=threads,
-        budget_seconds=min(TRIAL_SECONDS, LIMIT_SECONDS - (time.monotonic() - began)),
+        budget_seconds=min(TRIAL_SECONDS, left),
+        limit_seconds=left,
     )
+    if tried is None:
+        return None, f"words/s are not known, as this {device} has not the time or the memory to try some steps: {mend}"
     at_once = min(world_size, cores) if device == "cpu" and here > 1 else world_size
     speed = lanes * config.stream.bptt / tried.seconds * at_once
     return speed, f"words/s by steps of {tried.tried_lanes} of {lanes} lanes on this {device}"

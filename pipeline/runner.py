@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from pipeline import console, storage
 from pipeline.cluster.backends import choose_backend
 from pipeline.cluster.launchers import Rank, find_rank, started_by_machine
-from pipeline.config import Config
+from pipeline.config import Config, given
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import Manifest, read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
@@ -28,6 +29,7 @@ from pipeline.training.origin import check_origin, origin_run
 from pipeline.training.tiling import fitted_model, lane_plan, run_identity, total_steps
 
 WORKER = "pipeline.training.worker"
+SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     began = time.time()
     rank = find_rank(environment, config.cluster)
     choose_backend(config.cluster, rank).prepare(modules=[WORKER])
-    config = _with_places(config)
+    config = with_places(config, needed=("data", "run"))
     manifest = read_manifest(str(config.data))
     config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})
     check_run_folder(str(config.run), data=str(config.data))
@@ -122,11 +124,8 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     plan = lane_plan(config, manifest)
     check_workers(config, rank)
     limit = total_steps(config, plan)
-    identity = run_identity(config, manifest, total_steps=limit)
     events = read_events(str(config.run))
-    first_step = _step_at_hand(config, identity, events)
-    if config.init_from is not None and first_step == 0:
-        check_origin(config, manifest, identity=identity)
+    first_step = begins_at(config, manifest, total_steps=limit, events=events)
     job = Job(
         config=config,
         total_steps=limit,
@@ -251,11 +250,18 @@ def _newest_step(run: str, *, up_to: int | None = None) -> int:
     return max((step for step in committed_steps(run) if up_to is None or step <= up_to), default=0)
 
 
-def _with_places(config: Config) -> Config:
-    """The configuration with its folders given, and absolute where they are local."""
-    for name, value in (("data", config.data), ("run", config.run)):
-        if value is None:
-            raise ConfigError(f"{name}=null is not given; use {name}=FOLDER")
+def with_places(config: SomeConfig, *, needed: Sequence[str]) -> SomeConfig:
+    """The configuration with its folders given, and absolute where they are local.
+
+    Args:
+        config: of the run.
+        needed: of `data` and `run`, those that must be given.
+
+    Raises:
+        ConfigError: one is missing, or the run is to begin with its own weights.
+    """
+    for name in needed:
+        given(name, {"data": config.data, "run": config.run}[name])
     places = {"data": config.data, "run": config.run, "init_from": config.init_from}
     update: dict[str, object] = {name: storage.absolute(place) for name, place in places.items() if place is not None}
     if (folder := config.tracking.prometheus_folder) is not None:
@@ -307,16 +313,25 @@ def check_workers(config: Config, rank: Rank | None) -> None:
     check_world_size(num_lanes, cluster.min_workers or 1, name="cluster.min_workers")
 
 
-def _step_at_hand(config: Config, identity: Mapping[str, str], events: Sequence[Event]) -> int:
-    """The step of the newest checkpoint that seems whole, 0 if there is none; no tensor is read.
+def begins_at(config: Config, manifest: Manifest, *, total_steps: int, events: Sequence[Event]) -> int:
+    """The step of the newest checkpoint that seems whole, 0 if there is none; of the run's own no tensor is read.
+
+    Args:
+        config: of the run, its model fitted to the vocabulary, its places absolute; without `run` it begins.
+        manifest: of its corpus.
+        total_steps: of the run.
+        events: of its ledger.
 
     Raises:
-        ConfigError: it is of another run.
-        CheckpointError: there are some, and none seems whole or has its mark.
+        ConfigError: the checkpoint is of another run, or the weights to begin with do not fit.
+        CheckpointError: there are some, and none seems whole or has its mark; or there is none to begin with.
     """
-    run = str(config.run)
-    mark = newest_mark(run, finite=config.guard.on_bad_loss != "ignore", saved=saved_steps(events))
-    if mark is None:
-        return 0
-    check_identity(mark.identity, identity, path=checkpoint_path(run, mark.step))
-    return mark.step
+    identity, run, mark = run_identity(config, manifest, total_steps=total_steps), config.run, None
+    if run is not None:
+        mark = newest_mark(run, finite=config.guard.on_bad_loss != "ignore", saved=saved_steps(events))
+    if run is not None and mark is not None:
+        check_identity(mark.identity, identity, path=checkpoint_path(run, mark.step))
+        return mark.step
+    if config.init_from is not None:
+        check_origin(config, manifest, identity=identity)
+    return 0

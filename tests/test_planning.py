@@ -2,15 +2,21 @@
 
 import re
 from math import ceil
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.config import PlanConfig, PlanSection
-from pipeline.errors import ConfigError, CorpusError
-from pipeline.planning import plan
+from pipeline.config import CheckpointConfig, PlanConfig, PlanSection
+from pipeline.errors import CheckpointError, ConfigError, CorpusError
+from pipeline.planning import LIMIT_SECONDS, _num_checkpoints, plan
 from pipeline.run.checkpoint import checkpoint_path, committed_steps
 from pipeline.run.plan import read_plan
+from pipeline.run.retention import steps_to_keep
 from pipeline.runner import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
@@ -52,7 +58,7 @@ def test_the_numbers_of_a_run(planned, tmp_path):
     assert found.hours == pytest.approx(found.total_words / 1000 / 3600)
     assert found.cost == pytest.approx(found.hours * 2.0 * 3)
     memory = found.memory_bytes
-    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.total == sum(size for name, size in memory if name != "total")
     assert memory.weights == 4 * found.parameters.total
     assert found.disk_bytes == found.num_checkpoints * found.checkpoint_bytes
     assert found.free_bytes > 0
@@ -71,6 +77,42 @@ def test_checkpoints_have_the_size_and_number_that_are_planned(planned, tmp_path
     assert found.checkpoint_bytes == pytest.approx(max(sizes), rel=0.03)
     assert len(steps) <= found.num_checkpoints == 3 + 2 + 1  # 8, 16, 24; 28, 30; one that is being written
     assert found.checkpoint_every_steps == 4
+
+
+COUNTS = st.integers(1, 12)
+
+
+@given(
+    every=COUNTS,
+    validated=COUNTS,
+    last=COUNTS,
+    best=st.integers(0, 3),
+    spaced=COUNTS | st.none(),
+    seed=st.integers(0, 99),
+)
+def test_no_run_has_more_checkpoints_than_are_planned(every, validated, last, best, spaced, seed):
+    """Whichever of its validations are the best."""
+    kept = {"keep_last": last, "keep_best": best, "keep_every_steps": spaced}
+    section = CheckpointConfig(every_steps=every, every_minutes=None, validate_every_steps=validated, **kept)
+    nats, there, most = Random(seed), set(), 0
+    for step in range(1, 51):
+        if step % every == 0 or step % validated == 0 or step == 50:
+            there.add(step)
+            most = max(most, len(there))
+            found = {each: nats.random() for each in range(validated, step + 1, validated)}
+            there = steps_to_keep(sorted(there), validations=found, **kept)
+    assert (
+        most <= _num_checkpoints(section, total_steps=50, steps_per_epoch=50) <= last + best + 1 + 50 // (spaced or 51)
+    )
+
+
+@pytest.mark.parametrize(("minutes", "number"), [(30, 2 + 1 + 1), (None, 20)])
+def test_checkpoints_by_minutes_are_planned_too(planned, minutes, number):
+    """By steps the run would have that of its end alone, or one for each of many steps, which are not counted out."""
+    section = {"every_minutes": minutes, "every_steps": 10**8, "validate_every_steps": 10**7, "keep_best": 1}
+    if minutes is None:
+        section |= {"every_steps": 1, "keep_every_steps": 1_176_471}
+    assert plan(planned(max_steps=2 * 10**7, max_epochs=None, checkpoint=section)).num_checkpoints == number
 
 
 def test_words_a_second_are_measured(planned, monkeypatch):
@@ -92,6 +134,28 @@ def test_what_cannot_be_measured_here_is_not_known(planned, monkeypatch):
     assert "no GPU is here: give plan.words_per_second=" in found.measured
     monkeypatch.setattr("pipeline.planning.TRIED_PARAMETERS", 10)
     assert "too large to be tried on this CPU" in plan(planned(plan={"words_per_second": None})).measured
+
+
+@pytest.mark.parametrize(("step_seconds", "known"), [(0.01, True), (0.9, True), (1.1, False), (4.0, False)])
+def test_a_plan_takes_no_longer_than_it_may(planned, monkeypatch, step_seconds, known):
+    """By a clock that the model's making moves by 2 s, and each step by so many for a lane."""
+    clock = SimpleNamespace(now=100.0)
+
+    def stepper(*_, **__):
+        clock.now += 2.0
+
+        def step(lanes):
+            clock.now += step_seconds * lanes
+
+        return step
+
+    monkeypatch.setattr("pipeline.training.trial._stepper", stepper)
+    monkeypatch.setattr("pipeline.planning.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("pipeline.training.trial.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    found = plan(planned(plan={"words_per_second": None}, stream={"num_lanes": 64}))
+    assert clock.now - 100.0 <= LIMIT_SECONDS
+    assert (found.words_per_second is not None) == known
+    assert known or "has not the time or the memory to try some steps: give plan.words_per_second=" in found.measured
 
 
 def nearest(error, key):
@@ -192,3 +256,31 @@ def test_what_train_refuses_is_refused(planned, tmp_path):
         plan(config.model_copy(update={"data": None}))
     with pytest.raises(CorpusError, match="manifest"):
         plan(config.model_copy(update={"data": str(tmp_path / "none")}))
+
+
+def test_a_folder_that_holds_another_run_keeps_its_plan(planned, tmp_path):
+    config = planned(max_steps=4, max_epochs=None, run=str(tmp_path / "run"))
+    found = plan(config)
+    train(config)
+    other = config.model_copy(update={"stream": config.stream.model_copy(update={"bptt": 9})})
+    with pytest.raises(ConfigError, match=r"step-4\.ckpt is of another run: stream.bptt was 7 and is 9; set it back"):
+        plan(other)
+    assert read_plan(config.run) == found
+    Path(checkpoint_path(config.run, 4)).write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="step-4"):
+        plan(config)
+
+
+def test_weights_that_a_run_cannot_begin_with_are_refused(planned, tmp_path):
+    run, origin = str(tmp_path / "run"), planned(max_steps=4, max_epochs=None, run=str(tmp_path / "origin"))
+    with pytest.raises(CheckpointError, match=r"init_from=.*/origin has no weights to begin with"):
+        plan(origin.model_copy(update={"run": run, "init_from": origin.run}))
+    train(origin)
+    with pytest.raises(ConfigError, match=r"init_from=.* is the run itself; use another run="):
+        plan(origin.model_copy(update={"init_from": origin.run}))
+    wide = origin.model.model_copy(update={"embedding_size": 9})
+    with pytest.raises(ConfigError, match=r"has weights of other shapes: model\.embedding_size was .* and is 9"):
+        plan(origin.model_copy(update={"run": None, "model": wide, "init_from": origin.run}))
+    assert not storage.is_folder(run)
+    tuned = origin.model_copy(update={"run": run, "init_from": origin.run})
+    assert plan(tuned) == read_plan(run)

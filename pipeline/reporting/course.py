@@ -13,13 +13,13 @@ import numpy as np
 
 from pipeline.run.account import Account
 from pipeline.run.ledger import Event
-from pipeline.run.records import Record, step_of
+from pipeline.run.plan import HOUR_SECONDS
+from pipeline.run.records import SPEED, Record, step_of
 
 Row = dict[str, str | int | float]
 
 MOST_POINTS = 1000  # of a curve: more than a screen has
-HOUR_SECONDS = 3600.0
-NATS, SPEED, VALID_NATS = "train/nats_per_token", "speed/tokens_per_second", "valid/nats_per_token"
+NATS, VALID_NATS = "train/nats_per_token", "valid/nats_per_token"
 CLUSTER_NATS, CLUSTER_SHARE = "train/cluster_nats/", "train/cluster_share/"
 LARGEST_NATS = 50.0  # beyond which a perplexity is no number that an axis can hold
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pipeline
 from pipeline.reporting.charts import DataSets, Drawing
-from pipeline.reporting.course import HOUR_SECONDS, NATS, SPEED, VALID_NATS, last_of_clusters
+from pipeline.reporting.course import NATS, VALID_NATS, last_of_clusters
 from pipeline.reporting.lineage import lineage
 from pipeline.reporting.markup import UNKNOWN, counted, data_script, number, pairs, table, text, when
 from pipeline.reporting.reported import ReportedRun
 from pipeline.run.ledger import Event
-from pipeline.run.plan import Forecast, compared
+from pipeline.run.plan import HOUR_SECONDS, Forecast, compared, seconds_left
+from pipeline.run.records import speed_of
 
 # the browser itself refuses whatever the page would load
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
@@ -127,7 +128,6 @@ def _runs(runs: Sequence[ReportedRun]) -> str:
 
 def _run_cells(run: ReportedRun) -> list[str]:
     found = run.found
-    speeds = [speed for record in run.records if (speed := record.get(SPEED))]
     validations = _values(run, VALID_NATS)
     total = UNKNOWN if found.total_steps is None else f"{found.total_steps:,}"
     return [
@@ -137,7 +137,7 @@ def _run_cells(run: ReportedRun) -> list[str]:
         _perplexity(min(validations, default=None)),
         _perplexity(validations[-1] if validations else None),
         _perplexity(values[-1] if (values := _values(run, NATS)) else None),
-        number(len(speeds) / math.fsum(1 / speed for speed in speeds) if speeds else None),
+        number(speed_of(run.records)),
         f"{found.shares['productive']:.1%}",
         number(math.fsum(found.seconds.values()) / HOUR_SECONDS, ",.2f"),
         number(found.world_size),
@@ -206,7 +206,15 @@ def _plan(run: ReportedRun) -> str:
         return ""
     if isinstance(run.plan, str):
         return f'<p class="note">{text(run.plan)}</p>'
-    rows = compared(run.plan, found=run.found, events=run.events, records=run.records)
+    going = run.found.state == "running"
+    left = seconds_left(run.found, events=run.events, records=run.records) if going else None
+    rows = compared(
+        run.plan,
+        found=run.found,
+        events=run.events,
+        words_per_second=speed_of(run.records),
+        hours_left=None if left is None else left / HOUR_SECONDS,
+    )
     return f"<h3>{text(run.name)}</h3>{table(('', 'planned', 'fact'), rows)}"
 
 

@@ -4,16 +4,16 @@ In: the numbers that `pipeline/planning.py` works out. Out: the file, the number
 text. Refuses a file that is no plan.
 """
 
+import math
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.config import Section, validated
 from pipeline.errors import ConfigError
-from pipeline.run.account import Account
+from pipeline.run.account import Account, steps_per_second
 from pipeline.run.ledger import Event
-from pipeline.run.records import Record
+from pipeline.run.records import Record, speed_of, step_of
 
 PLAN_NAME = "plan.json"
 GB = 1e9
@@ -32,14 +32,15 @@ class Parameters(Section):
 class Memory(Section):
     """What a device holds during a step, in bytes.
 
-    `activations` is what the backward pass needs of the forward pass, logits included. What lives shorter, as the
-    gradient of the logits, comes on top.
+    `activations` is what the backward pass needs of the forward pass, logits included; `backward` is what it adds while
+    all of them are still there: the gradients of the largest logits and of their log-probabilities.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    backward: int
     total: int
 
 
@@ -117,33 +118,58 @@ def read_plan(run: str) -> Forecast | None:
         raise ConfigError(f"{path} is no plan ({error}); remove it, or plan again with run={run}") from error
 
 
-def compared(forecast: Forecast, *, found: Account, events: Sequence[Event], records: Sequence[Record]) -> list[Row]:
-    """Plan and fact side by side.
+def compared(
+    forecast: Forecast,
+    *,
+    found: Account,
+    events: Sequence[Event],
+    words_per_second: float | None,
+    hours_left: float | None,
+) -> list[Row]:
+    """Plan and fact side by side; the time that a run was down is none of its hours.
 
     Args:
         forecast: the plan.
         found: the account of the run.
         events: its ledger, for the sizes of checkpoints.
-        records: its metrics, for the speed.
+        words_per_second: of all ranks together; None: not known.
+        hours_left: None: the run does not go on, or nothing tells it yet.
     """
-    speeds = [speed for record in records if (speed := record.get("speed/tokens_per_second"))]
-    speed = median(speeds) if speeds else None
-    hours = sum(found.seconds.values()) / HOUR_SECONDS
-    left = _hours_left(forecast, found, speed)
+    hours = (math.fsum(found.seconds.values()) - found.seconds["down"]) / HOUR_SECONDS
+    left = "" if hours_left is None else f", {hours_left:,.2f} left"
     sizes = [event["size_bytes"] for event in events if event["event"] == "checkpoint"]
+    planned_speed, speed = (_or_unknown(each, "{:,.0f}") for each in (forecast.words_per_second, words_per_second))
     rows = [
         Row("steps", f"{forecast.total_steps:,}", f"{found.step:,} of {found.total_steps or forecast.total_steps:,}"),
         Row("workers", f"{forecast.world_size}", _or_unknown(found.world_size, "{}")),
-        Row("words/s", _or_unknown(forecast.words_per_second, "{:,.0f}"), _or_unknown(speed, "{:,.0f}")),
-        Row(
-            "hours", _or_unknown(forecast.hours, "{:,.2f}"), f"{hours:,.2f} so far, {_or_unknown(left, '{:,.2f}')} left"
-        ),
+        Row("words/s", planned_speed, speed),
+        Row("hours", _or_unknown(forecast.hours, "{:,.2f}"), f"{hours:,.2f} so far{left}"),
         Row("checkpoint", shown_bytes(forecast.checkpoint_bytes), shown_bytes(max(sizes)) if sizes else "none yet"),
     ]
     if forecast.price_per_hour is not None:
         cost = forecast.price_per_hour * (found.world_size or forecast.world_size) * hours
         rows.append(Row("cost", _or_unknown(forecast.cost, "{:,.2f}"), f"{cost:,.2f} so far"))
     return rows
+
+
+def seconds_left(found: Account, *, events: Sequence[Event], records: Sequence[Record]) -> float | None:
+    """Seconds that the remaining steps take at the pace of now; None: nothing tells it yet.
+
+    By the pace that the ledger tells, else by the words of a step and the speed.
+
+    Args:
+        found: the account of a run that goes on.
+        events: its ledger.
+        records: of its metrics, for the speed.
+    """
+    if found.total_steps is None:
+        return None
+    pace = steps_per_second(events)
+    if pace is None and (speed := speed_of(records)) and len(records) > 1:
+        first, last = records[0], records[-1]
+        steps, tokens = step_of(last) - step_of(first), (last.get("tokens_seen") or 0) - (first.get("tokens_seen") or 0)
+        pace = speed * steps / tokens if steps > 0 and tokens > 0 else None
+    return None if pace is None else max(found.total_steps - found.step, 0) / pace
 
 
 def shown_bytes(num_bytes: float) -> str:
@@ -153,16 +179,6 @@ def shown_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.0f} TB" if num_bytes >= 1000 else f"{num_bytes:.3g} TB"
-
-
-def _hours_left(forecast: Forecast, found: Account, speed: float | None) -> float | None:
-    """Hours that the steps that are left take at the speed so far, or at the planned one."""
-    speed = speed or forecast.words_per_second
-    total_steps = found.total_steps or forecast.total_steps
-    if speed is None:
-        return None
-    words_per_step = forecast.total_words / forecast.total_steps
-    return max(0, total_steps - found.step) * words_per_step / speed / HOUR_SECONDS
 
 
 def _or_unknown(value: float | None, shown: str) -> str:

@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import BinaryIO, cast
 
 from pipeline import storage
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, float | int | None]
 METRICS_NAME = "metrics.jsonl"
 VALIDATION = "valid/perplexity"  # the key that a record of a validation has
+SPEED = "speed/tokens_per_second"  # words a second of all ranks since the record before, validations left out
 
 
 class MetricsFile:
@@ -260,6 +262,15 @@ def _record(line: str) -> Record | None:
 def step_of(record: Record) -> int:
     """The step of a record; the one value that each has, a whole number above 0."""
     return cast(int, record["step"])
+
+
+def speed_of(records: Iterable[Record]) -> float | None:
+    """Words a second of all ranks over some records: their words by their seconds; None: none of them has a speed.
+
+    Records stand for as many words each, so this is the harmonic mean: a slow stretch counts by the time it took.
+    """
+    speeds = [speed for record in records if (speed := record.get(SPEED))]
+    return harmonic_mean(speeds) if speeds else None
 
 
 def _opened(path: str) -> BinaryIO:

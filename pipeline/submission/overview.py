@@ -4,7 +4,6 @@ In: a run folder. Out: one value with everything that `status` shows. Reads the 
 files; no checkpoint. Refuses what cannot be read.
 """
 
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.run.account import Account, Failure, account, steps_per_second
+from pipeline.run.account import Account, Failure, account
 from pipeline.run.checkpoint import committed_steps, looks_whole
 from pipeline.run.ledger import EVENTS_NAME, PARTS, Event, events_of_run, read_events
-from pipeline.run.plan import Row, compared, read_plan
-from pipeline.run.records import VALIDATION, Record, last_records, last_validation, step_of
+from pipeline.run.plan import HOUR_SECONDS, Row, compared, read_plan, seconds_left
+from pipeline.run.records import SPEED, VALIDATION, Record, last_records, last_validation, speed_of, step_of
 from pipeline.run.stop import stop_request
 from pipeline.submission.adaptors import JobStatus
 from pipeline.submission.asking import ask
@@ -25,7 +24,7 @@ from pipeline.submission.record import FOLDER, Submission, last_submission
 from pipeline.submission.standing import Standing, needs_asking, standing
 
 RECORDS_BYTES = 1 << 17  # of the metrics' end: some 500 records
-SPEED_RECORDS = 20  # the newest, of which the speed is the mean
+SPEED_RECORDS = 20  # the newest, of which the speed is told
 NUM_READERS = 8  # of runs at the same time, for object stores
 OF_A_RUN = rf"(?:{re.escape(EVENTS_NAME)}|{PARTS}/[^/]+\.jsonl|{FOLDER}/[^/]+\.json)"
 
@@ -212,6 +211,9 @@ def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> 
         prepared=submission is not None and not begun and _prepared(submission),
     )
     measured = _measured(run, read.records)
+    left = None
+    if where.state == "running":
+        left = seconds_left(found, events=read.events, records=_newest_speeds(read.records))
     saved_times = [event["time"] for event in read.events if event["event"] == "checkpoint"]
     return Overview(
         run=run,
@@ -224,8 +226,8 @@ def _put_together(read: _Read, answers: dict[str, JobStatus], *, now: float) -> 
         last_time=max(found.last_time if begun else 0.0, 0.0 if submission is None else submission.time),
         goodput=found.shares["productive"] if begun else None,
         checkpoint_age_seconds=max(now - saved_times[-1], 0.0) if saved_times else None,
-        seconds_left=_seconds_left(read, measured) if where.state == "running" else None,
-        plan=_plan(read),
+        seconds_left=left,
+        plan=_plan(read, measured, left_seconds=left),
     )
 
 
@@ -237,7 +239,6 @@ def _saved(run: str, events: Sequence[Event]) -> Saved:
 
 
 def _measured(run: str, records: Sequence[Record]) -> Measured:
-    speeds = [speed for each in records if (speed := each.get("speed/tokens_per_second"))][-SPEED_RECORDS:]
     validated = next((each for each in reversed(records) if VALIDATION in each), None) or last_validation(run)
     trained = next((each for each in reversed(records) if "train/perplexity" in each), None)
     last = validated or trained
@@ -245,31 +246,29 @@ def _measured(run: str, records: Sequence[Record]) -> Measured:
         perplexity=None if last is None else last.get(VALIDATION, last.get("train/perplexity")),
         perplexity_of="validation" if validated else "training" if trained else None,
         perplexity_step=None if last is None else step_of(last),
-        words_per_second=math.fsum(speeds) / len(speeds) if speeds else None,
+        words_per_second=speed_of(_newest_speeds(records)),
     )
 
 
-def _seconds_left(read: _Read, measured: Measured) -> float | None:
-    """By the pace that the ledger tells, else by the words of a step and the speed."""
-    total_steps = read.found.total_steps
-    if total_steps is None:
-        return None
-    pace = steps_per_second(read.events)
-    if pace is None and measured.words_per_second and len(read.records) > 1:
-        first, last = read.records[0], read.records[-1]
-        steps, tokens = step_of(last) - step_of(first), (last.get("tokens_seen") or 0) - (first.get("tokens_seen") or 0)
-        pace = measured.words_per_second * steps / tokens if steps > 0 and tokens > 0 else None
-    return None if pace is None else max(total_steps - read.found.step, 0) / pace
+def _newest_speeds(records: Sequence[Record]) -> list[Record]:
+    """The last records that have a speed."""
+    return [each for each in records if each.get(SPEED)][-SPEED_RECORDS:]
 
 
-def _plan(read: _Read) -> list[Row]:
+def _plan(read: _Read, measured: Measured, *, left_seconds: float | None) -> list[Row]:
     try:
         forecast = read_plan(read.run)
     except ConfigError as error:
         return [Row(name="plan", planned="cannot be read", fact=str(error))]
     if forecast is None:
         return []
-    return compared(forecast, found=read.found, events=read.events, records=read.records)
+    return compared(
+        forecast,
+        found=read.found,
+        events=read.events,
+        words_per_second=measured.words_per_second,
+        hours_left=None if left_seconds is None else left_seconds / HOUR_SECONDS,
+    )
 
 
 def _stop_cause(events: Sequence[Event]) -> str | None:

@@ -17,28 +17,16 @@ from pipeline.provenance import code_version
 from pipeline.run.checkpoint import best_step, checkpoint_path, committed_steps, read_mark
 from pipeline.run.tracking import tracking_id
 from pipeline.training.dashboards import Reference
+from pipeline.training.footprint import count_parameters
 
 
 def about_run(model: LanguageModel, manifest: Manifest) -> dict[str, Any]:
     """What a run's page shows beside its configuration, under keys that no section of it has."""
     return {
         "code": asdict(code_version()),
-        "parameters": num_parameters(model),
+        "parameters": count_parameters(model).model_dump(),
         "corpus_fingerprint": manifest.fingerprint,
         "oov_rate": {name: split.oov_rate for name, split in manifest.splits.items()},
-    }
-
-
-def num_parameters(model: LanguageModel) -> dict[str, int]:
-    """Numbers in the weights, all and by part; weights that the softmax shares with the embedding count there."""
-    total = sum(each.numel() for each in model.parameters())
-    embedding = model.embedding_VE.numel()
-    recurrence = sum(each.numel() for each in model.recurrence.parameters())
-    return {
-        "total": total,
-        "embedding": embedding,
-        "recurrence": recurrence,
-        "softmax": total - embedding - recurrence,
     }
 
 

@@ -92,7 +92,30 @@ def activation_bytes(
     """
     below = _recurrence_bytes(section, bptt=bptt, bf16=bf16, device=device)
     model = shapes_of(section, vocab_size=len(counts_V))
-    return lambda lanes: below(lanes) + _softmax_bytes(model, expected_words(counts_V, lanes * bptt), bf16=bf16)
+
+    def held(lanes: int) -> int:
+        words_N = expected_words(counts_V, lanes * bptt)
+        return below(lanes) + sum(_softmax_sizes(model, words_N, bf16=bf16, weights=bf16))
+
+    return held
+
+
+def backward_bytes(section: ModelConfig, *, counts_V: NDArray[np.int64], bptt: int, bf16: bool) -> Callable[[int], int]:
+    """What the backward pass adds to all that the forward pass kept: by the number of lanes on a device.
+
+    It begins with the gradient of the log-probabilities and that of the logits that they are of, each as large as they
+    are. What it adds later is less than what it has given back by then.
+
+    Args:
+        section, counts_V, bptt, bf16: as of `activation_bytes`.
+    """
+    model = shapes_of(section, vocab_size=len(counts_V))
+
+    def added(lanes: int) -> int:
+        words_N = expected_words(counts_V, lanes * bptt)
+        return 2 * max(_softmax_sizes(model, words_N, bf16=bf16, weights=False), default=0)
+
+    return added
 
 
 def expected_words(counts_V: NDArray[np.int64], num_words: int) -> NDArray[np.int64]:
@@ -108,8 +131,8 @@ def autocast(device: str, *, bf16: bool) -> AbstractContextManager[object]:
     return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
 
 
-def saved_bytes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tensor]) -> int:
-    """The memory that a forward pass leaves for its backward pass.
+def saved_sizes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tensor]) -> list[int]:
+    """The bytes of each piece of memory that a forward pass leaves for its backward pass.
 
     Args:
         forward: the pass; what it gives back counts too.
@@ -126,7 +149,7 @@ def saved_bytes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tens
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for tensor in forward():
             keep(tensor)
-    return sum(storage.nbytes() for key, storage in kept.items() if key not in there)
+    return [storage.nbytes() for key, storage in kept.items() if key not in there]
 
 
 def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: str) -> Callable[[int], int]:
@@ -142,15 +165,16 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
         keys_SL = torch.zeros(model.num_sites, lanes, dtype=torch.int32, device=device)
         state = model.recurrence.zero_state(lanes)
         with autocast(device, bf16=bf16):
-            return saved_bytes(lambda: model.hidden(inputs_TL, state, keys_SL=keys_SL)[:1], known=model.parameters())
+            kept = saved_sizes(lambda: model.hidden(inputs_TL, state, keys_SL=keys_SL)[:1], known=model.parameters())
+        return sum(kept)
 
     half, whole = tried(most // 2), tried(most)
     of_a_lane = (whole - half) / (most - most // 2)
     return lambda lanes: tried(lanes) if lanes < most else round(whole + of_a_lane * (lanes - most))
 
 
-def _softmax_bytes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bool) -> int:
-    """Of the output layer, without the hidden vectors that it reads; the weights that bf16 copies count."""
+def _softmax_sizes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bool, weights: bool) -> list[int]:
+    """Of the output layer, without the hidden vectors that it reads; with its weights, as bf16 copies them, or not."""
     layer = model.softmax.bfloat16() if bf16 else model.softmax
     hidden_NH = torch.empty(
         len(words_N),
@@ -160,8 +184,8 @@ def _softmax_bytes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bo
         requires_grad=True,
     )
     targets = tuple(each.to("meta") for each in layer.prepare_targets(words_N))
-    known = [hidden_NH, *(() if bf16 else layer.parameters())]
-    return saved_bytes(lambda: [layer.nats(hidden_NH, targets)], known=known)
+    known = [hidden_NH, *(() if weights else layer.parameters())]
+    return saved_sizes(lambda: [layer.nats(hidden_NH, targets)], known=known)
 
 
 def _state_bytes(optim: OptimConfig, *, num_elements: int) -> int:

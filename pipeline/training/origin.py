@@ -107,10 +107,10 @@ def check_origin(config: Config, manifest: Manifest, *, identity: Mapping[str, s
         CheckpointError: there is no such checkpoint, or it is damaged or not finite.
         ConfigError: it is of other words, or its weights have other shapes.
     """
-    from pipeline.training.parts import build_model
+    from pipeline.training.footprint import shapes_of
 
-    model = build_model(config.model, vocab_size=manifest.vocab_size)
-    load_origin(model, origin_path(str(config.init_from)), identity=identity)
+    model = shapes_of(config.model, vocab_size=manifest.vocab_size)
+    _fitting_weights(model, origin_path(str(config.init_from)), identity=identity)
 
 
 def load_origin(model: "LanguageModel", path: str, *, identity: Mapping[str, str]) -> None:
@@ -124,6 +124,11 @@ def load_origin(model: "LanguageModel", path: str, *, identity: Mapping[str, str
     Raises:
         ConfigError: the checkpoint is of other words, or its weights have other shapes.
     """
+    model.load_state_dict(_fitting_weights(model, path, identity=identity))
+
+
+def _fitting_weights(model: "LanguageModel", path: str, *, identity: Mapping[str, str]) -> "dict[str, Tensor]":
+    """The weights of a checkpoint, once it is known that a model can take them; only its shapes are read."""
     checkpoint = load_checkpoint(path)
     found = upgraded_identity(own_part(checkpoint)["identity"], needed=identity)
     if found["vocabulary"] != identity["vocabulary"]:
@@ -140,7 +145,7 @@ def load_origin(model: "LanguageModel", path: str, *, identity: Mapping[str, str
         differing = [key for key in keys if found.get(key) != identity[key]]
         named = ", ".join(f"{key} was {found.get(key)} and is {identity[key]}" for key in differing)
         raise ConfigError(f"init_from={path} has weights of other shapes: {named}; set it back, or use init_from=null")
-    model.load_state_dict(weights)
+    return weights
 
 
 def _listed(steps: Sequence[int]) -> str:

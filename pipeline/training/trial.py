@@ -1,12 +1,13 @@
 """How long a training step takes: a few steps of a model that is thrown away, on words drawn as the corpus has them.
 
-In: the configuration, the vocabulary's counts, a device. Out: seconds, and how many lanes were tried. Steps of few
-lanes come first and grow while there is time; where all lanes would take too long, the rest is a straight line. Nothing
-is read or written.
+In: the configuration, the vocabulary's counts, a device. Out: seconds, and how many lanes were tried, or nothing. Steps
+of few lanes come first and grow while there is time and memory; where all lanes would take too much, the rest is a
+straight line. Nothing is read or written.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from statistics import median
 from typing import NamedTuple
 
@@ -31,9 +32,16 @@ class Trial(NamedTuple):
 
 
 def try_steps(
-    config: Config, *, counts_V: NDArray[np.int64], lanes: int, device: str, num_threads: int, budget_seconds: float
-) -> Trial:
-    """How long a training step takes on one device.
+    config: Config,
+    *,
+    counts_V: NDArray[np.int64],
+    lanes: int,
+    device: str,
+    num_threads: int,
+    budget_seconds: float,
+    limit_seconds: float,
+) -> Trial | None:
+    """How long a training step takes on one device; None: there was not the time or the memory to find out.
 
     Args:
         config: of the run, its model fitted to the vocabulary.
@@ -41,36 +49,68 @@ def try_steps(
         lanes: rows of the batch on the device.
         device: `cpu` or `cuda`.
         num_threads: of torch on the CPU.
-        budget_seconds: for the steps; the first ones, of few lanes, are made whatever they take.
+        budget_seconds: for the steps, so that they are many.
+        limit_seconds: for the model and the fewest steps that tell anything.
     """
-    before = torch.get_num_threads()
+    began, before = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         step = _stepper(config, counts_V=counts_V, device=device)
-        return extrapolated(lambda size: _timed(step, size), lanes=lanes, budget_seconds=budget_seconds)
+        left = limit_seconds - (time.perf_counter() - began)
+        return extrapolated(
+            lambda size: _timed(step, size), lanes=lanes, budget_seconds=min(budget_seconds, left), limit_seconds=left
+        )
+    except torch.OutOfMemoryError:
+        return None
     finally:
         torch.set_num_threads(before)
 
 
-def extrapolated(trial: Callable[[int], float], *, lanes: int, budget_seconds: float) -> Trial:
-    """How long a step of so many lanes takes, by trials of fewer where there is no time for as many.
+def extrapolated(
+    trial: Callable[[int], float], *, lanes: int, budget_seconds: float, limit_seconds: float
+) -> Trial | None:
+    """How long a step of so many lanes takes, by trials of fewer where there is no time or memory for as many.
+
+    None: there is not enough for the fewest that make a straight line: two steps of one lane, and one of a few.
 
     Args:
         trial: makes a step of some lanes and gives its seconds.
         lanes: rows of the batch.
-        budget_seconds: for all trials; two of one lane and one of a few are made in any case.
+        budget_seconds: for all trials, as far as they are more than the fewest.
+        limit_seconds: for the fewest; at least as many.
     """
-    left = budget_seconds - trial(1)  # in which memory is laid out and kernels are chosen
     found: dict[int, list[float]] = {}
-    size = 1
-    while True:
+    with suppress(torch.OutOfMemoryError):
+        _grow(trial, found, lanes=lanes, budget_seconds=budget_seconds, limit_seconds=limit_seconds)
+    if not _enough(found, lanes):
+        return None
+    return Trial(_on_line({size: median(seconds) for size, seconds in found.items()}, lanes), max(found))
+
+
+def _grow(
+    trial: Callable[[int], float],
+    found: dict[int, list[float]],
+    *,
+    lanes: int,
+    budget_seconds: float,
+    limit_seconds: float,
+) -> None:
+    """Tries more and more lanes, and those that are wanted again and again, as long as there is time for the next."""
+    if limit_seconds <= 0:
+        return
+    spent, size = trial(1), 1  # in which memory is laid out and kernels are chosen: the next is no slower
+    wanted_seconds = spent
+    while spent + wanted_seconds <= (budget_seconds if _enough(found, lanes) else limit_seconds):
         seconds = trial(size)
         found.setdefault(size, []).append(seconds)
-        left -= seconds
+        spent += seconds
         larger = min(lanes, size * GROWTH)
-        if left < seconds * larger / size and len(found) > min(1, lanes - 1):
-            return Trial(_on_line({each: median(times) for each, times in found.items()}, lanes), max(found))
-        size = larger
+        size, wanted_seconds = larger, seconds * larger / size
+
+
+def _enough(found: Mapping[int, object], lanes: int) -> bool:
+    """Whether there are two sizes, which make a line, or the one that is wanted."""
+    return len(found) > min(1, lanes - 1)
 
 
 def _on_line(seconds: dict[int, float], lanes: int) -> float:

@@ -389,7 +389,7 @@ def test_the_second_line_has_the_numbers(tmp_path, now, capsys):
         write(str(tmp_path), FAULTY), (100, trained(90.0, 600.0) | {"valid/perplexity": 120.5}), (125, trained(88.0))
     )
     assert status(capsys, tmp_path).splitlines()[1] == (
-        "perplexity 120.50 (validation, step 100), 620 words/s, goodput 68.2%, last checkpoint 70 s ago, 25 min left"
+        "perplexity 120.50 (validation, step 100), 619 words/s, goodput 68.2%, last checkpoint 70 s ago, 25 min left"
     )
 
 
@@ -398,8 +398,9 @@ def test_without_a_validation_the_perplexity_is_that_of_training(tmp_path, now, 
     measure(write(str(tmp_path), COMMON), (10, trained(91.0)), (20, trained(None, 1280.0)))
     found = json.loads(status(capsys, tmp_path, "--json"))
     assert (found["perplexity"], found["perplexity_of"], found["perplexity_step"]) == (None, "training", 20)
-    assert found["words_per_second"] == 960.0
-    assert found["seconds_left"] == pytest.approx(500 / (960 / 64))  # no event of a step yet: by the words of one
+    speed = 2 / (1 / 640 + 1 / 1280)
+    assert found["words_per_second"] == pytest.approx(speed)
+    assert found["seconds_left"] == pytest.approx(500 / (speed / 64))  # no event of a step yet: by the words of one
     assert "perplexity not finite (training, step 20)" in status(capsys, tmp_path).splitlines()[1]
 
 
@@ -437,9 +438,9 @@ def test_plan_and_fact_stand_side_by_side(tmp_path, now, capsys, monkeypatch):
     monkeypatch.setattr(overview, "read_plan", lambda run: "the plan")
     monkeypatch.setattr(overview, "compared", lambda plan, **facts: [overview.Row("steps", plan, str(len(facts)))])
     line = next(line for line in status(capsys, tmp_path).splitlines() if "the plan" in line)
-    assert [cell.strip() for cell in line.strip("│").split("│")] == ["steps", "the plan", "3"]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["steps", "the plan", "4"]
     assert json.loads(status(capsys, tmp_path, "--json"))["plan"] == [
-        {"name": "steps", "planned": "the plan", "fact": "3"}
+        {"name": "steps", "planned": "the plan", "fact": "4"}
     ]
 
 

@@ -9,11 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.plans import FORECAST
 from support.run_folders import BEGIN, event, group, record, start, write_run
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.reporting.report import report
+from pipeline.run.plan import write_plan
 
 NOW = BEGIN + 100_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -105,6 +107,18 @@ def test_a_page_tells_of_its_runs_and_loads_nothing(tmp_path, two):
     for word in ("was killed by <SIGKILL> & more", "a" * 64, "c" * 40, "with changes that are not committed", "3.11.7"):
         assert word in page.text
     assert "100 of 100" in page.text
+
+
+@pytest.mark.parametrize(("events", "hours"), [(EVENTS[:5], "0.03 so far, 0.04 left"), (EVENTS, "0.05 so far")])
+def test_a_plan_stands_beside_what_a_run_took(tmp_path, events, hours):
+    """It has gone on for 100 s and makes ten steps in 20 s, or has ended after 180 s and 20 s of a dead worker."""
+    records = [record(10), record(20) | {"speed/tokens_per_second": 500.0}]
+    run = write_run(str(tmp_path / "run"), events=events, records=records)
+    write_plan(run, FORECAST)
+    path, _ = next(report([run], out=str(tmp_path / "out" / "page.html"), now=BEGIN + 100))
+    text = re.sub(r"\s+", " ", Page(path).text)
+    assert f"hours 1.00 {hours} checkpoint" in text
+    assert "words/s 100 667 hours" in text
 
 
 def test_names_and_causes_from_files_are_text(tmp_path):

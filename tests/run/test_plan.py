@@ -1,36 +1,13 @@
 """`plan.json`: written, read and set beside what a run came to."""
 
 import pytest
+from support.plans import FORECAST
 
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.run.account import account
-from pipeline.run.plan import Forecast, compared, read_plan, shown_bytes, write_plan
+from pipeline.run.plan import compared, read_plan, seconds_left, shown_bytes, write_plan
 
-FORECAST = Forecast.model_validate(
-    {
-        "total_steps": 500,
-        "steps_per_epoch": 200,
-        "epochs": 2.5,
-        "total_words": 500 * 720,
-        "num_lanes": 36,
-        "world_size": 4,
-        "lanes_per_rank": 9,
-        "parameters": {"embedding": 1, "recurrence": 2, "softmax": 3, "total": 6},
-        "memory_bytes": {"weights": 24, "gradients": 24, "optimizer": 48, "activations": 1000, "total": 1096},
-        "device_memory_bytes": None,
-        "checkpoint_bytes": 7_200_000,
-        "checkpoint_every_steps": 50,
-        "num_checkpoints": 4,
-        "disk_bytes": 28_800_000,
-        "free_bytes": None,
-        "words_per_second": 100.0,
-        "hours": 1.0,
-        "price_per_hour": 3.0,
-        "cost": 12.0,
-        "measured": "given",
-    }
-)
 EVENTS = [
     {"event": "start", "time": 0.0, "attempt": 1, "command_step": 0, "total_steps": 500, "cluster": "none"},
     {"event": "group", "time": 1.0, "attempt": 1, "step": 0, "reached_step": 0, "world_size": 2, "checkpoint": None},
@@ -48,9 +25,10 @@ EVENTS = [
 ]
 
 
-def rows(forecast, events, records):
+def rows(forecast, events, **facts):
+    facts = {"words_per_second": None, "hours_left": None} | facts
     found = account(events, now=1800.0)
-    return {row.name: row[1:] for row in compared(forecast, found=found, events=events, records=records)}
+    return {row.name: row[1:] for row in compared(forecast, found=found, events=events, **facts)}
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
@@ -68,26 +46,52 @@ def test_what_is_no_plan_is_refused(tmp_path, text):
 
 
 def test_plan_beside_fact():
-    records = [{"step": step, "speed/tokens_per_second": speed} for step, speed in ((50, 10.0), (100, 50.0), (150, 60))]
-    assert rows(FORECAST, EVENTS, [*records, {"step": 200, "valid/perplexity": 3.0}]) == {
+    assert rows(FORECAST, EVENTS, words_per_second=50.0, hours_left=1.0) == {
         "steps": ("500", "250 of 500"),
         "workers": ("4", "2"),
         "words/s": ("100", "50"),
-        "hours": ("1.00", "0.50 so far, 1.00 left"),  # 250 x 720 words at 50 a second
+        "hours": ("1.00", "0.50 so far, 1.00 left"),
         "checkpoint": ("7.2 MB", "7 MB"),
         "cost": ("12.00", "3.00 so far"),  # two devices, half an hour, 3 an hour
     }
+
+
+def test_the_time_that_a_run_was_down_is_none_of_its_hours():
+    """It was stopped after half an hour, resumed 60 hours later, and has trained for another half since."""
+    later = 1800.0 + 60 * 3600
+    begun = [
+        {"event": "start", "time": later, "attempt": 2, "command_step": 250, "total_steps": 500, "cluster": "none"},
+        {**EVENTS[1], "time": later, "attempt": 2, "step": 250, "reached_step": 250},
+        {"event": "training", "time": later, "attempt": 2},
+        {"event": "end", "time": later + 1800.0, "attempt": 2, "step": 500},
+    ]
+    found = rows(FORECAST, [*EVENTS, *begun])
+    assert found["hours"] == ("1.00", "1.00 so far")  # a run that does not go on has no time left
+    assert found["cost"] == ("12.00", "6.00 so far")
+
+
+def test_time_left():
+    """By the ledger's pace, else by the words of a step and their seconds, else nobody knows."""
+    records = [{"step": step, "tokens_seen": 720 * step, "speed/tokens_per_second": 720.0} for step in (10, 20)]
+    events = [*EVENTS[:3], {"event": "progress", "time": 12.0, "attempt": 1, "step": 100}]
+    assert left(events, records) == 400  # 400 steps of 720 words
+    assert left([*events, {"event": "progress", "time": 62.0, "attempt": 1, "step": 200}], records) == 300 / 2
+    assert left(events, []) is left([], records) is None
+
+
+def left(events, records):
+    return seconds_left(account(events, now=100.0), events=events, records=records)
 
 
 def test_plan_beside_fact_where_little_is_known():
     forecast = FORECAST.model_copy(
         update=dict.fromkeys(("words_per_second", "hours", "cost", "price_per_hour"))  # too large to be tried
     )
-    assert rows(forecast, EVENTS[:1], []) == {
+    assert rows(forecast, EVENTS[:1]) == {
         "steps": ("500", "0 of 500"),
         "workers": ("4", "not known"),
         "words/s": ("not known", "not known"),
-        "hours": ("not known", "0.00 so far, not known left"),
+        "hours": ("not known", "0.00 so far"),
         "checkpoint": ("7.2 MB", "none yet"),
     }
 

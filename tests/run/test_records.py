@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.run.records import METRICS_NAME, MetricsFile, Record, read_records
+from pipeline.run.records import METRICS_NAME, SPEED, VALIDATION, MetricsFile, Record, read_records, speed_of
 
 
 def record(step: int) -> Record:
@@ -314,3 +314,11 @@ def test_a_folder_of_that_name_is_refused(path: Path) -> None:
     path.mkdir()
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read \(Is a directory\); mend or remove it"):
         MetricsFile(str(path), last_step=0)
+
+
+def test_the_speed_of_records_is_their_words_by_their_seconds() -> None:
+    """A hundred words in 1 s and a hundred in 3 s are 200 in 4 s, whichever came first."""
+    validated: Record = {"step": 2, VALIDATION: 9.0}
+    records = [{"step": 1, SPEED: 100.0}, validated, {"step": 3, SPEED: 100 / 3}, {"step": 4, SPEED: 0.0}]
+    assert speed_of(records) == pytest.approx(50.0)
+    assert speed_of([validated]) is None

@@ -1,6 +1,7 @@
 """What a training step holds, as it is worked out, beside what torch then keeps of a real one."""
 
-from itertools import product
+import json
+from itertools import accumulate, product
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline.model.language_model import LanguageModel
 from pipeline.training.footprint import (
     activation_bytes,
     autocast,
+    backward_bytes,
     count_parameters,
     expected_words,
     optimizer_bytes,
@@ -80,6 +82,36 @@ def test_activations_are_those_that_torch_saves(
         # few targets are drawn otherwise than their share; many are not
         tolerance = 0.1 if lanes == 48 or not cutoffs else 0.3
         assert planned(lanes) == pytest.approx(found, rel=tolerance)
+
+
+@pytest.mark.parametrize("numerics", [False, True], indirect=True, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("cutoffs, div_value, tied", [((), 1, False), ((200, 900), 4, False), ((200, 900), 1, True)])
+def test_a_step_needs_no_more_than_is_planned(tmp_path, numerics, cutoffs, div_value, tied):
+    """The most that is allocated at once, gradients included, beside what is planned of it."""
+    section = model_section(
+        embedding_size=48, hidden_size=48, dropout=0.0, tied=tied, cutoffs=cutoffs, div_value=div_value
+    )
+    model, lanes, about = LanguageModel(section, vocab_size=V), 128, {"counts_V": COUNTS, "bptt": T, "bf16": numerics}
+    words_N = expected_words(COUNTS, T * lanes)
+    inputs_TL, keys_SL = (
+        torch.from_numpy(words_N).view(T, lanes),
+        torch.zeros(model.num_sites, lanes, dtype=torch.int32),
+    )
+    with torch.profiler.profile(profile_memory=True) as profile:
+        with autocast("cpu", bf16=numerics):
+            targets = model.softmax.prepare_targets(words_N)
+            nats_N, _ = model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
+        nats_N.sum().backward()
+    peak = most_allocated(profile, tmp_path / "trace.json")
+    kept, added = activation_bytes(section, **about, device="cpu")(lanes), backward_bytes(section, **about)(lanes)
+    assert 0.95 * (kept + added) <= peak <= kept + added + weight_bytes(model)
+
+
+def most_allocated(profile, path):
+    profile.export_chrome_trace(str(path))
+    changes = [each for each in json.loads(path.read_text())["traceEvents"] if each.get("name") == "[memory]"]
+    changes.sort(key=lambda each: each["ts"])
+    return max(accumulate(each["args"]["Bytes"] for each in changes))
 
 
 @pytest.mark.parametrize("kinds", [("trio", "grouped"), ("decay", "full")], ids="-".join)
