@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.run.account import Standing
-from pipeline.run.records import Record
+from pipeline.run.records import SPEED, Record
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ MEASURED = {  # key of a record → name
     "train/perplexity": "perplexity",
     "train/gradient_norm": "gradient_norm",
     "train/learning_rate": "learning_rate",
-    "speed/tokens_per_second": "tokens_per_second",
+    SPEED: "tokens_per_second",
     "valid/perplexity": "valid_perplexity",
 }
 BY_CLUSTER = {"train/cluster_nats": "cluster_nats", "train/cluster_share": "cluster_share"}

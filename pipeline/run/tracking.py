@@ -18,6 +18,8 @@ ID_NAME, PLACE_NAME = "tracking-id", "tracking-place"
 def sync_line(folder: str, *, identity: str | None) -> str | None:
     """How to send what was kept offline in a folder; None if nothing of it waits.
 
+    A command for each part: of several that one command is given, wandb sends none after a part that a kill cut off.
+
     Args:
         folder: where wandb's own files are.
         identity: of the run; parts of the run that this one is a copy of are sent as its own.
@@ -27,9 +29,10 @@ def sync_line(folder: str, *, identity: str | None) -> str | None:
     if not waiting:
         return None
     others = any(not part.name.endswith(f"-{identity}") for part in waiting)
-    command = ["wandb", "sync", *(["--id", identity] if identity and others else []), *map(str, waiting)]
+    sync = ["wandb", "sync", *(["--id", identity] if identity and others else [])]
+    commands = "; ".join(shlex.join([*sync, str(part)]) for part in waiting)
     kept = "1 part of this run is" if len(waiting) == 1 else f"{len(waiting)} parts of this run are"
-    return f"{kept} kept offline; to send: {shlex.join(command)}"
+    return f"{kept} kept offline; to send: {commands}"
 
 
 def what_waits(run: str) -> str | None:

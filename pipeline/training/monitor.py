@@ -17,7 +17,7 @@ from pipeline.run.account import Standing
 from pipeline.run.display import Display
 from pipeline.run.gauges import Gauges
 from pipeline.run.ledger import Ledger
-from pipeline.run.records import MetricsFile, Record
+from pipeline.run.records import SPEED, MetricsFile, Record
 from pipeline.scoring.perplexity import Score, finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.dashboards import GuardedTracker, Reference
@@ -165,7 +165,7 @@ class Monitor(Callback):
             "train/perplexity": finite(score.perplexity),
             "train/gradient_norm": finite(float(module.gradient_norm)),
             "train/learning_rate": module.trainer.optimizers[0].param_groups[0]["lr"],
-            "speed/tokens_per_second": self.watch.tokens_per_second(),
+            SPEED: self.watch.tokens_per_second(),
             **_by_cluster(module.model.softmax.clusters, module.state.end_cluster_interval()),
         }
 

@@ -284,7 +284,8 @@ def test_ray_on_this_machine_changes_no_bit_and_stops_when_asked(world: World, u
     assert world.events("group")[-1]["step"] == stop["step"]
     assert_same_end(world.run, whole, to_the_bit=True)
     names = {path.name for path in world.run.iterdir()}
-    assert names <= {".lock", ".writer.lock", "attempt", "checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl"}
+    known = {".lock", ".writer.lock", "attempt", "checkpoints", "config.yaml", "events.jsonl", "metrics.jsonl"}
+    assert names <= known | {"tracking-id", "tracking-place"}
 
 
 def test_a_command_that_is_killed_takes_its_ray_with_it_and_goes_on(world: World, undisturbed: Undisturbed) -> None:

@@ -39,7 +39,7 @@ def test_a_run_moves_from_ray_to_slurm_to_this_machine(world, monkeypatch, tmp_p
         pytest.skip(why)
     run = world.run()
     line = [f"data={world.data}", f"run={run}", *TRAIN, "cluster.num_workers=2"]
-    with ray_cluster(tmp_path_factory.mktemp("r")) as cluster, monkeypatch.context() as patch:
+    with ray_cluster() as cluster, monkeypatch.context() as patch:
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
         call("submit", "train", "via=ray", f"via.address={cluster.url}", *line, f"max_steps={PARTS[0]}")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ last = submissions(sys.argv[1])[-1]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ray_cluster(Path(folder)) as started:
+    with ray_cluster() as started:
         yield started
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,13 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(folder: Path) -> Iterator[RayCluster]:
+def ray_cluster() -> Iterator[RayCluster]:
+    """Starts a cluster in a folder of its own, with a short path for its sockets, and ends all of its processes."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        yield from _started(Path(folder))
+
+
+def _started(folder: Path) -> Iterator[RayCluster]:
     """Starts a cluster, and ends all of its processes.
 
     Args:

@@ -5,9 +5,9 @@ from itertools import accumulate, product
 
 import numpy as np
 import pytest
-import support.toys  # noqa: F401  (kinds that are no part of the package)
 import torch
 from support.sections import model_section
+from support.tables import toys_added
 
 from pipeline.config import Config, load
 from pipeline.model.dropout import lane_keys
@@ -29,6 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 V, T = 3000, 12
 COUNTS = (1e7 / np.arange(1, V + 1)).astype(np.int64)
 OPTIMIZERS = [("sgd", 0.0), ("sgd", 0.9), ("adagrad", 0.0), ("adam", 0.0), ("adamw", 0.0)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kinds_from_outside():
+    """Cells and layers that are no part of the package."""
+    with toys_added():
+        yield
 
 
 def counted(model, lanes, *, bf16):

@@ -158,21 +158,21 @@ def test_three_attempts_kept_offline_are_sent_as_one_curve(make_corpus: Callable
     assert line.startswith("3 parts of this run are kept offline; to send: wandb sync /")
     assert line in attempts.told()
     with serving() as server:
-        command = line.partition("to send: ")[2].split()
-        command[0] = str(Path(sys.executable).parent / command[0])
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789" * 4}
-        done = subprocess.run(
-            command,
-            env=attempts.environment | key,
-            cwd=tmp_path,  # where wandb leaves logs of its own
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        for command in (each.split() for each in line.partition("to send: ")[2].split("; ")):
+            done = subprocess.run(
+                [str(Path(sys.executable).parent / command[0]), *command[1:]],
+                env=attempts.environment | key,
+                cwd=tmp_path,  # where wandb leaves logs of its own
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
         assert_one_curve(server, attempts, complete=False)
-    assert what_waits(attempts.run) is None
+    left = str(what_waits(attempts.run))  # what a kill has cut off is never whole; all of the others is sent
+    assert left == "None" or left.startswith("1 part of this run is kept offline")
 
 
 @pytest.mark.parametrize(

@@ -230,9 +230,9 @@ def test_parts_of_a_run_that_were_kept_offline_are_sent_as_one(run: str, monkeyp
 
 
 def send(line: str) -> None:
-    command = line.partition("to send: ")[2].split()
-    command[0] = str(Path(sys.executable).parent / command[0])
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    for command in (each.split() for each in line.partition("to send: ")[2].split("; ")):
+        program = str(Path(sys.executable).parent / command[0])
+        subprocess.run([program, *command[1:]], check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.slow
@@ -314,7 +314,7 @@ def test_what_was_kept_offline_is_told_until_it_is_sent(tmp_path: Path) -> None:
     second = part_of(tmp_path, "offline-run-20260104_000000-aaaaaaaa")
     first = part_of(tmp_path, "offline-run-20260103_000000-aaaaaaaa")
     assert sync_line(str(tmp_path), identity="aaaaaaaa") == (
-        f"2 parts of this run are kept offline; to send: wandb sync {first} {second}"
+        f"2 parts of this run are kept offline; to send: wandb sync {first}; wandb sync {second}"
     )
 
 
