@@ -22,9 +22,9 @@ from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError
 from pipeline.provenance import code_version, environment
 from pipeline.run.checkpoint import check_identity, checkpoint_path, committed_steps, newest_mark
 from pipeline.run.folder import LOCK_NAME, check_run_folder, held, write_config
-from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
+from pipeline.run.job import Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, gather, next_attempt, read_events, saved_steps
-from pipeline.run.stop import remove_request, stop_request
+from pipeline.run.stop import ATTEMPT_NAME, remove_request, stop_request
 from pipeline.training.origin import check_origin, origin_run
 from pipeline.training.tiling import fitted_model, lane_plan, run_identity, total_steps
 

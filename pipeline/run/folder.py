@@ -26,9 +26,9 @@ from pipeline.corpus.manifest import MANIFEST_NAME
 from pipeline.errors import ConfigError, reason_of
 from pipeline.masking import masked_tree
 from pipeline.run import checkpoint
-from pipeline.run.job import ATTEMPT_NAME
 from pipeline.run.ledger import EVENTS_NAME
 from pipeline.run.records import METRICS_NAME
+from pipeline.run.stop import ATTEMPT_NAME
 from pipeline.upgrades import upgraded_configuration
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPT_NAME = "attempt"
 FAILURES = "failures"  # folder of a run: the stacks of workers that raised
 LEAST_EXCHANGE_SECONDS = 1800.0  # torch's own limit for an exchange of gradients
 

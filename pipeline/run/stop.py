@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 log = logging.getLogger(__name__)
 
 REQUEST_NAME = "stop-request"
+ATTEMPT_NAME = "attempt"  # a file of the run folder: the number of the newest start
 USER = "user"  # the cause of a request that a person made by `stop`, or by a file of this name with anything in it
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 LOOK_SECONDS, LOOK_STORE_SECONDS = 1.0, 10.0  # between two looks on a local disk, in an object store
@@ -55,6 +56,19 @@ def request_stop(run: str, *, cause: str, attempt: int | None) -> StopRequest:
     request = StopRequest(cause=cause, time=time.time(), attempt=attempt)
     storage.publish_bytes(_path(run), json.dumps(asdict(request)).encode() + b"\n")
     return request
+
+
+def stop_newest_attempt(run: str) -> None:
+    """Asks the attempt that goes on to save and stop, as by SIGTERM, and no later one.
+
+    A signal to all processes of a job would end those of its dashboard too, with what they have not sent.
+
+    Raises:
+        ConfigError: the request cannot be written.
+    """
+    found = storage.read_or_nothing(storage.join(run, ATTEMPT_NAME)).decode()
+    if found.isdecimal():
+        request_stop(run, cause="SIGTERM", attempt=int(found))
 
 
 def stop_request(run: str, *, attempt: int) -> StopRequest | None:

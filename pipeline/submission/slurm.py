@@ -82,7 +82,7 @@ def render(order: Order) -> Rendered:
         "head": _head(submission),
         "options": "\n".join(f"#SBATCH {option}" for option in _options(order)),
         "python": shlex.quote(python),
-        "run": shlex.quote(f"run={submission.run}"),
+        "run": shlex.quote(submission.run),
         "setup": f"source {shlex.quote(section.setup)}\n" if section.setup else "",
         "work": " ".join([*srun, '"$python"', shlex.join(work[1:])]),
         "retries": str(RETRIES),
@@ -273,15 +273,14 @@ TRAIN = """#!/bin/bash
 set -uo pipefail
 export WORDLANES_JOB_START=$((${SLURM_RESTART_COUNT:-0} + 1))  # nobody types a job's start
 python=@python@
+run=@run@
 @setup@
 saved_step() {
-  "$python" -m jobs status @run@ --json 2>/dev/null |
+  "$python" -m jobs status run="$run" --json 2>/dev/null |
     "$python" -c 'import json, sys; print(json.load(sys.stdin)["saved_step"] or 0)' 2>/dev/null || echo 0
 }
 
-step=''
-# the ranks save and stop; a TERM for srun itself would kill them
-trap '[ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+trap '"$python" -c "import sys, pipeline.run.stop as stop; stop.stop_newest_attempt(sys.argv[1])" "$run"' USR1
 before=$(saved_step)
 @work@ &
 step=$!

@@ -40,11 +40,11 @@ from pipeline.run.checkpoint import (
 from pipeline.run.display import Display
 from pipeline.run.folder import WRITER_LOCK_NAME, RunFolder, held, write_config
 from pipeline.run.gauges import Gauges, Sink, TextFile
-from pipeline.run.job import ATTEMPT_NAME, Job, Place, Result
+from pipeline.run.job import Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, read_events, saved_steps
 from pipeline.run.meeting import HERE, loopback_identity
 from pipeline.run.records import METRICS_NAME, MetricsFile, read_records, step_of
-from pipeline.run.stop import SIGNALS, USER, RequestWatch
+from pipeline.run.stop import ATTEMPT_NAME, SIGNALS, USER, RequestWatch
 from pipeline.run.tracking import tracking_id
 from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.about import about_run, checkpoint_reference, corpus_reference

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import main
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Stopped
 from pipeline.run import stop
 from pipeline.run.ledger import Ledger, read_events
 from pipeline.run.stop import (
+    ATTEMPT_NAME,
     REQUEST_NAME,
     USER,
     RequestWatch,
@@ -24,6 +26,7 @@ from pipeline.run.stop import (
     StopSignals,
     remove_request,
     request_stop,
+    stop_newest_attempt,
     stop_request,
 )
 from pipeline.runner import conclude, launch, plan_run, train
@@ -241,3 +244,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["stop"]) == 2
     assert "run=null is not given; use run=FOLDER" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_attempt_that_goes_on_is_asked_and_no_later_one(tmp_path):
+    run = str(tmp_path)
+    stop_newest_attempt(run)
+    assert stop_request(run, attempt=1) is None, "nothing goes on"
+    storage.publish_bytes(storage.join(run, ATTEMPT_NAME), b"3")
+    stop_newest_attempt(run)
+    assert stop_request(run, attempt=3).cause == "SIGTERM"
+    assert stop_request(run, attempt=4) is None

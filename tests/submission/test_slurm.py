@@ -111,6 +111,7 @@ def test_a_run_goes_through_a_time_limit_and_a_preemption_bit_for_bit(world, clu
     assert (found["state"], found["step"], found["num_attempts"], found["steps_replayed"]) == ("finished", TOTAL, 3, 0)
     assert_same_run(run, world.reference(workers=2))
     assert "requeued" in log.read_text()
+    assert not found["failures"]
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ printf '%s\\n' "$0 $*" >> @folder@/calls
 case "$0" in
   */sbatch) env > @folder@/environment; cat > @folder@/script; echo 7 ;;
   */squeue) if [[ "$*" == *--jobs=* ]]; then echo RUNNING; else cat @folder@/jobs 2>/dev/null; fi; true ;;
-  */scancel) sleep "${SCANCEL_SECONDS:-0}" ;;
+  */python) sleep 1.5 ;;
   */srun) trap '' USR1; sleep "${SRUN_SECONDS:-0}"; exit "${SRUN_CODE:-0}" ;;
 esac
 """
@@ -214,7 +215,7 @@ def fake(tmp_path, monkeypatch):
     """A folder with commands of Slurm that write down what they are asked, first on PATH."""
     folder = tmp_path / "fake"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun", "python"):
         (folder / name).write_text(FAKE.replace("@folder@", str(folder)))
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
@@ -252,10 +253,9 @@ def test_the_ranks_exit_code_is_kept_when_they_end_while_they_are_asked_to(fake,
     """bash leaves `wait` for the trap; what the ranks ended with meanwhile counts all the same."""
     monkeypatch.setenv("SRUN_SECONDS", "1")
     monkeypatch.setenv("SRUN_CODE", str(code))
-    monkeypatch.setenv("SCANCEL_SECONDS", "1.5")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SBATCH_ACCOUNT", "x")
-    told = call("submit", "train", "via=slurm", "data=/d", f"run={tmp_path / 'run'}", "--dry-run")[1]
+    typed = ["data=/d", f"run={tmp_path / 'run'}", f"via.python={fake / 'python'}"]
+    told = call("submit", "train", "via=slurm", *typed, "--dry-run")[1]
     script = tmp_path / "script"
     script.write_text(told.replace("before=$(saved_step)", "before=0").replace("after=$(saved_step)", "after=0"))
     process = subprocess.Popen(["bash", str(script)])
@@ -263,4 +263,6 @@ def test_the_ranks_exit_code_is_kept_when_they_end_while_they_are_asked_to(fake,
     time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(PATIENCE_SECONDS) == code
-    assert "/scontrol " not in (fake / "calls").read_text()
+    asked = (fake / "calls").read_text()
+    assert f"stop.stop_newest_attempt(sys.argv[1]) {tmp_path / 'run'}" in asked
+    assert "/scontrol " not in asked
