@@ -220,13 +220,18 @@ def holding(folder: Path, *secrets: str) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.each_commit
 def test_a_planted_key_is_found_in_no_file_and_no_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts, data, run = write_texts(tmp_path / "texts"), tmp_path / "data", tmp_path / "run"
     secrets = {name: f"{name.lower()}-{KEY[::-1]}" for name in VARIABLES}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    for name in ("TMPDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
+    temporary = tmp_path_factory.mktemp("t")  # a short path, for sockets lie there
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
         (tmp_path / "kept" / name).mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / "kept" / name))
     tracked = ["tracking.kind=wandb", "tracking.mode=offline", "stream.num_lanes=4"]
@@ -265,7 +270,7 @@ def test_a_planted_key_is_found_in_no_file_and_no_output(
     for each in (run, tmp_path / "read"):
         assert list(each.glob("wandb/offline-run-*/*.wandb"))
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) > 20
-    assert holding(tmp_path, KEY, *secrets.values()) == []
+    assert [*holding(tmp_path, KEY, *secrets.values()), *holding(temporary, KEY, *secrets.values())] == []
 
 
 # --- names

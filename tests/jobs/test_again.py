@@ -24,7 +24,7 @@ VERB = """
 import os, signal, sys, time
 from pathlib import Path
 
-folder, restarts = Path({folder!r}), int(os.environ.get({restarts!r}, 0))
+folder, restarts = Path({folder!r}), int(os.environ[{restarts!r}]) - 1
 received = []
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda number, frame: received.append(number))

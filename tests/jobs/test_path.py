@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from support.typed import ROOT, STEPS, made_lines, prepare_typed, train_typed, typed, write_texts
@@ -268,6 +269,7 @@ def test_a_tracker_that_breaks_midway_does_not_stop_training(made, tmp_path, mon
 
     class Breaking:
         logged = 0
+        summary: ClassVar[dict[str, float]] = {}
 
         def define_metric(self, *_, **__):
             pass

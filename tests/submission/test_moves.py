@@ -1,16 +1,14 @@
 """The run folder is the truth: one run goes from Ray to Slurm to this machine, as if it had never moved."""
 
-import io
 import json
 import time
-from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from support.faulty_runs import PATIENCE_SECONDS, SETTINGS, TOTAL, assert_same_run, saved, status
 from support.ray_cluster import ray_cluster
 from support.slurm_cluster import missing, slurm
+from support.typed import typed
 
-from jobs.__main__ import main
 from pipeline.run.ledger import read_events
 from pipeline.submission.record import submissions
 
@@ -19,10 +17,10 @@ TRAIN = [each for each in SETTINGS if not each.startswith(("cluster=", "max_step
 
 
 def call(*arguments):
-    with redirect_stdout(io.StringIO()) as told, redirect_stderr(told):
-        code = main(arguments)
-    assert code == 0, told.getvalue()
-    return told.getvalue()
+    """What a command prints; in a process of its own, since Ray keeps the token that it found first."""
+    done = typed(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def await_step(run, step):

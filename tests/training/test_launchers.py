@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,13 @@ def free_port() -> int:
 
 
 def srun(
-    world: World, num_tasks: int, *overrides: str, wait_seconds: float = 0.0, step: int = 0, run: str | None = None
+    world: World,
+    num_tasks: int,
+    *overrides: str,
+    wait_seconds: float = 0.0,
+    step: int = 0,
+    run: str | None = None,
+    program: Sequence[str] = JOBS,
 ) -> list[Command]:
     """The processes that `srun --ntasks` starts on one machine; the later ones a little later."""
     commands = []
@@ -102,7 +109,7 @@ def srun(
             "SLURM_PROCID": str(rank),
             "SLURM_LOCALID": str(rank),
         }
-        commands.append(world.train(*overrides, run=run, environment=environment))
+        commands.append(world.train(*overrides, run=run, program=program, environment=environment))
         time.sleep(wait_seconds)
     return commands
 
@@ -114,7 +121,7 @@ def by_variables(world: World, num_processes: int, *, port: int) -> list[Command
 
 
 def test_srun_starts_and_stops_it(world: World, draw: Draw) -> None:
-    commands = srun(world, 2, wait_seconds=3.0)
+    commands = srun(world, 2, wait_seconds=3.0, program=world.unhurried())
     reached = commands[0].reach(draw.step(20, 100))
     for command in commands:
         kill(command.process.pid, signal.SIGTERM)
