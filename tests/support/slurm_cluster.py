@@ -2,7 +2,7 @@
 
 It needs root and the packages slurm-wlm and munge, which `.ci/run` installs. `missing()` says what is not there. A job
 that is requeued waits as long as its credential is valid: here 5 s, by default 120 s. The machines' names do not
-resolve, so ranks meet at 127.0.0.1.
+resolve, so ranks meet at 127.0.0.1; at a port that follows from the job's number, so each Slurm has numbers of its own.
 """
 
 import getpass
@@ -23,6 +23,7 @@ PATIENCE_SECONDS = 60.0
 CONF = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
