@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pipeline.config import RunConfig, given, load
 from pipeline.errors import ConfigError
+from pipeline.masking import last_name
 from pipeline.run.account import Account, Failure
 from pipeline.run.ledger import events_of_run
 from pipeline.submission.overview import Measured, Overview, Saved, overview, overviews, runs_in
@@ -64,7 +65,7 @@ def as_json(shown: Overview) -> dict[str, object]:
 
 
 def _row_as_json(run: str, shown: Overview | ConfigError) -> dict[str, object]:
-    about: dict[str, object] = {"run": run, "name": run.rpartition("/")[2]}
+    about: dict[str, object] = {"run": run, "name": last_name(run)}
     if isinstance(shown, ConfigError):
         return about | {"state": None, "error": str(shown)}
     return about | {"error": None} | as_json(shown)
@@ -181,7 +182,7 @@ def _table_of_runs(found: Sequence[tuple[str, Overview | ConfigError]]) -> Table
 
 def _cells(run: str, shown: Overview | ConfigError) -> list[str]:
     if isinstance(shown, ConfigError):
-        return [run.rpartition("/")[2], "cannot be read", *[""] * (len(COLUMNS) - 3), str(shown)]
+        return [last_name(run), "cannot be read", *[""] * (len(COLUMNS) - 3), str(shown)]
     begun, measured, failure = shown.found.num_attempts > 0, shown.measured, shown.last_failure
     where, ago, left = shown.standing, shown.checkpoint_age_seconds, shown.seconds_left
     return [

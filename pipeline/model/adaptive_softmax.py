@@ -126,15 +126,7 @@ class AdaptiveSoftmax(OutputLayer):
         return nats_N
 
     def cluster_sums(self, nats_N: Tensor, targets: Targets) -> tuple[Tensor, tuple[int, ...]]:
-        """What the targets of each cluster cost, and how many they are, which is known from their split on the CPU.
-
-        Args:
-            nats_N: of `nats`.
-            targets: that these are of.
-
-        Returns:
-            The sum of nats of each of `clusters`, [clusters], on the device; and the numbers of targets.
-        """
+        """As `OutputLayer` has it; the numbers of targets are known from their split on the CPU."""
         rows = targets[1::2]  # of each tail cluster
         tail_nats = [nats_N.index_select(0, rows_n).sum() for rows_n in rows]
         head_nats = nats_N.sum() if not rows else nats_N.index_fill(0, torch.cat(rows), 0.0).sum()

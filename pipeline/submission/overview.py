@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.masking import last_name
 from pipeline.run.account import Account, Failure, account
 from pipeline.run.checkpoint import committed_steps, looks_whole
 from pipeline.run.ledger import EVENTS_NAME, PARTS, Event, events_of_run, read_events
@@ -93,7 +94,7 @@ class Overview:
     @property
     def name(self) -> str:
         """The run folder's own."""
-        return self.run.rstrip("/").rpartition("/")[2]
+        return last_name(self.run)
 
     @property
     def last_failure(self) -> Failure | None:

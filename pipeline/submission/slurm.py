@@ -267,13 +267,24 @@ def _ask(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-TRAIN = """#!/bin/bash
+BEGIN = """#!/bin/bash
 @head@
 @options@
 set -uo pipefail
 export WORDLANES_JOB_START=$((${SLURM_RESTART_COUNT:-0} + 1))  # nobody types a job's start
 python=@python@
-run=@run@
+"""
+
+WORK = """@work@ &
+step=$!
+until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the ranks
+wait "$step"
+code=$?
+"""
+
+TRAIN = (
+    BEGIN
+    + """run=@run@
 @setup@
 saved_step() {
   "$python" -m jobs status run="$run" --json 2>/dev/null |
@@ -282,12 +293,9 @@ saved_step() {
 
 trap '"$python" -c "import sys, pipeline.run.stop as stop; stop.stop_newest_attempt(sys.argv[1])" "$run"' USR1
 before=$(saved_step)
-@work@ &
-step=$!
-until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the ranks
-wait "$step"
-code=$?
-
+"""
+    + WORK
+    + """
 [ "$code" -ne 0 ] || exit 0  # trained, or stopped by its user
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
 [ "$state" = RUNNING ] || exit "$code"  # cancelled
@@ -298,25 +306,20 @@ if [ "$after" -gt "$before" ]; then
 fi
 exit "$code"
 """
+)
 
-PREPARE = """#!/bin/bash
-@head@
-@options@
-set -uo pipefail
-export WORDLANES_JOB_START=$((${SLURM_RESTART_COUNT:-0} + 1))  # nobody types a job's start
-python=@python@
-@setup@
+PREPARE = (
+    BEGIN
+    + """@setup@
 step='' asked=no
 trap 'asked=yes; [ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-@work@ &
-step=$!
-until wait "$step"; ! kill -0 "$step" 2>/dev/null; do :; done  # a signal ends a wait, not the work
-wait "$step"
-code=$?
-
+"""
+    + WORK
+    + """
 if [ "$asked" = yes ] && [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @retries@ ]; then
   echo "what is prepared stays: requeued"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
 """
+)
