@@ -18,6 +18,12 @@ CONFIGURATION: dict[str, object] = {
     "extensions": [],
     "init_from": None,
     "corpus.null_rows": "refuse",
+    "corpus.shard_tokens": None,
+    "prepare.keep_ids": True,
+    "stream.order": "sequential",
+    "stream.block_tokens": 65536,
+    "stream.cache_gb": 50,
+    "stream.cache_folder": None,
     "model.recurrence.kind": "lstm",
     "tracking.group": None,
     "tracking.tags": [],
@@ -53,12 +59,13 @@ MANIFEST: dict[str, object] = {
 # keys of a manifest that are no longer written
 MANIFEST_REMOVED = ("versions",)  # of the packages that the demo's text was made of
 
+SECTIONS = ("prepare",)  # of `Config` that came later
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 
 
 def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree of a run's `config.yaml`, with the keys and values that are written today."""
-    tree = json.loads(json.dumps(tree))
+    tree = {section: {} for section in SECTIONS} | json.loads(json.dumps(tree))
     for former, today in RENAMED.items():
         for value in _taken(tree, former):
             *path, last = today.split(".")

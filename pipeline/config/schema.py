@@ -110,6 +110,8 @@ class CorpusConfig(Section):
     vocabulary: VocabularyConfig
     unit_bytes: Annotated[int, Field(ge=1024)]
     """About how many bytes of a file one task reads."""
+    shard_tokens: PositiveInt | None
+    """Small files share a token shard until it has so many tokens; null: a shard for each part of a file."""
 
     @model_validator(mode="after")
     def _source_fits(self) -> Self:
@@ -128,6 +130,13 @@ class CorpusConfig(Section):
         return self
 
 
+class PrepareConfig(Section):
+    """How a corpus is prepared: what leaves no trace in it."""
+
+    keep_ids: bool
+    """Whether the text's words stay in the corpus folder as numbers, so that another vocabulary reads no text again."""
+
+
 class StreamConfig(Section):
     """How the token sequence becomes batches."""
 
@@ -141,6 +150,14 @@ class StreamConfig(Section):
     """The recurrent state at the start of an epoch: zero, or carried on from each lane's own end."""
     verify: Literal["digest", "size"]
     """What is checked of each token shard before the first step: its digest, or its size, which is faster."""
+    order: Literal["sequential", "blocks"]
+    """The order of the text in an epoch: as it is, or blocks of it in an order drawn anew for each epoch."""
+    block_tokens: PositiveInt
+    """With `blocks`: tokens of a block, within which the text stays as it is."""
+    cache_gb: Positive
+    """Disk of this machine, in GB, for token shards of a remote corpus, which come ahead of need."""
+    cache_folder: str | None
+    """Where on this machine they are kept; null: a folder of wordlanes in the user's cache folder."""
 
 
 class RecurrenceConfig(Section):

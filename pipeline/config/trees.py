@@ -17,6 +17,7 @@ from pipeline.config.schema import (
     Paths,
     Positive,
     PositiveInt,
+    PrepareConfig,
     Section,
     StreamConfig,
     TrackingConfig,
@@ -56,6 +57,7 @@ class Config(Section):
     accelerator: Literal["auto", "cpu", "cuda"]
     """The device to train on; auto: CUDA where there is a GPU."""
     corpus: CorpusConfig
+    prepare: PrepareConfig
     stream: StreamConfig
     model: ModelConfig
     optim: OptimConfig

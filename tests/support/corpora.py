@@ -31,6 +31,7 @@ def corpus_config(**changes):
         "dataset": None,
         "text_column": "text",
         "null_rows": "refuse",
+        "shard_tokens": None,
         "documents": "files",
         "valid_fraction": 0.0,
         "test_fraction": 0.0,
