@@ -54,7 +54,7 @@ class Bar:
         self._name, self._begun_seconds = name, time.monotonic()
         self._done_bytes = self._done_words = 0
         self._task = self._bar.add_task(name, total=num_tasks, speed="")
-        if name == "digest":
+        if name == "read":
             self.read_bytes = num_bytes
 
     def advance(self, *, num_bytes: int, num_words: int) -> None:
@@ -94,7 +94,14 @@ def main(arguments: Sequence[str]) -> None:
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
         ready_seconds = time.monotonic()
-        manifest = prepare(config.corpus, data, run_tasks=run_tasks, progress=bar, extensions=config.extensions)
+        manifest = prepare(
+            config.corpus,
+            data,
+            run_tasks=run_tasks,
+            keep_ids=config.prepare.keep_ids,
+            progress=bar,
+            extensions=config.extensions,
+        )
         seconds = time.monotonic() - ready_seconds
     around_seconds = time.monotonic() - begun_seconds - seconds
     console.print(_table(manifest))

@@ -50,7 +50,14 @@ def prepare(config: Config, *, progress: "Progress | None" = None) -> "Manifest"
 
     data = check_preparation(config)
     with task_runner(config.cluster) as run_tasks:
-        return prepare_corpus(config.corpus, data, run_tasks=run_tasks, progress=progress, extensions=config.extensions)
+        return prepare_corpus(
+            config.corpus,
+            data,
+            run_tasks=run_tasks,
+            keep_ids=config.prepare.keep_ids,
+            progress=progress,
+            extensions=config.extensions,
+        )
 
 
 def check_preparation(config: Config) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import os
 import re
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -358,8 +359,22 @@ def remove(path: str) -> None:
         filesystem.rm_file(name)
 
 
+def move(path: str, target: str) -> None:
+    """Gives a file another name in the same file system; what had that name is replaced.
+
+    Raises:
+        ConfigError: the place cannot be written to or reached.
+    """
+    if is_local(path):
+        with _writable(target):
+            Path(resolve(path)[1]).replace(resolve(target)[1])
+        return
+    with _reached(path) as (filesystem, name):
+        filesystem.mv(name, resolve(target)[1])
+
+
 @contextmanager
-def publish(path: str) -> Iterator[BinaryIO]:
+def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Writes a file whole or not at all.
 
     On a local disk the bytes go to `<path>.tmp` in the same folder, are flushed to the disk and renamed; the folder is
@@ -370,6 +385,8 @@ def publish(path: str) -> Iterator[BinaryIO]:
 
     Args:
         path: the name under which the artifact appears; its folder is made if need be.
+        lasting: whether it must survive that the machine stops. What can be made anew, and is known by its digest, is
+            not flushed to a local disk, and several processes may write it at once, each to a temporary of its own.
 
     Yields:
         a binary file to write to.
@@ -377,15 +394,15 @@ def publish(path: str) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: the place cannot be written to or reached, or its disk is full.
     """
-    with _renamed(path) if is_local(path) else _uploaded(path) as file:
+    with _renamed(path, lasting=lasting) if is_local(path) else _uploaded(path) as file:
         yield file
 
 
 @contextmanager
-def _renamed(path: str) -> Iterator[BinaryIO]:
+def _renamed(path: str, *, lasting: bool) -> Iterator[BinaryIO]:
     """`publish` on a local disk."""
     target = Path(resolve(path)[1])
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = target.with_name(f"{target.name}{'' if lasting else '.' + secrets.token_hex(4)}.tmp")
     with _writable(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("wb")
@@ -393,9 +410,11 @@ def _renamed(path: str) -> Iterator[BinaryIO]:
         with _watched(file, path) as watched:
             yield watched
         with _writable(path):
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
             temporary.rename(target)
-            flush_folder(target.parent)
+            if lasting:
+                flush_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -526,9 +545,9 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish_bytes(path: str, data: bytes) -> None:
+def publish_bytes(path: str, data: bytes, *, lasting: bool = True) -> None:
     """`publish` for content that is at hand."""
-    with publish(path) as file:
+    with publish(path, lasting=lasting) as file:
         file.write(data)
 
 

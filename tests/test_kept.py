@@ -180,12 +180,14 @@ def test_a_corpus_of_before_is_gone_on_with(kept: Path) -> None:
 def test_a_new_key_gets_its_value_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrades, "CONFIGURATION", {"model.new": 1.5, "corpus.vocabulary.new": None, "gone.new": 2})
     monkeypatch.setattr(upgrades, "CONFIGURATION_VALUES", {("tracking.mode", "auto"): None})
+    monkeypatch.setattr(upgrades, "SECTIONS", ("later",))
     monkeypatch.setattr(upgrades, "MANIFEST", {"digest": None, "splits.*.num_new": 0})
     tree = {"model": {"old": 1}, "corpus": {"vocabulary": {"new": 3}}, "tracking": {"mode": "auto"}}
     assert upgrades.upgraded_configuration(tree) == {
         "model": {"old": 1, "new": 1.5},
         "corpus": {"vocabulary": {"new": 3}},
         "tracking": {"mode": None},
+        "later": {},
     }
     assert upgrades.upgraded_manifest(
         {"splits": {"a": {"num_new": 1}, "b": {}}, "configuration": {"vocabulary": {}}}

@@ -1,35 +1,51 @@
 """Token shards: which there are to be, which of them are there, and how one is made.
 
-In: work units with their keys, and the vocabulary. Out: a token shard for each unit, and its receipt. Refuses: a unit
-that changed since it was counted.
+In: work units with what reading them left, and the vocabulary. Out: token shards, each of one unit or of several that
+share it, and their receipts. Refuses: a unit whose words were not kept and whose text changed since it was counted.
 """
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
+
+import numpy as np
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.folder import kept_paths, receipt_name, shard_name
-from pipeline.corpus.keys import Digested, hashed, refuse_changed
+from pipeline.corpus.keys import hashed, unit_key
 from pipeline.corpus.merging import VOCABULARY, MadeVocabulary
 from pipeline.corpus.phases import Phases
-from pipeline.corpus.readers.reader import Tally
+from pipeline.corpus.reading import COUNTS, Counted, changed, digest_of, held, ids_path, ids_type, observed
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.text import split_words
-from pipeline.corpus.tokens import write_shard
+from pipeline.corpus.tokens import Ids, write_shard
 from pipeline.corpus.units import SPLITS, WorkUnit
-from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
+from pipeline.corpus.vocabulary import Vocabulary, open_mapped, read_vocabulary
+
+READ_WORDS = 1 << 20  # of the numbered ones, at a time
+
+
+class KeptIdsError(Exception):
+    """The numbered words of a unit are not what its receipt says; its text is there to be read again."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit within a shard, and what reading it left in the work folder."""
+
+    unit: WorkUnit
+    counted: Counted
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A token shard that the corpus is to have: of which unit, under which name, and the key of what it is made of."""
+    """A token shard that the corpus is to have: its parts, its name, and the key of what it is made of."""
 
-    unit: WorkUnit
-    unit_key: str
+    split: str
+    parts: tuple[Part, ...]
     name: str  # path below the corpus folder
     key: str
 
@@ -37,6 +53,25 @@ class PlannedShard:
     def receipt(self) -> str:
         """Path of its receipt below the corpus folder."""
         return receipt_name(self.name)
+
+    @property
+    def source(self) -> str:
+        """The range of the input that it holds, for people."""
+        first, last = self.parts[0].unit.name, self.parts[-1].unit.name
+        return first if len(self.parts) == 1 else f"{first} to {last}, {len(self.parts)} parts"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the input, 0 if not known."""
+        return sum(part.unit.size_bytes for part in self.parts)
+
+    @property
+    def num_words(self) -> int:
+        """Of its text, which are its tokens."""
+        return sum(part.counted.num_words for part in self.parts)
+
+    def __str__(self) -> str:
+        return f"{self.name}, of {self.parts[0].unit.path}[{self.parts[0].unit.start}:{self.parts[0].unit.stop}]"
 
 
 @dataclass(frozen=True)
@@ -54,25 +89,41 @@ class ShardReceipt:
 
 
 def plan_shards(
-    units: Sequence[WorkUnit], digested: Sequence[Digested], vocabulary: MadeVocabulary
+    units: Sequence[WorkUnit], counted: Sequence[Counted], vocabulary: MadeVocabulary, *, shard_tokens: int | None
 ) -> list[PlannedShard]:
-    """A shard for each unit, numbered within its split.
+    """The shards of all splits, numbered within each.
 
     Args:
         units: of all splits, in their order.
-        digested: their keys.
+        counted: what reading them left.
         vocabulary: that they are encoded by.
+        shard_tokens: units share a shard until it has so many tokens; None: one for each unit.
     """
-    numbers = {split: itertools.count() for split in SPLITS}
-    return [
-        PlannedShard(
-            unit,
-            each.key,
-            shard_name(unit.split, next(numbers[unit.split])),
-            key=hashed([each.key, vocabulary.fingerprint, vocabulary.size, unit.name]),
-        )
-        for unit, each in zip(units, digested, strict=True)
-    ]
+    planned = []
+    for split in SPLITS:
+        parts = [Part(unit, each) for unit, each in zip(units, counted, strict=True) if unit.split == split]
+        for number, shared in enumerate(_shared(parts, shard_tokens)):
+            made_of = [[part.counted.key, part.unit.name] for part in shared]
+            # one unit has the key that it had before shards could be shared
+            content = made_of if len(made_of) > 1 else made_of[0][:1]
+            name = [] if len(made_of) > 1 else made_of[0][1:]
+            key = hashed([*content, vocabulary.fingerprint, vocabulary.size, *name])
+            planned.append(PlannedShard(split, tuple(shared), shard_name(split, number), key))
+    return planned
+
+
+def _shared(parts: Sequence[Part], shard_tokens: int | None) -> Iterator[list[Part]]:
+    """Parts that follow one another, until they have so many tokens."""
+    shared: list[Part] = []
+    num_tokens = 0
+    for part in parts:
+        shared.append(part)
+        num_tokens += part.counted.num_words
+        if shard_tokens is None or num_tokens >= shard_tokens:
+            yield shared
+            shared, num_tokens = [], 0
+    if shared:
+        yield shared
 
 
 def sound_shards(planned: Sequence[PlannedShard], data: str, *, run: Phases) -> dict[PlannedShard, ShardReceipt]:
@@ -112,42 +163,94 @@ def encode_shards(
     """
     receipts = run(
         "encode",
-        partial(encode_unit, vocabulary=vocabulary, corpus=corpus, data=data),
+        partial(encode_shard, vocabulary=vocabulary, corpus=corpus, data=data),
         shards,
-        num_bytes=lambda shard: shard.unit.size_bytes,
+        num_bytes=lambda shard: shard.size_bytes,
         num_words=lambda receipt: receipt.num_tokens,
     )
     return dict(zip(shards, receipts, strict=True))
 
 
-def encode_unit(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> ShardReceipt:
-    """Publishes the token shard of a unit, then its receipt.
+def encode_shard(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: CorpusConfig, data: str) -> ShardReceipt:
+    """Publishes a token shard, then its receipt.
 
     Args:
-        shard: the unit, and where its tokens go.
+        shard: the units, and where their tokens go.
         vocabulary: which words have an id.
-        corpus: how the unit is read.
+        corpus: how the units are read, where their words were not kept.
         data: the corpus folder.
+
+    Raises:
+        CorpusError: the bytes of a unit that is read are no longer those that were counted.
+    """
+    words = _vocabulary(kept_paths(data, VOCABULARY, vocabulary.key)[0], vocabulary.fingerprint)
+    remapped = partial(_remapped, words=words, data=data)
+    encoded = partial(_encoded, words=words, corpus=corpus)
+    write = partial(
+        write_shard,
+        storage.join(data, shard.name),
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        vocab_size=vocabulary.size,
+        source=shard.source,
+    )
+    try:
+        written = write(ids for part in shard.parts for ids in remapped(part))
+    except KeptIdsError:
+        written = write(ids for part in shard.parts for ids in encoded(part))
+    tallies = [part.counted for part in shard.parts]
+    receipt = ShardReceipt(
+        shard.key,
+        written.num_tokens,
+        written.size_bytes,
+        written.sha256,
+        written.num_unk,
+        num_replacement_chars=sum(each.num_replacement_chars for each in tallies),
+        num_nul_bytes=sum(each.num_nul_bytes for each in tallies),
+        num_null_rows=sum(each.num_null_rows for each in tallies),
+    )
+    write_receipt(storage.join(data, shard.receipt), receipt)
+    return receipt
+
+
+def _remapped(part: Part, *, words: Vocabulary, data: str) -> Iterator[Ids]:
+    """The tokens of a unit, from its numbered words: each distinct word of a run is looked up once.
+
+    Raises:
+        KeptIdsError: the numbered words were not kept, or are not whole.
+    """
+    counted, path = part.counted, ids_path(data, part.counted.key)
+    if counted.ids_sha256 is None or not storage.exists(path):
+        raise KeptIdsError(path)
+    tables = open_mapped(kept_paths(data, COUNTS, counted.key)[0])
+    digest = hashlib.sha256()
+    with storage.open_read(path) as file:
+        for number, num_words in enumerate(counted.words_of_runs):
+            distinct = tables.get_batch(number).column(0)
+            ids = words.encode(distinct)
+            row_type = ids_type(len(distinct))
+            for start in range(0, num_words, READ_WORDS):
+                content = file.read(min(READ_WORDS, num_words - start) * row_type.itemsize)
+                digest.update(content)
+                rows = np.frombuffer(content, row_type)
+                if len(rows) and rows.max() >= len(ids):
+                    raise KeptIdsError(path)
+                yield ids[rows]
+        digest.update(file.read(1))
+    if digest.hexdigest() != counted.ids_sha256:
+        raise KeptIdsError(path)
+
+
+def _encoded(part: Part, *, words: Vocabulary, corpus: CorpusConfig) -> Iterator[Ids]:
+    """The tokens of a unit, from its text.
 
     Raises:
         CorpusError: the unit's bytes are no longer those that were counted.
     """
-    words = _vocabulary(kept_paths(data, VOCABULARY, vocabulary.key)[0], vocabulary.fingerprint)
-    tally = Tally()
-    blocks = read_blocks(shard.unit, corpus, tally)
-    written = write_shard(
-        storage.join(data, shard.name),
-        (words.encode(split_words(block, words=corpus.words, lowercase=corpus.lowercase)) for block in blocks),
-        vocabulary_fingerprint=vocabulary.fingerprint,
-        vocab_size=vocabulary.size,
-        source=shard.unit.name,
-    )
-    refuse_changed(shard.unit, corpus, key=shard.unit_key)
-    receipt = ShardReceipt(
-        shard.key, written.num_tokens, written.size_bytes, written.sha256, written.num_unk, **asdict(tally)
-    )
-    write_receipt(storage.join(data, shard.receipt), receipt)
-    return receipt
+    units, digest = observed(held([part.unit]))
+    for block in read_blocks(units[0], corpus):
+        yield words.encode(split_words(block, words=corpus.words, lowercase=corpus.lowercase))
+    if unit_key(part.unit, corpus, digest=digest_of(digest, part.unit, corpus)) != part.counted.key:
+        raise changed(part.unit)
 
 
 @lru_cache(maxsize=1)

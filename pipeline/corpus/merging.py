@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import VocabularyConfig
-from pipeline.corpus.counting import COUNTS, Counted
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import FORMAT, hashed
 from pipeline.corpus.phases import Phases
+from pipeline.corpus.reading import COUNTS, Counted
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.vocabulary import (
     COUNTS_SCHEMA,
@@ -48,17 +48,17 @@ class MadeVocabulary:
 
 
 def merge_vocabulary(
-    train_keys: Sequence[str], counted: Sequence[Counted], vocabulary: VocabularyConfig, data: str, *, run: Phases
+    counted: Sequence[Counted], vocabulary: VocabularyConfig, data: str, *, run: Phases
 ) -> MadeVocabulary:
     """Makes the vocabulary in the work folder, unless it is there and sound.
 
     Args:
-        train_keys: of train's units; one that stands here twice counts twice.
-        counted: their count tables.
+        counted: the count tables of train's units; one that stands here twice counts twice.
         vocabulary: which words get an id.
         data: the corpus folder.
         run: runs the tasks.
     """
+    train_keys = [each.key for each in counted]
     given = vocabulary.path
     size = vocabulary.size if given is None else None
     key = hashed([FORMAT, *sorted(train_keys), size, vocabulary.min_count, given and storage.sha256(given)])
@@ -93,7 +93,10 @@ def merge_range(words: tuple[str, str | None], *, keys: Sequence[str], data: str
     Returns:
         the path, in the work folder.
     """
-    merged = merge_counts(_slice(read_counts(kept_paths(data, COUNTS, key)[0]), words) for key in keys)
+    tables = (read_counts(kept_paths(data, COUNTS, key)[0]) for key in keys)
+    merged = merge_counts(
+        _slice(pa.Table.from_batches([run]), words) for table in tables for run in table.to_batches()
+    )
     path = storage.join(data, WORK, "merged", f"{hashed([*keys, *words, size])}.arrow")
     write_counts(most_frequent(merged, size=size), path)
     return path

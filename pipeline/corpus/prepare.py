@@ -4,11 +4,10 @@ In: `CorpusConfig`, the corpus folder, and what runs tasks. Out: the corpus fold
 Refuses: what `sources` refuses; a split that was asked for and came out empty; input that changes while it is read.
 
     list        what to read, cut into units                              sources.py
-    digest      what each unit holds, as a key                            keys.py
-    count       the words of the units, unless they were counted          counting.py
+    read        the one pass: each unit's key, counts and numbered words  reading.py
     merge       count tables → ranges of words → vocabulary               merging.py
     check       which shards are there already and sound                  encoding.py
-    encode      units → token shards, each with a receipt                 encoding.py
+    encode      numbered words → token shards, each with a receipt        encoding.py
     manifest    written last; removed before the first shard of a changed corpus is replaced
 
 Everything that a phase leaves behind is published whole under a name or with a key that says what it was made of, and
@@ -23,10 +22,8 @@ from functools import partial
 
 from pipeline import __version__, storage
 from pipeline.config import CorpusConfig, VocabularyConfig
-from pipeline.corpus.counting import COUNTS, count_units
 from pipeline.corpus.encoding import PlannedShard, ShardReceipt, encode_shards, plan_shards, sound_shards
 from pipeline.corpus.folder import LOCK_NAME, WORK, check_folder, check_sources, held, kept_paths, shard_files
-from pipeline.corpus.keys import Digested, digest_unit
 from pipeline.corpus.manifest import (
     VOCABULARY_NAME,
     Manifest,
@@ -38,6 +35,7 @@ from pipeline.corpus.manifest import (
 )
 from pipeline.corpus.merging import VOCABULARY, MadeVocabulary, merge_vocabulary
 from pipeline.corpus.phases import NoProgress, Phases, Progress, RunTasks
+from pipeline.corpus.reading import COUNTS, Counted, ids_path, read_units
 from pipeline.corpus.sources import cut_units, list_bystanders, list_sources
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, printable
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, given_vocabulary
@@ -45,6 +43,7 @@ from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import masked_tree
 
 NUM_NAMED_FILES = 3
+LIST_TASKS = 256  # at most, some: a file is looked at in a moment, and there may be very many
 
 
 def prepare(
@@ -52,6 +51,7 @@ def prepare(
     data: str,
     *,
     run_tasks: RunTasks,
+    keep_ids: bool = True,
     progress: Progress | None = None,
     extensions: Sequence[str] = (),
 ) -> Manifest:
@@ -61,6 +61,8 @@ def prepare(
         corpus: what to read and what a word is.
         data: the corpus folder, local or in an object store; made if need be.
         run_tasks: runs a function over items, in any order and on any number of workers.
+        keep_ids: whether the words of the text stay in the work folder as numbers, which take about half the text's
+            room, so that another vocabulary reads no text; else shards are made of the text, read a second time.
         progress: receives reports of phases and tasks.
         extensions: modules that the processes of tasks import first, since they add text formats.
 
@@ -74,7 +76,8 @@ def prepare(
     """
     sources = check_inputs(corpus, data)
     with held(data):
-        return _prepare(sources, corpus, data, run=Phases(run_tasks, progress or NoProgress(), tuple(extensions)))
+        run = Phases(run_tasks, progress or NoProgress(), tuple(extensions))
+        return _prepare(sources, corpus, data, keep_ids=keep_ids, run=run)
 
 
 def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
@@ -98,19 +101,19 @@ def check_inputs(corpus: CorpusConfig, data: str) -> list[Source]:
     return sources
 
 
-def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run: Phases) -> Manifest:
+def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, keep_ids: bool, run: Phases) -> Manifest:
     units = _list(sources, corpus, run=run)
-    digested = _digest(units, corpus, run=run)
-    train_keys = [each.key for unit, each in zip(units, digested, strict=True) if unit.split == "train"]
-    counted = count_units(units, digested, corpus, data, run=run)
-    vocabulary = merge_vocabulary(train_keys, counted, corpus.vocabulary, data, run=run)
-    planned = plan_shards(units, digested, vocabulary)
+    counted = read_units(units, corpus, data, keep_ids=keep_ids, run=run)
+    _refuse_empty_splits(units, counted, corpus)
+    train = [each for unit, each in zip(units, counted, strict=True) if unit.split == "train"]
+    vocabulary = merge_vocabulary(train, corpus.vocabulary, data, run=run)
+    planned = plan_shards(units, counted, vocabulary, shard_tokens=corpus.shard_tokens)
     receipts = sound_shards(planned, data, run=run)
     missing = [shard for shard in planned if shard not in receipts]
     if not missing:
         manifest = _manifest(planned, receipts, vocabulary, corpus)
         if _is_published(manifest, vocabulary, data):
-            _remove_stale(planned, vocabulary, data)
+            _remove_stale(planned, vocabulary, data, keep_ids=keep_ids)
             run.progress.note(f"unchanged: all {len(planned)} shards are kept")
             return manifest
     if len(missing) < len(planned):
@@ -120,7 +123,7 @@ def _prepare(sources: Sequence[Source], corpus: CorpusConfig, data: str, *, run:
     receipts |= encode_shards(missing, vocabulary, corpus, data, run=run)
     manifest = _manifest(planned, receipts, vocabulary, corpus)
     _check_sizes(manifest, data)
-    _remove_stale(planned, vocabulary, data)
+    _remove_stale(planned, vocabulary, data, keep_ids=keep_ids)
     write_manifest(manifest, data)
     return manifest
 
@@ -157,9 +160,15 @@ def check_given_vocabulary(vocabulary: VocabularyConfig) -> None:
 def _list(sources: Sequence[Source], corpus: CorpusConfig, *, run: Phases) -> list[WorkUnit]:
     """The units of all splits in their order."""
     _note_bystanders(list_bystanders(sources, corpus), run=run)
-    found = run("list", partial(cut_units, corpus=corpus), sources)
+    num_together = 1 + len(sources) // LIST_TASKS
+    batches = [sources[start : start + num_together] for start in range(0, len(sources), num_together)]
+    found = run("list", partial(_cut_all, corpus=corpus), batches)
     units = [unit for each in found for unit in each]
     return sorted(units, key=lambda unit: SPLITS.index(unit.split))  # stable: the order of sources stays
+
+
+def _cut_all(sources: Sequence[Source], *, corpus: CorpusConfig) -> list[WorkUnit]:
+    return [unit for source in sources for unit in cut_units(source, corpus)]
 
 
 def _note_bystanders(paths: Sequence[str], *, run: Phases) -> None:
@@ -169,13 +178,11 @@ def _note_bystanders(paths: Sequence[str], *, run: Phases) -> None:
         run.progress.note(f"read as text like the rest: {named}{more}; to leave them out, name the others by a glob")
 
 
-def _digest(units: Sequence[WorkUnit], corpus: CorpusConfig, *, run: Phases) -> list[Digested]:
-    digested = run("digest", partial(digest_unit, corpus=corpus), units, num_bytes=lambda unit: unit.size_bytes)
-    with_text = {unit.split for unit, each in zip(units, digested, strict=True) if each.has_text}
+def _refuse_empty_splits(units: Sequence[WorkUnit], counted: Sequence[Counted], corpus: CorpusConfig) -> None:
+    with_text = {unit.split for unit, each in zip(units, counted, strict=True) if each.has_text}
     for split in SPLITS:
         if split not in with_text and _is_asked(split, corpus):
             raise CorpusError(_empty_split(split, corpus))
-    return digested
 
 
 def _is_asked(split: str, corpus: CorpusConfig) -> bool:
@@ -216,7 +223,7 @@ def _manifest(
 ) -> Manifest:
     splits = {}
     for split in SPLITS:
-        made = [(shard, receipts[shard]) for shard in planned if shard.unit.split == split]
+        made = [(shard, receipts[shard]) for shard in planned if shard.split == split]
         if made:
             splits[split] = Split(
                 shards=tuple(
@@ -225,7 +232,7 @@ def _manifest(
                         num_tokens=receipt.num_tokens,
                         size_bytes=receipt.size_bytes,
                         sha256=receipt.sha256,
-                        source=shard.unit.name,
+                        source=shard.source,
                     )
                     for shard, receipt in made
                 ),
@@ -266,12 +273,14 @@ def _check_sizes(manifest: Manifest, data: str) -> None:
                 raise CorpusError(f"{path} has {found} bytes, needed {shard.size_bytes}: who changed it? prepare again")
 
 
-def _remove_stale(planned: Sequence[PlannedShard], vocabulary: MadeVocabulary, data: str) -> None:
+def _remove_stale(planned: Sequence[PlannedShard], vocabulary: MadeVocabulary, data: str, *, keep_ids: bool) -> None:
     """Removes what an earlier, other corpus left in the folder; what is not named as a shard is the user's own."""
     shards = [storage.join(data, shard.name) for shard in planned]
     _remove_others([path for split in SPLITS for path in shard_files(data, split)], keep=shards)
     kept = [storage.join(data, WORK, LOCK_NAME), *(storage.join(data, shard.receipt) for shard in planned)]
-    kept += [path for key in {shard.unit_key for shard in planned} for path in kept_paths(data, COUNTS, key)]
+    keys = {part.counted.key for shard in planned for part in shard.parts}
+    kept += [path for key in keys for path in kept_paths(data, COUNTS, key)]
+    kept += [ids_path(data, key) for key in keys if keep_ids]
     kept += kept_paths(data, VOCABULARY, vocabulary.key)
     _remove_others(storage.list_files(storage.join(data, WORK)), keep=kept)
 

@@ -5,6 +5,7 @@ of `datasets`, streamed. Out: work units, each a part of one file (or of one dat
 Refuses: what is missing, empty, damaged, of a kind that is not read, or without the column that holds the text.
 """
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.readers import READERS
 from pipeline.corpus.readers.dataset import reads_files
-from pipeline.corpus.readers.reader import cut_whole
+from pipeline.corpus.readers.reader import cut_whole, text_bytes
 from pipeline.corpus.recognition import Recognised, format_by_name, recognise
 from pipeline.corpus.units import SPLITS, Source, WorkUnit, chunks, position_of_digest, readable, valid_chunks
 from pipeline.errors import CorpusError
@@ -84,10 +85,38 @@ def cut_units(source: Source, corpus: CorpusConfig) -> list[WorkUnit]:
     return [replace(unit, split=split, low=low, high=high) for unit in whole for split, low, high in shares]
 
 
-def unit_digest(unit: WorkUnit, corpus: CorpusConfig) -> str:
-    """sha256, in hexadecimal digits, of what the format's reader says decides the text of a unit."""
+def range_digest(unit: WorkUnit, corpus: CorpusConfig) -> str:
+    """sha256, in hexadecimal digits, of what the format's reader says decides the text of a unit's range.
+
+    Where the range is shared out by documents it is the same for every share.
+    """
+    reader = READERS[unit.format]
     with readable(unit.path):
-        return _digest(READERS[unit.format].deciding_bytes(unit, corpus)).hex()
+        return _digest((reader.deciding_bytes or reader.text_of_range)(unit, corpus)).hex()
+
+
+class ReadDigest:
+    """`range_digest`, taken while the range is read for its text.
+
+    It is to be the `observe` of the unit that is read.
+    """
+
+    def __init__(self, unit: WorkUnit) -> None:
+        as_text = unit.is_share and unit.packing is None and READERS[unit.format].deciding_bytes is text_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if as_text else None
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def __call__(self, piece: bytes) -> None:
+        """Takes the next piece."""
+        self.num_bytes += len(piece)
+        self._digest.update(piece if self._decoder is None else self._decoder.decode(piece).encode())
+
+    def hexdigest(self) -> str:
+        """The digest, once all is read."""
+        if self._decoder is not None:
+            self._digest.update(self._decoder.decode(b"", final=True).encode())
+        return self._digest.hexdigest()
 
 
 def _files(pattern: str, *, key: str) -> dict[str, str]:

@@ -6,12 +6,15 @@ by name (`readable`).
 
 import codecs
 import hashlib
+import io
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -53,6 +56,8 @@ class WorkUnit:
         high: see low.
         packing: of the file; None for plain bytes, and for parquet and data sets, which unpack for themselves.
         has_mark: whether the unit's text begins with a byte order mark, which is no part of it.
+        content: the bytes of the range, as they are stored, where they have been read already; within a task only.
+        observe: is called with each piece of them when it is read; within a task only.
     """
 
     split: str
@@ -66,6 +71,8 @@ class WorkUnit:
     high: float
     packing: Packing | None
     has_mark: bool
+    content: bytes | None = field(default=None, compare=False, repr=False)
+    observe: Callable[[bytes], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -117,9 +124,23 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
         raise CorpusError(f"{path} ends {stop - start} bytes early: it changed while it was read; prepare again")
 
 
+def stored_chunks(unit: WorkUnit) -> Iterator[bytes]:
+    """The bytes of a unit's range as they are stored, 1 MiB at a time: those that were read already, or the file's."""
+    if unit.content is None:
+        stored = chunks(unit.path, unit.start, unit.stop)
+    else:
+        stored = iter(partial(io.BytesIO(unit.content).read, CHUNK_BYTES), b"")
+    for chunk in stored:
+        if unit.observe is not None:
+            unit.observe(chunk)
+        yield chunk
+
+
 def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
     """The bytes of a unit, unpacked, without the byte order mark, cut anywhere."""
-    content = unpacked_chunks(unit.path, unit.packing) if unit.packing else chunks(unit.path, unit.start, unit.stop)
+    content = stored_chunks(unit)
+    if unit.packing is not None:
+        content = unpacked(cast(BinaryIO, _Pieces(content)), unit.packing)
     if unit.has_mark:
         yield first_bytes(content, len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     yield from content
@@ -129,6 +150,25 @@ def unpacked_chunks(path: str, packing: Packing) -> Iterator[bytes]:
     """The content of a packed file."""
     with storage.open_read(path) as file:
         yield from unpacked(file, packing)
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces of bytes as a file that is read from its beginning."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._piece, self._at = pieces, b"", 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, of one piece; nothing at the end."""
+        if self._at == len(self._piece):
+            self._piece, self._at = next(self._pieces, b""), 0
+        stop = len(self._piece) if size < 0 else min(self._at + size, len(self._piece))
+        taken, self._at = self._piece[self._at : stop], stop
+        return taken
 
 
 def first_bytes(text: Iterator[bytes], num_bytes: int) -> bytes:

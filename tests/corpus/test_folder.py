@@ -228,7 +228,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
 
 def test_a_refused_or_failed_preparation_holds_nothing(texts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(texts), str(tmp_path / "data"), run_tasks=Calls(die_before=("count_unit", 1)))
+        prepare(config(texts), str(tmp_path / "data"), run_tasks=Calls(die_before=("read_portion", 0)))
     with held(str(tmp_path / "data")):
         pass
 

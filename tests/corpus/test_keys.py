@@ -4,9 +4,8 @@ import gzip
 from dataclasses import replace
 
 import pytest
-from support.corpora import corpus_config
+from support.corpora import corpus_config, key_of
 
-from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.sources import cut_units, list_sources
 from pipeline.corpus.units import Source
 
@@ -19,7 +18,7 @@ def test_a_units_key_is_of_all_that_decides_its_words(tmp_path):
     (unit,) = cut_units(Source("train", "jsonl", str(tmp_path / "a.jsonl.gz")), corpus)
     changes = [{"format": "text"}, {"last": False}, {"low": 0.5}, {"high": 0.5}, {"has_mark": True}]
     changes.append({"format": "text", "path": str(tmp_path / "a.bin")})
-    keys = [digest_unit(replace(unit, **each), corpus=corpus).key for each in ({}, *changes)]
+    keys = [key_of(replace(unit, **each), corpus) for each in ({}, *changes)]
     assert len(set(keys)) == len(keys)
 
 
@@ -48,7 +47,7 @@ def test_keys_of_before_stay(tmp_path, name, rule):
     rules = {"whole": {}, "shares": {"valid_fraction": 0.25, "documents": "lines"}}[rule]
     corpus = corpus_config(train=str(path), **rules)
     (source,) = list_sources(corpus)
-    keys = [digest_unit(unit, corpus=corpus).key[:16] for unit in cut_units(source, corpus)]
+    keys = [key_of(unit, corpus)[:16] for unit in cut_units(source, corpus)]
     assert keys == KEYS_OF_BEFORE[name, rule]
 
 
@@ -66,4 +65,4 @@ def test_keys_of_before_go_where_the_words_are_others_now(tmp_path, name, conten
     corpus = corpus_config(train=str(tmp_path / name))
     (source,) = list_sources(corpus)
     (unit,) = cut_units(source, corpus)
-    assert digest_unit(unit, corpus=corpus).key[:16] != before
+    assert key_of(unit, corpus)[:16] != before

@@ -12,7 +12,7 @@ from support.corpora import Calls, config, corpus_config, digests, words
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
-from pipeline.corpus import counting, encoding, keys, merging
+from pipeline.corpus import merging, reading
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.corpus.phases import NoProgress
 from pipeline.corpus.prepare import prepare
@@ -48,7 +48,7 @@ def test_tokens_are_those_of_the_plain_formula(texts, tmp_path):
 
 def test_order_of_tasks_and_place_leave_no_trace(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "RANGE_ROWS", 100)
-    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(reading, "SAMPLE_ROWS", 8)
     corpus = config(texts, vocabulary={"size": 50, "min_count": 2, "path": None})
     runs = [tmp_path / "somewhere" / "a", tmp_path / "b", tmp_path / "c"]
     for seed, data in enumerate(runs):
@@ -80,7 +80,7 @@ def test_rerun_unchanged_does_nothing(texts, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
     calls = Calls()
     assert prepare(corpus, str(data), run_tasks=calls) == first
-    assert calls.count("encode_unit") == calls.count("merge_range") == 0
+    assert calls.count("encode_shard") == calls.count("merge_range") == 0
     assert calls.count("is_sound") == sum(len(split.shards) for split in first.splits.values())
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()} == before
 
@@ -88,33 +88,27 @@ def test_rerun_unchanged_does_nothing(texts, tmp_path):
 def test_rerun_counts_and_encodes_what_changed(texts, tmp_path, monkeypatch):
     data = str(tmp_path / "data")
     prepare(config(texts), data, run_tasks=run_here)
-    num_read = []
-    reader = keys.read_blocks
-    for module in (keys, counting, encoding):
-        monkeypatch.setattr(
-            module,
-            "read_blocks",
-            lambda unit, *args, **kw: num_read.append((unit, bool(kw))) or reader(unit, *args, **kw),
-        )
+    tokenised = []
+    reader = reading.read_shares
+    monkeypatch.setattr(reading, "read_shares", lambda units, *rest: tokenised.extend(units) or reader(units, *rest))
 
     def redone():
-        found = [unit for unit, is_digest in num_read if not is_digest]
-        num_read.clear()
+        found = list(tokenised)
+        tokenised.clear()
         return found
 
     lines = (texts / "1.txt").read_text().splitlines(keepends=True)
     (texts / "1.txt").write_text("".join([*lines[:-1], "w1 w1\n"]))  # same words: the vocabulary's order may stay
     calls = Calls()
     changed = prepare(config(texts), data, run_tasks=calls)
-    counted = calls.count("count_unit")
-    assert counted == sum(len(split.shards) for split in changed.splits.values())
-    assert len([unit for unit in redone() if unit.path.endswith("1.txt")]) >= 2
+    (last,) = redone()
+    assert last.path.endswith("1.txt") and last.last
     (texts.parent / "valid.txt").write_text("w1 w2 unheard\n")
     calls = Calls()
     after = prepare(config(texts), data, run_tasks=calls)
     assert after.splits["train"] == changed.splits["train"]
-    assert calls.count("encode_unit") == 1 and calls.count("merge_range") == 0
-    assert [unit.split for unit in redone()] == ["valid", "valid"]  # counted, encoded
+    assert calls.count("encode_shard") == 1 and calls.count("merge_range") == 0
+    assert [unit.split for unit in redone()] == ["valid"]
     assert not (tmp_path / "data" / "valid" / "00001.arrow").exists()
     verify_corpus(data, read_manifest(data), digests=True)
 
@@ -143,10 +137,10 @@ def test_damaged_lost_and_stale_shards(texts, tmp_path):
     (data / "vocabulary.arrow").write_bytes(b"other")
     calls = Calls()
     prepare(corpus, str(data), run_tasks=calls)
-    assert calls.count("encode_unit") == 3
+    assert calls.count("encode_shard") == 3
     (data / "manifest.json").unlink()
     prepare(corpus, str(data), run_tasks=calls)
-    assert calls.count("encode_unit") == 3
+    assert calls.count("encode_shard") == 3
     assert digests(data) == whole
 
 
@@ -207,7 +201,7 @@ def test_what_belongs_to_another_key_is_made_anew(texts, tmp_path):
 
 @pytest.mark.parametrize(
     "die_before",
-    [("count_unit", 2), ("merge_range", 0), ("make_vocabulary", 0), ("encode_unit", 0), ("encode_unit", 4)],
+    [("read_portion", 2), ("merge_range", 0), ("make_vocabulary", 0), ("encode_shard", 0), ("encode_shard", 4)],
 )
 def test_killed_and_run_again(texts, tmp_path, die_before):
     data, whole = tmp_path / "data", tmp_path / "whole"
@@ -215,13 +209,13 @@ def test_killed_and_run_again(texts, tmp_path, die_before):
     prepare(config(texts, lowercase=True, words="words"), str(data), run_tasks=run_here)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(texts), str(data), run_tasks=Calls(die_before=die_before))
-    assert (data / "manifest.json").exists() == (die_before[0] != "encode_unit")
+    assert (data / "manifest.json").exists() == (die_before[0] != "encode_shard")
     calls = Calls()
     prepare(config(texts), str(data), run_tasks=calls)
     assert digests(data) == digests(whole)
-    if die_before == ("encode_unit", 4):
+    if die_before == ("encode_shard", 4):
         num_shards = sum(len(split.shards) for split in read_manifest(str(data)).splits.values())
-        assert calls.count("encode_unit") == num_shards - 4
+        assert calls.count("encode_shard") == num_shards - 4
 
 
 def test_what_another_killed_preparation_left_goes(texts, tmp_path):
@@ -247,12 +241,12 @@ def die_before_step(patch, number):
         done.append(path)
 
     @contextmanager
-    def publish_or_die(path):
+    def publish_or_die(path, **how):
         if len(done) == number:
             Path(f"{path}.tmp").parent.mkdir(parents=True, exist_ok=True)
             Path(f"{path}.tmp").write_bytes(b"half")
         step(path)
-        with publish(path) as file:
+        with publish(path, **how) as file:
             yield file
 
     patch.setattr(storage, "publish", publish_or_die)
@@ -384,7 +378,7 @@ def test_a_file_that_is_renamed_gives_the_bytes_of_its_new_name(tmp_path):
 def test_a_shard_that_is_spoilt_meanwhile_makes_no_corpus(texts, tmp_path, spoil):
     def spoil_then_encode(function, items):
         yield from run_here(function, items)
-        if function.function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_shard":
             spoil(tmp_path / "data" / "train" / "00001.arrow")
 
     with pytest.raises(CorpusError, match=r"train/00001\.arrow has (None|\d+) bytes, needed \d+: who changed it\?"):
@@ -436,7 +430,7 @@ def test_what_is_odd_in_a_text_is_counted(tmp_path):
     assert counts == {"train": (2 + 1 + 3, 2 + 1, 1), "valid": (0, 0, 0)}
     calls = Calls()
     assert prepare(corpus, str(tmp_path / "data"), run_tasks=calls) == manifest
-    assert calls.count("encode_unit") == 0
+    assert calls.count("encode_shard") == 0
 
 
 def test_what_nobody_counted_before_is_not_known_and_counted_by_a_rerun(texts, tmp_path):
@@ -461,7 +455,7 @@ def test_null_rows_belong_to_the_key_of_rows_alone(texts, tmp_path):
     prepare(config(texts, **changes), str(tmp_path / "data"), run_tasks=run_here)
     calls = Calls()
     prepare(config(texts, **changes, null_rows="skip"), str(tmp_path / "data"), run_tasks=calls)
-    assert calls.count("encode_unit") == 1
+    assert calls.count("encode_shard") == 1
 
 
 def test_files_beside_the_data_are_named_once_they_are_read(tmp_path):
@@ -523,14 +517,25 @@ def test_mistakes_leave_the_corpus_that_is_there(texts, tmp_path):
 
 def test_input_that_changes_meanwhile_is_refused(texts, tmp_path):
     def change_before_encoding(function, items):
-        if function.function.func.__name__ == "encode_unit":
+        if function.function.func.__name__ == "encode_shard":
             (texts / "0.txt").write_bytes((texts / "0.txt").read_bytes().replace(b"w1", b"w9"))
         return run_here(function, items)
 
     with pytest.raises(CorpusError, match=r"0\.txt changed while it was prepared"):
-        prepare(config(texts), str(tmp_path / "data"), run_tasks=change_before_encoding)
+        prepare(config(texts), str(tmp_path / "data"), run_tasks=change_before_encoding, keep_ids=False)
     assert not (tmp_path / "data" / "manifest.json").exists()
     prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+
+
+def test_with_kept_ids_a_corpus_is_of_the_text_as_it_was_read(texts, tmp_path):
+    def change_before_encoding(function, items):
+        if function.function.func.__name__ == "encode_shard":
+            (texts / "0.txt").write_bytes(b"something else\n")
+        return run_here(function, items)
+
+    prepare(config(texts), str(tmp_path / "whole"), run_tasks=run_here)
+    prepare(config(texts), str(tmp_path / "data"), run_tasks=change_before_encoding)
+    assert digests(tmp_path / "data") == digests(tmp_path / "whole")
 
 
 def test_a_packed_file_that_grows_meanwhile_is_refused(tmp_path):
@@ -538,7 +543,7 @@ def test_a_packed_file_that_grows_meanwhile_is_refused(tmp_path):
     path.write_bytes(gzip.compress(b"one two\n"))
 
     def grow_before_counting(function, items):
-        if function.function.func.__name__ == "count_unit":
+        if function.function.func.__name__ == "read_portion":
             path.write_bytes(path.read_bytes() + gzip.compress(b"three\n"))
         return run_here(function, items)
 
@@ -606,7 +611,7 @@ def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, mon
     found = []
     for number, rows in enumerate([10, 40, 1 << 19]):
         monkeypatch.setattr(merging, "RANGE_ROWS", rows)
-        monkeypatch.setattr(counting, "SAMPLE_ROWS", 4)
+        monkeypatch.setattr(reading, "SAMPLE_ROWS", 4)
         prepare(corpus, str(tmp_path / str(number)), run_tasks=run_here)
         found.append((tmp_path / str(number) / "vocabulary.arrow").read_bytes())
     assert len(set(found)) == 1
@@ -614,7 +619,7 @@ def test_cutting_ranges_otherwise_gives_the_same_vocabulary(texts, tmp_path, mon
 
 def test_ranges_are_about_as_large_whatever_the_units_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "RANGE_ROWS", 256)
-    monkeypatch.setattr(counting, "SAMPLE_ROWS", 8)
+    monkeypatch.setattr(reading, "SAMPLE_ROWS", 8)
     names = [f"{first}{number}" for first in "bac" for number in range(1000)]
     (tmp_path / "a.txt").write_text("".join(f"{name}\n" for name in names))
     sizes = []

@@ -7,11 +7,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from support.corpora import corpus_config, text_of
+from support.corpora import corpus_config, key_of, text_of
 
 from pipeline.cluster.tasks import run_here
 from pipeline.config import Config, load
-from pipeline.corpus.keys import digest_unit
 from pipeline.corpus.prepare import prepare
 from pipeline.corpus.readers import READERS, Reader
 from pipeline.corpus.sources import cut_units, list_sources
@@ -125,7 +124,7 @@ def test_a_reader_of_another_version_prepares_anew(tmp_path, monkeypatch):
     keys = []
     for version in (1, 2, 3):
         monkeypatch.setitem(READERS, "text", Reader(version=version))
-        keys.append(digest_unit(unit, corpus=corpus).key)
+        keys.append(key_of(unit, corpus))
     assert len(set(keys)) == 3
     monkeypatch.undo()
-    assert digest_unit(unit, corpus=corpus).key == keys[0]
+    assert key_of(unit, corpus) == keys[0]

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.corpora import corpus_config, text_of
+from support.corpora import corpus_config, key_of, text_of
 
 from pipeline.corpus.blocks import read_blocks
-from pipeline.corpus.sources import cut_units, list_sources, unit_digest
+from pipeline.corpus.sources import cut_units, list_sources, range_digest
 from pipeline.corpus.units import Source, position_of
 from pipeline.errors import ConfigError, CorpusError
 
@@ -54,7 +54,7 @@ def test_units_are_cut_at_line_ends_and_plain(tmp_path):
     ]
     assert pickle.loads(pickle.dumps(units)) == units
     assert units[1].name == "a.txt[1501:5502]"
-    assert len({unit_digest(unit, corpus) for unit in units}) == 3
+    assert len({range_digest(unit, corpus) for unit in units}) == 3
 
 
 PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -131,7 +131,7 @@ def test_parquet_units_are_row_groups(tmp_path):
     corpus = corpus_config(train=str(path), unit_bytes=8000)
     units = cut_units(list_sources(corpus)[0], corpus)
     assert len(units) > 3 and units[0].start == 0 and units[-1].stop == 10 and units[-1].last
-    assert len({unit_digest(unit, corpus) for unit in units}) == len(units)
+    assert len({range_digest(unit, corpus) for unit in units}) == len(units)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,6 @@ def test_a_packed_file_is_dealt_out_by_its_bytes_as_they_lie(tmp_path):
 
 
 def test_a_byte_order_mark_changes_the_key_only_where_it_changes_the_words(tmp_path):
-    from pipeline.corpus.keys import digest_unit
 
     path = tmp_path / "a.txt"
     lines = b"".join(b"line %d\n" % number for number in range(400))
@@ -354,7 +353,7 @@ def test_a_byte_order_mark_changes_the_key_only_where_it_changes_the_words(tmp_p
         path.write_bytes(data)
         corpus = corpus_config(train=str(path), unit_bytes=1024)
         units = cut_units(list_sources(corpus)[0], corpus)
-        keys.append([(unit.name, digest_unit(unit, corpus=corpus).key) for unit in units])
+        keys.append([(unit.name, key_of(unit, corpus)) for unit in units])
     first, *others = zip(*keys, strict=True)
     assert first[0][0] == first[1][0] and first[0][1] != first[1][1]
     assert len(others) > 2 and all(one == other for one, other in others)
@@ -413,6 +412,6 @@ def test_what_replaced_bytes_decide_is_in_the_key(tmp_path):
         path.write_bytes(data)
         for more in ({}, {"documents": "lines", "valid_fraction": 0.5}):
             corpus = corpus_config(train=str(path), **more)
-            digests.append(unit_digest(cut_units(list_sources(corpus)[0], corpus)[0], corpus))
+            digests.append(range_digest(cut_units(list_sources(corpus)[0], corpus)[0], corpus))
     assert len(set(digests[::2])) == 4
     assert digests[1] == digests[3] == digests[5] == digests[4] != digests[7]

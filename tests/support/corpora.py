@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import BLOCK_BYTES, read_blocks
-from pipeline.corpus.sources import cut_units, list_sources
+from pipeline.corpus.keys import unit_key
+from pipeline.corpus.sources import cut_units, list_sources, range_digest
 
 
 def words(seed, num_lines):
@@ -42,6 +43,11 @@ def corpus_config(**changes):
         "unit_bytes": 1 << 20,
     }
     return CorpusConfig.model_validate_json(json.dumps(fields | changes))
+
+
+def key_of(unit, corpus):
+    """The key of a unit, of its bytes as they are now."""
+    return unit_key(unit, corpus, digest=range_digest(unit, corpus))
 
 
 def text_of(path, *, block_bytes=BLOCK_BYTES, **changes):

@@ -8,7 +8,6 @@ import glob
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -61,11 +60,6 @@ def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
         row += batch.num_rows
 
 
-def whole_text(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
-    """The text of all documents of a shard, whichever of them the unit wants."""
-    return DATASET.pieces(replace(unit, low=0.0, high=1.0), corpus)
-
-
 def open_dataset(path: str, corpus: CorpusConfig) -> "IterableDataset":
     """One split of the data set, or one file as a packaged builder reads it, not downloaded but read as it goes."""
     import datasets
@@ -111,4 +105,4 @@ def _one_line_errors(what: str, *, mend: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-DATASET = Reader(is_file=False, cut=cut_at_shards, deciding_bytes=whole_text, documents=documents)
+DATASET = Reader(is_file=False, cut=cut_at_shards, deciding_bytes=None, documents=documents)

@@ -7,15 +7,14 @@ A document is a row; in plain text it is a file or, with `documents: lines`, a l
 document ends with LF, with `eos: document` only the document itself does. An empty document yields nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal, NamedTuple
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.packing import CHUNK_BYTES
-from pipeline.corpus.units import WorkUnit, chunks, position_of, text_chunks, valid_chunks
-from pipeline.errors import CorpusError
+from pipeline.corpus.units import WorkUnit, position_of, stored_chunks, text_chunks, valid_chunks
 
 TAIL_BYTES = 4096
 
@@ -91,9 +90,7 @@ def _after_line_end(file: BinaryIO, position: int, *, size_bytes: int) -> int:
 
 def stored_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """The bytes of the unit as they are stored."""
-    if unit.packing is not None and storage.size_bytes(unit.path) != unit.stop:  # it is unpacked to its end
-        raise CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
-    return chunks(unit.path, unit.start, unit.stop)
+    return stored_chunks(unit)
 
 
 def text_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
@@ -125,6 +122,7 @@ class Reader:
         is_file: whether a source is a file, and not a data set by name.
         cut: (path, size in bytes, configuration) → the parts that a task each reads, in order.
         deciding_bytes: (unit, configuration) → bytes that decide the unit's text; if they change, it is prepared anew.
+            None: the text itself of all documents of the range, with their line ends.
         version: to be raised when the same bytes give other text than before.
         documents: (unit, configuration) → the rows of a unit as UTF-8, in order, a batch at a time; with
             `null_rows: skip`, None for a row without text. If there is no such function, the format is plain text.
@@ -137,34 +135,88 @@ class Reader:
     is_packable: bool = True
     is_file: bool = True
     cut: Callable[[str, int, CorpusConfig], list[Span]] = cut_whole
-    deciding_bytes: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] = stored_bytes
+    deciding_bytes: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] | None = stored_bytes
     version: int = 1
     documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents]] | None = None
     text: Callable[[WorkUnit], Iterator[bytes]] = text_chunks
 
-    def pieces(self, unit: WorkUnit, corpus: CorpusConfig, tally: Tally | None = None) -> Iterator[bytes]:
-        """The text of the unit's documents, with line ends as `eos` wants them, cut anywhere.
+    @property
+    def stores_what_decides(self) -> bool:
+        """Whether the bytes of a unit's range, in their order, decide its text, so that one reading gives both."""
+        return self.deciding_bytes in (stored_bytes, text_bytes)
+
+    def pieces(
+        self, units: Sequence[WorkUnit], corpus: CorpusConfig, tallies: Sequence[Tally]
+    ) -> Iterator[tuple[int, bytes]]:
+        """The text of the units' documents, with line ends as `eos` wants them, cut anywhere.
 
         Args:
-            unit: what to read; of its documents those that its range of hashes wants.
+            units: what to read: one, or several of one range that share out its documents by their hashes.
             corpus: says what a document and a line end are.
-            tally: rows without text are added to it.
+            tallies: one for each unit; rows without text are added to it.
+
+        Yields:
+            (which of the units, a piece of its text).
         """
         if self.documents is not None:
-            return _pieces_of_rows(self.documents(unit, corpus), unit, corpus, tally=tally)
-        if unit.is_share:
-            return _pieces_of_lines(self.text(unit), unit)
-        return _pieces_of_text(self.text(unit), unit, corpus)
+            return _pieces_of_rows(self.documents(units[0], corpus), units, corpus, tallies=tallies, whole=self._whole)
+        if units[0].is_share:
+            return _pieces_of_lines(self.text(units[0]), units)
+        return ((0, piece) for piece in _pieces_of_text(self.text(units[0]), units[0], corpus))
+
+    def text_of_range(self, unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
+        """The text of all documents of a unit's range, whichever of them the unit wants."""
+        whole = replace(unit, low=0.0, high=1.0)
+        return (piece for _, piece in self.pieces([whole], corpus, [Tally()]))
+
+    @property
+    def _whole(self) -> bool:
+        return self.deciding_bytes is None
 
 
 def _pieces_of_rows(
-    batches: Iterable[Documents], unit: WorkUnit, corpus: CorpusConfig, *, tally: Tally | None
-) -> Iterator[bytes]:
+    batches: Iterable[Documents],
+    units: Sequence[WorkUnit],
+    corpus: CorpusConfig,
+    *,
+    tallies: Sequence[Tally],
+    whole: bool,
+) -> Iterator[tuple[int, bytes]]:
+    """The rows' texts, each for the unit that wants it.
+
+    Args:
+        batches: rows.
+        units, corpus, tallies: as in `Reader.pieces`.
+        whole: whether the unit's observer sees the text of every row, whoever wants it.
+    """
     for batch in batches:
-        if tally is not None and unit.high == 1:
-            tally.num_null_rows += batch.count(None)
-        kept = [each for each in batch if each and _is_wanted(each, unit)]
-        yield b"".join(_with_line_ends(each, eos=corpus.eos) for each in kept)
+        for unit, tally in zip(units, tallies, strict=True):
+            if unit.high == 1:
+                tally.num_null_rows += batch.count(None)
+        texts: Iterator[tuple[bytes, bytes]] = ((each, _with_line_ends(each, eos=corpus.eos)) for each in batch if each)
+        if whole and units[0].observe is not None:
+            texts = _observed(texts, units[0].observe)
+        if units[0].is_share:
+            yield from _dealt(texts, units)
+        else:
+            yield 0, b"".join(text for _, text in texts)
+
+
+def _observed(texts: Iterable[tuple[bytes, bytes]], observe: Callable[[bytes], None]) -> Iterator[tuple[bytes, bytes]]:
+    for document, text in texts:
+        observe(text)
+        yield document, text
+
+
+def _dealt(texts: Iterable[tuple[bytes, bytes]], units: Sequence[WorkUnit]) -> Iterator[tuple[int, bytes]]:
+    """The texts of (document, text) for the units that want the documents."""
+    shares: list[list[bytes]] = [[] for _ in units]
+    for document, text in texts:
+        position = position_of(document)
+        for share, unit in zip(shares, units, strict=True):
+            if unit.low <= position < unit.high:
+                share.append(text)
+    yield from ((index, b"".join(share)) for index, share in enumerate(shares) if share)
 
 
 def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> bytes:
@@ -173,10 +225,10 @@ def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> byt
     return document if document.endswith(b"\n") else document + b"\n"
 
 
-def _pieces_of_lines(text: Iterable[bytes], unit: WorkUnit) -> Iterator[bytes]:
+def _pieces_of_lines(text: Iterable[bytes], units: Sequence[WorkUnit]) -> Iterator[tuple[int, bytes]]:
     for lines in whole_lines(text):
-        kept = [line for line in lines.removesuffix(b"\n").split(b"\n") if _is_wanted(line, unit)]
-        yield b"".join(line + b"\n" for line in kept)
+        documents = lines.removesuffix(b"\n").split(b"\n")
+        yield from _dealt(((line, line + b"\n") for line in documents), units)
 
 
 def _pieces_of_text(text: Iterable[bytes], unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
@@ -187,10 +239,6 @@ def _pieces_of_text(text: Iterable[bytes], unit: WorkUnit, corpus: CorpusConfig)
         yield chunk.replace(b"\n", b" ") if one_end else chunk
     if unit.last and last and (one_end or last != b"\n"):
         yield b"\n"
-
-
-def _is_wanted(document: bytes, unit: WorkUnit) -> bool:
-    return not unit.is_share or unit.low <= position_of(document) < unit.high
 
 
 def whole_lines(text: Iterable[bytes]) -> Iterator[bytes]:

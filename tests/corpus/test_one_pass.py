@@ -1,0 +1,250 @@
+"""One pass: a range is read and tokenised once; what is kept of it leaves no trace in a corpus."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.corpora import PACK, Calls, config, corpus_config, digests, words
+
+from pipeline import storage
+from pipeline.cluster.tasks import run_here
+from pipeline.corpus import reading
+from pipeline.corpus.manifest import read_manifest
+from pipeline.corpus.prepare import prepare
+from pipeline.corpus.reading import ids_type, numbered
+from pipeline.corpus.text import split_words
+from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.word_order import sort_words
+
+VOCABULARY = {"size": None, "min_count": 1, "path": None}
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Bytes that were read of each file of text, and blocks that were tokenised."""
+    found = Counter()
+    opened, split = storage.open_read, split_words
+
+    def counting(path):
+        file = opened(path)
+        if "/.work/" not in path and not path.endswith(".arrow"):
+            read = file.read
+
+            class Watched:
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *error):
+                    file.close()
+
+                def __getattr__(self, name):
+                    return getattr(file, name)
+
+                def read(self, *size):
+                    data = read(*size)
+                    found[path.rpartition("/")[2]] += len(data)
+                    return data
+
+            return Watched()
+        return file
+
+    monkeypatch.setattr(storage, "open_read", counting)
+    monkeypatch.setattr(reading, "split_words", lambda *args, **how: found.update(["tokenised"]) or split(*args, **how))
+    return found
+
+
+def made(corpus, data, **how):
+    """What a preparation left for readers: every file but those of the work folder."""
+    prepare(corpus, str(data), run_tasks=how.pop("run_tasks", run_here), **how)
+    return {name: digest for name, digest in digests(data).items() if not name.startswith(".work/")}
+
+
+TEXT = words("pass", 3000)
+ROWS = "".join(json.dumps({"text": line, "n": 1}) + "\n" for line in TEXT.splitlines())
+
+
+def written(folder, name):
+    folder.mkdir(exist_ok=True)
+    packing = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}.get("." + name.rpartition(".")[2])
+    content = (ROWS if "jsonl" in name else TEXT).encode()
+    path = folder / name
+    path.write_bytes(PACK[packing](content) if packing else content)
+    return path
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.parametrize("shares", [{}, {"valid_fraction": 0.2, "test_fraction": 0.1, "documents": "lines"}])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.bz2", "a.txt.xz", "a.jsonl.zst"])
+def test_a_byte_is_read_once_and_a_word_tokenised_once(tmp_path, monkeypatch, reads, name, shares, is_held):
+    path = written(tmp_path / "texts", name)
+    if not is_held:
+        monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    corpus = corpus_config(train=str(path), unit_bytes=16384, **shares)
+    before = made(corpus, tmp_path / "data")
+    size_bytes = path.stat().st_size
+    # beside the one pass: the first bytes of the file, which is small, and a look for the line end at each unit's end
+    looks = 4096 + (4096 * (1 + size_bytes // 16384) if name in ("a.txt", "a.jsonl") else size_bytes)
+    assert size_bytes <= reads[name] <= size_bytes + looks
+    first = dict(reads)
+    corpus = corpus_config(
+        train=str(path), unit_bytes=16384, **shares, vocabulary={"size": 50, "min_count": 2, "path": None}
+    )
+    assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh") != before
+    assert reads["tokenised"] == 2 * first["tokenised"]  # once in each folder
+
+
+@pytest.mark.parametrize("keep_ids", [True, False])
+@pytest.mark.parametrize("shares", [{}, {"valid_fraction": 0.2, "documents": "lines"}])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz"])
+def test_what_is_kept_leaves_no_trace(tmp_path, monkeypatch, name, shares, keep_ids):
+    corpus = corpus_config(train=str(written(tmp_path / "texts", name)), unit_bytes=8192, **shares)
+    whole = made(corpus, tmp_path / "whole")
+    assert made(corpus, tmp_path / "other", keep_ids=keep_ids, run_tasks=Calls(seed=3)) == whole
+    assert bool(list((tmp_path / "other" / ".work").glob("ids/*"))) == keep_ids
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    assert made(corpus, tmp_path / "streamed", keep_ids=keep_ids) == whole
+
+
+def test_ids_that_are_no_longer_to_be_kept_go(texts, tmp_path):
+    whole = made(config(texts), tmp_path / "data")
+    assert made(config(texts), tmp_path / "data", keep_ids=False) == whole
+    assert not list((tmp_path / "data" / ".work").glob("ids/*"))
+
+
+@pytest.mark.parametrize("spoil", ["flip", "high", "cut", "longer", "empty", "gone"])
+def test_ids_that_are_damaged_are_made_of_the_text(texts, tmp_path, spoil):
+    whole = made(config(texts), tmp_path / "data")
+    for path in (tmp_path / "data" / ".work" / "ids").iterdir():
+        content = path.read_bytes()
+        changed = {
+            "flip": bytes([content[0] ^ 1]) + content[1:],
+            "high": b"\xff" + content[1:],
+            "cut": content[:-1],
+            "longer": content + b"\0",
+            "empty": b"",
+        }
+        if spoil == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(changed[spoil])
+    (tmp_path / "data" / "train" / "00000.arrow").unlink()
+    (tmp_path / "data" / "valid" / "00000.arrow").unlink()
+    assert made(config(texts), tmp_path / "data") == whole
+
+
+def test_a_large_file_that_changes_while_it_is_read_for_the_second_time_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    corpus = corpus_config(train=str(path))
+    prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+    path.write_text(TEXT.replace("w1 ", "w2 "))
+    digest = reading.range_digest
+
+    def digest_then_change(*args):
+        found = digest(*args)
+        path.write_text(TEXT.replace("w1 ", "w3 "))
+        return found
+
+    monkeypatch.setattr(reading, "range_digest", digest_then_change)
+    with pytest.raises(reading.CorpusError, match=r"a\.txt changed while it was prepared"):
+        prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+
+
+def test_many_small_files_are_read_by_few_tasks(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(600):
+        (tmp_path / "texts" / f"{number:03}.txt").write_text(f"w{number} x\n" if number % 100 else "")
+    calls = Calls()
+    manifest = prepare(corpus_config(train=f"{tmp_path}/texts"), str(tmp_path / "data"), run_tasks=calls)
+    assert calls.count("read_portion") == 3
+    assert len(manifest.splits["train"].shards) == 594
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 10, 100, 10**9])
+def test_files_share_shards(tmp_path, shard_tokens):
+    (tmp_path / "texts").mkdir()
+    draw = random.Random(1)
+    contents = [f"w{number} " * draw.randrange(1, 12) + "\n" for number in range(40)]
+    for number, content in enumerate(contents):
+        (tmp_path / "texts" / f"{number:02}.txt").write_text(content)
+
+    def tokens(data, **changes):
+        corpus = corpus_config(train=f"{tmp_path}/texts", **changes)
+        manifest = prepare(corpus, str(data), run_tasks=run_here)
+        assert read_manifest(str(data)) == manifest
+        split = manifest.splits["train"]
+        sequence = TokenSequence(
+            str(data),
+            shards=split.shards,
+            vocabulary_fingerprint=manifest.vocabulary_fingerprint,
+            vocab_size=manifest.vocab_size,
+        )
+        return split, sequence.read(0, len(sequence)).tolist()
+
+    alone, expected = tokens(tmp_path / "alone")
+    split, found = tokens(tmp_path / "shared", shard_tokens=shard_tokens)
+    assert found == expected and split.num_tokens == alone.num_tokens
+    sizes = [shard.num_tokens for shard in split.shards]
+    assert all(size >= shard_tokens for size in sizes[:-1])
+    lengths = [len(content.split()) + 1 for content in contents]
+    assert max(sizes) < shard_tokens + max(lengths)
+    if shard_tokens == 10**9:
+        assert [shard.source for shard in split.shards] == [
+            f"00.txt[0:{len(contents[0])}] to 39.txt[0:{len(contents[39])}], 40 parts"
+        ]
+    calls = Calls()
+    corpus = corpus_config(train=f"{tmp_path}/texts", shard_tokens=shard_tokens)
+    prepare(corpus, str(tmp_path / "shared"), run_tasks=calls)
+    assert calls.count("encode_shard") == 0
+    (tmp_path / "texts" / "20.txt").write_text("w1\n")
+    prepare(corpus, str(tmp_path / "shared"), run_tasks=calls)
+    prepare(corpus, str(tmp_path / "fresh"), run_tasks=run_here)
+    assert digests(tmp_path / "shared") == digests(tmp_path / "fresh")
+
+
+def test_shards_of_one_unit_are_those_of_before_the_key(texts, tmp_path):
+    prepare(config(texts), str(tmp_path / "data"), run_tasks=run_here)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "train").iterdir()}
+    calls = Calls()
+    prepare(config(texts, shard_tokens=1), str(tmp_path / "data"), run_tasks=calls)
+    assert calls.count("encode_shard") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "train").iterdir()} == before
+
+
+WORDS = st.lists(
+    st.sampled_from(["\n", "<eos>", "<unk>", "a", "ab", "abcdefgh", "abcdefghi", "abcdefgh\0", "é", "\U0001f600"])
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), min_size=1, max_size=12)
+)
+
+
+@given(WORDS)
+def test_numbered_words_are_rows_of_the_count_table(found):
+    table, ids = numbered(pa.array(found, pa.string()))
+    names, counts = (table.column(name).to_pylist() for name in ("word", "count"))
+    folded = ["<eos>" if word == "\n" else word for word in found]
+    assert names == sorted(set(folded), key=str.encode)
+    assert [names[row] for row in ids] == folded
+    assert dict(zip(names, counts, strict=True)) == Counter(folded)
+
+
+def test_the_numbers_type_is_the_smallest_that_holds_the_rows():
+    sizes = [1, 256, 257, 65536, 65537]
+    assert [ids_type(size).itemsize for size in sizes] == [1, 1, 2, 2, 4]
+    for size in sizes:
+        table, ids = numbered(pa.array([f"{number:05}" for number in range(size)]))
+        assert ids.dtype == ids_type(size) and ids.max() == size - 1 == table.num_rows - 1
+
+
+@given(st.sets(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("ab\0"), max_size=20)))
+def test_words_are_sorted_by_their_bytes(found):
+    names = sorted(found)
+    random.Random(len(names)).shuffle(names)
+    array = pa.array(["first", *names, "last"], pa.string()).slice(1, len(names))
+    assert [names[row] for row in sort_words(array)] == sorted(names, key=str.encode)
+    assert sort_words(array).dtype == np.int64
