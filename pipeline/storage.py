@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -30,6 +31,7 @@ from pipeline.masking import USER
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
 KEY_OF_S3 = re.compile(rf"\bs3a?://{USER.pattern}")  # which s3fs takes for a part of the bucket's name
+UNTIDY = re.compile(r"^[^/]|//|/\.(/|$)|./$", re.DOTALL)  # a path that is relative, or not as short as can be
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -65,7 +67,7 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
             or it holds a key of S3.
     """
     if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
-        return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
+        return _local_disk(), str(Path.cwd() / path) if UNTIDY.search(path) else path
     if KEY_OF_S3.search(path):
         raise ConfigError(
             f"{path} holds a key, which S3 takes in no URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave"
@@ -79,6 +81,12 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
     return filesystem, str(name).replace(COLONS, "::")
+
+
+@cache
+def _local_disk() -> LocalFileSystem:
+    """Made once: fsspec would look for it in its table at each of a preparation's hundred thousand calls."""
+    return LocalFileSystem(use_listings_cache=False)
 
 
 @contextmanager

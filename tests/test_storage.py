@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import os
 import resource
 import uuid
@@ -492,3 +493,9 @@ def test_a_digesting_file_flushes_the_one_beneath(tmp_path):
         assert (tmp_path / "a").read_bytes() == b""
         file.flush()
         assert (tmp_path / "a").read_bytes() == b"buffered"
+
+
+def test_an_absolute_path_is_the_same_as_pathlib_has_it():
+    parts = ("/", ".", "a", "..", "\n")
+    for path in ("/" + "".join(each) for length in range(1, 5) for each in itertools.product(parts, repeat=length)):
+        assert storage.resolve(path)[1] == str(Path(path))
