@@ -16,6 +16,7 @@ from pipeline.cluster.tasks import run_here
 from pipeline.corpus import reading
 from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.prepare import prepare
+from pipeline.corpus.readers import dataset
 from pipeline.corpus.reading import ids_type, numbered
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import TokenSequence
@@ -96,6 +97,27 @@ def test_a_byte_is_read_once_and_a_word_tokenised_once(tmp_path, monkeypatch, re
     )
     assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh") != before
     assert reads["tokenised"] == 2 * first["tokenised"]  # once in each folder
+
+
+@pytest.mark.parametrize("shares", [{}, {"valid_fraction": 0.2}])
+def test_a_data_set_is_streamed_once(tmp_path, monkeypatch, shares):
+    path = written(tmp_path / "texts", "a.jsonl")
+    corpus = corpus_config(source="datasets", dataset="json", train=str(path), **shares)
+    passes = []
+    batches = dataset.batches
+
+    def counted(*args, **how):
+        if "num_rows" not in how:  # a look at the first row, for its columns
+            passes.append(args)
+        return batches(*args, **how)
+
+    monkeypatch.setattr(dataset, "batches", counted)
+    first = made(corpus, tmp_path / "data")
+    assert len(passes) == 1
+    assert made(corpus, tmp_path / "data") == first
+    assert len(passes) == 2  # for its digest
+    path.write_text(ROWS.replace("w1 ", "w2 "))
+    assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh") != first
 
 
 @pytest.mark.parametrize("keep_ids", [True, False])

@@ -249,17 +249,22 @@ def die_before_step(patch, number):
         with publish(path, **how) as file:
             yield file
 
+    move = storage.move
     patch.setattr(storage, "publish", publish_or_die)
+    patch.setattr(storage, "move", lambda *paths: step(paths) or move(*paths))
     patch.setattr(storage, "remove", lambda path: step(path) or remove(path))
 
 
-@pytest.mark.parametrize("before", ["nothing", "another vocabulary", "another text"])
+@pytest.mark.parametrize("before", ["nothing", "nothing, large", "another vocabulary", "another text"])
 def test_killed_at_any_step_a_reader_sees_a_whole_corpus_or_none_and_a_rerun_makes_it(tmp_path, monkeypatch, before):
+    if before == "nothing, large":
+        monkeypatch.setattr(reading, "HELD_BYTES", 0)
     for name, num_lines in (("a", 60), ("b", 15)):
         (tmp_path / f"{name}.txt").write_text(words(name, num_lines))
     corpus = corpus_config(train=f"{tmp_path}/a.txt", valid=f"{tmp_path}/b.txt", unit_bytes=1024)
     first = {
         "nothing": None,
+        "nothing, large": None,
         "another vocabulary": corpus.model_copy(update={"lowercase": True, "words": "words"}),
         "another text": corpus.model_copy(update={"train": (f"{tmp_path}/b.txt",), "valid": (f"{tmp_path}/a.txt",)}),
     }[before]
