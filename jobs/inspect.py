@@ -1,6 +1,6 @@
-"""`inspect`: what a prepared corpus holds, as tables or as JSON, and a picture of it.
+"""`python -m jobs inspect`: what a prepared corpus holds, as tables or as JSON, and a picture of it.
 
-In: `data=FOLDER`. Out: splits, words, what the first words cover, what of the held-out splits stands in train, and the
+In: `data=FOLDER`. Out: splits, words, what the first words cover, which held-out lines stand in train too, and the
 first windows of lane 0; with `plot=FILE.svg` the counts over the ranks, as SVG and PNG. Refuses what `verify` refuses;
 without the extra `report` a picture, after the numbers.
 """
@@ -87,6 +87,7 @@ def as_json(data: str, found: Inspection) -> dict[str, object]:
                 "words": each.num_words,
                 "compared_lines": each.num_compared,
                 "duplicate_lines": each.num_duplicates,
+                "duplicate_lines_without_unk": each.num_without_unk,
                 "line_share": _ratio(each.num_duplicates, each.num_compared),
                 "duplicate_words": each.num_duplicate_words,
                 "word_share": _ratio(each.num_duplicate_words, each.num_words),
@@ -126,7 +127,7 @@ def _draw(data: str, found: Inspection, path: str) -> Iterator[str]:
         "marks": [
             {"rank": each.num_words, "share": each.share}
             for each in found.coverage
-            if each.num_words in range(len(counts) // 2) or each is found.coverage[-1]  # else their labels overlap
+            if 2 * each.num_words <= len(counts) or each is found.coverage[-1]  # else their labels overlap
         ],
     }
     for name, draw in ((path, charts.vector), (f"{path.removesuffix('.svg')}.png", charts.picture)):
@@ -159,10 +160,10 @@ def _print(data: str, found: Inspection, config: InspectConfig) -> None:
         console.print(_coverage(found))
     if found.duplicates:
         say(
-            f"\nheld-out {lines} that stand in train word for word;"
-            f" those with fewer than {config.min_words} words, <unk> aside, are not compared"
+            f"\nheld-out {lines} that stand in train too, word for word unless they hold <unk>;"
+            f" those with fewer than {config.min_words} words beside <unk> are not compared"
         )
-        console.print(_duplicates(found.duplicates, lines=lines))
+        console.print(_duplicates(found.duplicates))
         for line in _examples(found):
             say(line)
     if found.windows:
@@ -233,13 +234,14 @@ def _coverage(found: Inspection) -> Table:
     return table
 
 
-def _duplicates(found: dict[str, Duplicates], *, lines: str) -> Table:
-    table = _right_aligned("split", "compared", "in train", f"of {lines}", "words in these", "of words")
+def _duplicates(found: dict[str, Duplicates]) -> Table:
+    table = _right_aligned("split", "compared", "in train", "without <unk>", "share", "words", "of all words")
     for name, each in found.items():
         table.add_row(
             name,
             f"{each.num_compared:,}",
             f"{each.num_duplicates:,}",
+            f"{each.num_without_unk:,}",
             _percent(_ratio(each.num_duplicates, each.num_compared)),
             f"{each.num_duplicate_words:,}",
             _percent(_ratio(each.num_duplicate_words, each.num_words)),

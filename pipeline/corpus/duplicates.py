@@ -1,11 +1,11 @@
-"""Held-out lines that stand in train word for word.
+"""Held-out lines that stand in train too.
 
 In: the tokens of each held-out split and of train, as arrays that are cut anywhere. Out: how many lines and words of a
 split train holds too, and some of them. Refuses nothing.
 
-A line is what stands between two `<eos>`, a document where documents end with one. It is compared if it holds enough
-words that are known: `<unk>` may stand for any word, and short lines are alike in all texts. One of more than
-`LONGEST_LINE` tokens is not.
+A line is what stands between two `<eos>`, a document where documents end with one. It is compared as a model reads it:
+word for word, except that `<unk>` may stand for two words. It has to hold enough words that are known, as short lines
+are alike in all texts; and one of more than `LONGEST_LINE` tokens is not compared.
 
 Held-out lines are known by 64-bit hashes, train passes by once for each `HELD_TOKENS` of them, and where two hashes are
 equal the tokens are compared: so the answer is exact, and memory is bounded whatever the splits hold.
@@ -40,14 +40,16 @@ class Duplicates:
         num_words: tokens of the split without its line ends.
         num_compared: of the lines, those that are compared.
         num_duplicates: of these, those that stand in train too; each counts, also where it stands in the split twice.
-        num_duplicate_words: tokens in these.
-        examples: the ids of some of these, which differ; the longest first.
+        num_without_unk: of these, those that hold no `<unk>`, which so are the same word for word.
+        num_duplicate_words: tokens in the duplicates.
+        examples: the ids of some duplicates that differ; the longest first.
     """
 
     num_lines: int = 0
     num_words: int = 0
     num_compared: int = 0
     num_duplicates: int = 0
+    num_without_unk: int = 0
     num_duplicate_words: int = 0
     examples: list[list[int]] = field(default_factory=list)
 
@@ -127,8 +129,8 @@ def whole_lines(blocks: Iterable[Ids], *, longest: int) -> Iterator[Lines]:
         lines = lines_of(np.concatenate([*waiting, block[first:last]]))
         yield lines.only(lines.lengths <= longest)
         num_waiting = len(block) - last
-        waiting = [block[last:].copy()] if 0 < num_waiting <= longest else []
-    if waiting:
+        waiting = [block[last:].copy()] if num_waiting <= longest else []
+    if 0 < num_waiting <= longest:
         yield lines_of(np.concatenate([*waiting, [EOS]]))
 
 
@@ -147,7 +149,7 @@ def _groups(
     num_tokens = 0
     for split, blocks in held_out.items():
         for lines in whole_lines(_counted(blocks, found[split]), longest=LONGEST_LINE):
-            compared = lines.only(_is_compared(lines, min_words=min_words))
+            compared = lines.only(_num_known(lines) >= min_words)
             if not len(compared.lengths):
                 continue
             found[split].num_compared += len(compared.lengths)
@@ -172,13 +174,11 @@ def _counted(blocks: Iterable[Ids], found: Duplicates) -> Iterator[Ids]:
     found.num_lines += last != EOS
 
 
-def _is_compared(lines: Lines, *, min_words: int) -> Mask:
-    if not len(lines.lengths):
-        return np.zeros(0, bool)
+def _num_known(lines: Lines) -> Places:
+    """Tokens of each line other than `<unk>`."""
     is_known = (lines.tokens != EOS) & (lines.tokens != UNK)
-    num_known = np.add.reduceat(is_known, lines.starts, dtype=np.int64)
-    enough: Mask = num_known >= min_words
-    return enough
+    found: Places = np.add.reduceat(is_known, lines.starts, dtype=np.int64) if len(lines.starts) else lines.lengths
+    return found
 
 
 class _Table:
@@ -220,6 +220,7 @@ class _Table:
         rows = np.flatnonzero(self._is_found[part]) + part.start
         found.num_duplicates += len(rows)
         found.num_duplicate_words += int(self.lines.lengths[rows].sum())
+        found.num_without_unk += int(np.count_nonzero((_num_known(self.lines) == self.lines.lengths)[rows]))
         rows = rows[np.sort(np.unique(self._hashes[rows], return_index=True)[1])]
         for row in rows[np.argsort(-self.lines.lengths[rows], kind="stable")[:num_examples]]:
             start = self.lines.starts[row]
@@ -238,10 +239,10 @@ class _Table:
 
     def _hash(self, lines: Lines) -> Hashes:
         """Σ value(token) · FACTOR^place of each line, modulo 2^64: wherever the line stands."""
-        powers = np.cumprod(np.full(len(lines.tokens), FACTOR, np.uint64))
+        powers: Hashes = np.cumprod(np.full(len(lines.tokens), FACTOR, np.uint64), dtype=np.uint64)
         sums: Hashes = np.add.reduceat(self._values[lines.tokens] * powers, lines.starts)
-        powers = np.cumprod(np.full(len(lines.tokens), INVERSE, np.uint64))
-        hashes: Hashes = sums * powers[lines.starts] & self._mask
+        powers = np.cumprod(np.full(len(lines.tokens), INVERSE, np.uint64), dtype=np.uint64)
+        hashes: Hashes = (sums * powers[lines.starts]) & self._mask
         return hashes
 
 

@@ -178,7 +178,9 @@ def rank_rows(counts: Counts, *, most: int) -> list[Row]:
 
 def words_of(vocabulary: Vocabulary, ids: Ids) -> list[str]:
     """Words by their ids."""
-    words: list[str] = vocabulary.words.take(pa.array(ids.astype(np.int64))).to_pylist()
+    # pa.array would import pandas
+    rows = pa.Array.from_buffers(pa.int64(), len(ids), [None, pa.py_buffer(ids.astype(np.int64))])
+    words: list[str] = vocabulary.words.take(rows).to_pylist()
     return words
 
 
