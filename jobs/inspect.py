@@ -1,8 +1,8 @@
 """`python -m jobs inspect`: what a prepared corpus holds, as tables or as JSON, and a picture of it.
 
 In: `data=FOLDER`. Out: splits, words, what the first words cover, which held-out lines stand in train too, and the
-first windows of lane 0; with `plot=FILE.svg` the counts over the ranks, as SVG and PNG. Refuses what `verify` refuses;
-without the extra `report` a picture, after the numbers.
+first windows of lane 0; with `plot=FILE.svg` the counts over the ranks, as SVG and PNG. Refuses a corpus that is not
+what its manifest says; without the extra `report` a picture, after the numbers.
 """
 
 import json
@@ -25,7 +25,8 @@ from pipeline.reporting import charts
 
 MOST_POINTS = 800  # of a curve
 WORD_WIDTH = 20  # of a word in a table
-EXAMPLE_WORDS = 40
+EXAMPLE_WORDS = 20  # of a line
+MOST_CHARACTERS = 80  # of a word in a line
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -223,7 +224,7 @@ def _words(found: Inspection) -> Table:
 
 
 def _cells(word: CountedWord) -> tuple[str, Text, str]:
-    return f"{word.id:,}", Text(printable(word.word)), f"{word.count:,}"
+    return f"{word.id:,}", Text(printable(word.word[:MOST_CHARACTERS])), f"{word.count:,}"
 
 
 def _coverage(found: Inspection) -> Table:
@@ -235,14 +236,14 @@ def _coverage(found: Inspection) -> Table:
 
 
 def _duplicates(found: dict[str, Duplicates]) -> Table:
-    table = _right_aligned("split", "compared", "in train", "without <unk>", "share", "words", "of all words")
+    table = _right_aligned("split", "compared", "in train", "share", "without <unk>", "words", "of all words")
     for name, each in found.items():
         table.add_row(
             name,
             f"{each.num_compared:,}",
             f"{each.num_duplicates:,}",
-            f"{each.num_without_unk:,}",
             _percent(_ratio(each.num_duplicates, each.num_compared)),
+            f"{each.num_without_unk:,}",
             f"{each.num_duplicate_words:,}",
             _percent(_ratio(each.num_duplicate_words, each.num_words)),
         )
@@ -252,17 +253,20 @@ def _duplicates(found: dict[str, Duplicates]) -> Table:
 def _examples(found: Inspection) -> Iterator[str]:
     for name, examples in found.examples.items():
         for words in examples:
-            more = " …" if len(words) > EXAMPLE_WORDS else ""
-            yield f"{name}: {printable(' '.join(words[:EXAMPLE_WORDS]))}{more}"
+            yield f"{name}: {_line(words[:EXAMPLE_WORDS])}{' …' if len(words) > EXAMPLE_WORDS else ''}"
 
 
 def _windows(found: Inspection) -> Table:
     table = Table("window", "", "words")
     table.columns[2].overflow = "fold"
     for number, window in enumerate(found.windows):
-        table.add_row(str(number), "inputs", Text(printable(" ".join(window.inputs))))
-        table.add_row("", "targets", Text(printable(" ".join(window.targets))))
+        table.add_row(str(number), "inputs", Text(_line(window.inputs)))
+        table.add_row("", "targets", Text(_line(window.targets)))
     return table
+
+
+def _line(words: Sequence[str]) -> str:
+    return " ".join(printable(each if len(each) <= MOST_CHARACTERS else f"{each[:MOST_CHARACTERS]}…") for each in words)
 
 
 def printable(text: str) -> str:

@@ -42,7 +42,7 @@ class Duplicates:
         num_duplicates: of these, those that stand in train too; each counts, also where it stands in the split twice.
         num_without_unk: of these, those that hold no `<unk>`, which so are the same word for word.
         num_duplicate_words: tokens in the duplicates.
-        examples: the ids of some duplicates that differ; the longest first.
+        examples: the ids of some duplicates that differ: first those without `<unk>`, then the longest.
     """
 
     num_lines: int = 0
@@ -220,14 +220,15 @@ class _Table:
         rows = np.flatnonzero(self._is_found[part]) + part.start
         found.num_duplicates += len(rows)
         found.num_duplicate_words += int(self.lines.lengths[rows].sum())
-        found.num_without_unk += int(np.count_nonzero((_num_known(self.lines) == self.lines.lengths)[rows]))
+        has_unk = _num_known(self.lines) < self.lines.lengths
+        found.num_without_unk += int(np.count_nonzero(~has_unk[rows]))
         rows = rows[np.sort(np.unique(self._hashes[rows], return_index=True)[1])]
-        for row in rows[np.argsort(-self.lines.lengths[rows], kind="stable")[:num_examples]]:
+        for row in rows[np.lexsort((-self.lines.lengths[rows], has_unk[rows]))[:num_examples]]:
             start = self.lines.starts[row]
             example = self.lines.tokens[start : start + self.lines.lengths[row]].tolist()
             if example not in found.examples:
                 found.examples.append(example)
-        found.examples = sorted(found.examples, key=len, reverse=True)[:num_examples]
+        found.examples = sorted(found.examples, key=lambda line: (UNK in line, -len(line)))[:num_examples]
 
     def _compare(self, lines: Lines, rows: Places, hashes: Hashes) -> None:
         """Marks what is equal to given lines of train, of which each has another hash."""

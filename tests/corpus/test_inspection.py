@@ -84,7 +84,8 @@ def test_everything_is_as_plain_python_counts_it(heard, tmp_path, monkeypatch, b
     }
     examples = [tuple(each) for each in found.examples["valid"]]
     assert len({*examples} & {*both}) == 3
-    assert [*map(len, examples)] == sorted(map(len, {*both}), reverse=True)[:3]
+    sure = [line for line in both if "<unk>" not in line]
+    assert [*map(len, examples)] == sorted(map(len, {*sure}), reverse=True)[:3]
     assert [each.targets for each in found.windows] == [train[:7], train[7:14], train[14:21]]
     assert [each.inputs for each in found.windows] == [["<eos>", *train[:6]], train[6:13], train[13:20]]
 
