@@ -11,8 +11,15 @@ from pipeline.corpus import duplicates as module
 from pipeline.corpus.duplicates import Duplicates, find_duplicates, whole_lines
 
 VOCAB_SIZE = 5
-TOKENS = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40)
+LINES = [(), (1,), (2,), (3, 2), (2, 3), (2, 1, 3), (2, 3, 1), (3, 3, 3, 4), (4,) * 6, (4,) * 5 + (3,)]
 CUTS = st.lists(st.integers(0, 40), max_size=6)
+
+
+@st.composite
+def sequences(draw):
+    """Lines of which many are equal, and the last may have no end."""
+    tokens = [token for line in draw(st.lists(st.sampled_from(LINES), max_size=14)) for token in (*line, 0)]
+    return tokens[:-1] if draw(st.booleans()) else tokens
 
 
 def cut(tokens, cuts):
@@ -56,9 +63,9 @@ def without_examples(found):
 
 
 @given(
-    valid=TOKENS,
-    test=TOKENS,
-    train=TOKENS,
+    valid=sequences(),
+    test=sequences(),
+    train=sequences(),
     cuts=st.tuples(CUTS, CUTS, CUTS),
     min_words=st.integers(1, 3),
     hash_bits=st.sampled_from([0, 1, 2, 64]),
@@ -89,7 +96,7 @@ def test_what_plain_python_finds(valid, test, train, cuts, min_words, hash_bits,
         assert each.examples == sorted(each.examples, key=lambda line: (1 in line, -len(line)))
 
 
-@given(tokens=TOKENS, cuts=CUTS, longest=st.integers(1, 12))
+@given(tokens=sequences(), cuts=CUTS, longest=st.integers(1, 6))
 def test_lines_are_whole_wherever_blocks_are_cut(tokens, cuts, longest):
     found = []
     for lines in whole_lines(cut(tokens, cuts), longest=longest):
@@ -115,7 +122,7 @@ def test_a_line_that_is_too_long_is_not_kept_while_it_is_read():
 
 def test_many_lines_at_once_with_equal_ones_in_both():
     generator = np.random.default_rng(3)
-    choices = [generator.integers(2, 50, size=generator.integers(1, 9)).tolist() for _ in range(300)]
+    choices = [generator.integers(69_950, 70_000, size=generator.integers(1, 9)).tolist() for _ in range(300)]
     train = [choices[i] for i in generator.integers(0, 200, size=20_000)]
     held = [choices[i] for i in generator.integers(100, 300, size=5_000)]
 
@@ -125,7 +132,7 @@ def test_many_lines_at_once_with_equal_ones_in_both():
     found = find_duplicates(
         {"test": cut(flat(held), [1000, 9000])},
         lambda: cut(flat(train), range(0, 100_000, 1777)),
-        vocab_size=50,
+        vocab_size=70_000,
         min_words=2,
         num_examples=3,
     )["test"]
