@@ -99,7 +99,8 @@ def test_a_given_vocabulary_is_covered_in_its_own_order(texts, tmp_path, monkeyp
     )
     train = "".join((texts / f"{number}.txt").read_text() for number in range(3))
     counts = Counter(as_read(train, {"w1", "w2", "w3"}))
-    assert (found.num_never, len(found.least_frequent)) == (1, 5)
+    assert (found.num_never, found.num_once, len(found.least_frequent)) == (1, 0, 5)
+    assert min(counts.values()) > 1
     assert [each.word for each in found.most_frequent] == [word for word, _ in counts.most_common()]
     assert [each.word for each in found.least_frequent] == [word for word, _ in counts.most_common()][::-1]
     assert found.coverage[0].num_tokens == counts["<eos>"] + counts["<unk>"] + counts["w2"]
