@@ -24,6 +24,7 @@ from pipeline.cluster.parent import LOOP, await_launcher
 from pipeline.config import (
     Config,
     EvaluateConfig,
+    InspectConfig,
     PlanConfig,
     ReportConfig,
     RunConfig,
@@ -45,6 +46,7 @@ from pipeline.run.stop import USER
 VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "prepare": ("raw text → vocabulary and token shards", Config, "config", ()),
     "verify": ("re-read a prepared corpus and compare digests", VerifyConfig, "verify", ()),
+    "inspect": ("what a prepared corpus holds, in numbers and words", InspectConfig, "inspect", ("--json",)),
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
     "status": ("how a run stands and where its time went", RunConfig, "status", ("--json",)),

@@ -169,6 +169,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("pipeline.interface", "pyarrow"),
         ("jobs.status", "torch"),
         ("jobs.report", "torch"),
+        ("jobs.inspect", "torch"),
     ],
 )
 def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):

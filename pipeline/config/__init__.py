@@ -48,6 +48,7 @@ from pipeline.config.schema import (
 from pipeline.config.trees import (
     Config,
     EvaluateConfig,
+    InspectConfig,
     PlanConfig,
     PlanSection,
     ReportConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "Extensions",
     "FullSoftmaxConfig",
     "GuardConfig",
+    "InspectConfig",
     "KubeRayConfig",
     "LSTMConfig",
     "LoggingConfig",

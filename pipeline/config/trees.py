@@ -132,6 +132,23 @@ class VerifyConfig(Section):
     """The folder of the prepared corpus."""
 
 
+class InspectConfig(Section):
+    """What `inspect` reads."""
+
+    data: str | None
+    """The folder of the prepared corpus."""
+    plot: str | None
+    """The picture of ranks and counts, FILE.svg, beside which a PNG of the same name is written; null: none."""
+    words: PositiveInt
+    """How many of the most and of the least frequent words are shown."""
+    windows: PositiveInt
+    """How many of the first windows are shown that lane 0 reads, in the order of the text."""
+    bptt: PositiveInt
+    """Tokens of such a window, as stream.bptt of a training run."""
+    min_words: PositiveInt
+    """Held-out lines with fewer words, `<unk>` aside, are not looked for in train."""
+
+
 class RunConfig(Section):
     """What `status`, `stop` and `logs` read."""
 

@@ -1,7 +1,8 @@
-"""The charts of a report, as specifications of Vega-Lite without data, which are drawn in a browser or to a picture.
+"""The charts of runs and of a corpus, as specifications of Vega-Lite without data, drawn in a browser or to a picture.
 
-In: rows by name of data set (`course.py` says what is in them). Out: drawings; the script that draws them in a page
-without network; PNG. The only home of altair and vl-convert, which the extra `report` brings. Refuses to begin without.
+In: rows by name of data set (`course.py` says what is in those of runs). Out: drawings; the script that draws them in a
+page without network; PNG and SVG. The only home of altair and vl-convert, which the extra `report` brings. Refuses to
+begin without.
 """
 
 import json
@@ -22,6 +23,8 @@ HOURS = "hours since the first start"
 FROM_START = "Hours count from a run's first start, whatever it did."
 WIDTH = 800  # pixels; the page scales a chart down where there is less room
 PICTURE_SCALE = 1.5
+RANKS_HEIGHT = 260
+MARK_COLOR = "#555555"
 # legible on white and on black, and told apart by those who see fewer colours
 RUN_COLORS = ["#3b82d0", "#e07b39", "#2a9d8f", "#b0569b", "#8c8c3e", "#d1495b", "#6d6fc4", "#8a6d5a"]
 CATEGORY_COLORS = {
@@ -50,8 +53,11 @@ class Drawing:
     specification: Specification
 
 
-def check_installed() -> None:
+def check_installed(*, verb: str) -> None:
     """Refuses an installation without the extra.
+
+    Args:
+        verb: what needs it.
 
     Raises:
         ConfigError: altair or vl-convert is missing.
@@ -61,7 +67,7 @@ def check_installed() -> None:
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"report needs {error.name}, which is not installed; install it by `pip install 'wordlanes[report]'`"
+            f"{verb} needs {error.name}, which is not installed; install it by `pip install 'wordlanes[report]'`"
         ) from error
 
 
@@ -94,6 +100,46 @@ def drawings(data: DataSets) -> dict[str, Drawing]:
     }
 
 
+def ranks(title: str) -> Drawing:
+    """The count of the word at each rank and, below it, what the first words of a vocabulary cover.
+
+    Args:
+        title: names the corpus.
+
+    Returns:
+        a drawing of the data sets `ranks`, rows of `rank`, `count` and `share` as `corpus.inspection.rank_rows` makes
+        them, and `marks`, the cutoffs: rows of `rank` and `share`.
+    """
+    import altair as alt
+
+    lines, marks = alt.Chart(alt.NamedData("ranks")), alt.Chart(alt.NamedData("marks"))
+    by_count, first = (_decades(alt.X("rank:Q"), title) for title in ("rank of the word by count", "first words"))
+    count = _decades(alt.Y("count:Q"), "count in train")
+    share = alt.Y("share:Q", title="share of train's tokens", scale=_whole(), axis=alt.Axis(format="%"))
+    rules = marks.mark_rule(strokeDash=[4, 4], color=MARK_COLOR)
+    cutoffs = marks.mark_text(dy=-8, fontSize=12).encode(y=alt.value(0), text=alt.Text("rank:Q", format=","))
+    shares = marks.mark_text(align="right", dx=-6, dy=-8, fontSize=12).encode(
+        y=share, text=alt.Text("share:Q", format=".1%")
+    )
+    counts = lines.transform_filter("isValid(datum.count)").mark_line(strokeWidth=2).encode(y=count)
+    covered = lines.mark_line(strokeWidth=2).encode(y=share)
+    chart = alt.vconcat(
+        alt.layer(rules, cutoffs, counts).encode(x=by_count).properties(width=WIDTH, height=RANKS_HEIGHT),
+        alt.layer(rules, shares, covered).encode(x=first).properties(width=WIDTH, height=RANKS_HEIGHT),
+        title=alt.TitleParams(title, anchor="start", offset=16),
+    )
+    caption = "Above, how often the word of each rank stands in train; below, how much of train the first words cover."
+    return Drawing(name="ranks", caption=caption, specification=_made(chart))
+
+
+def _decades(channel: Any, title: str) -> Any:  # noqa: ANN401  (alt.X or alt.Y, whose setters are the same)
+    """A channel on a logarithmic axis with a line for each power of ten."""
+    import altair as alt
+
+    axis = alt.Axis(format="~s", values=[10**power for power in range(13)])
+    return channel.title(title).scale(type="log", nice=False).axis(axis)
+
+
 def script() -> str:
     """The libraries that draw, as one script without any address to load from."""
     import vl_convert
@@ -106,12 +152,20 @@ def picture(drawing: Drawing, data: DataSets) -> bytes:
     """A chart as PNG, on white."""
     import vl_convert
 
-    specification = drawing.specification | {"datasets": data, "background": "white", "padding": 12}
-    return bytes(
-        vl_convert.vegalite_to_png(
-            json.dumps(specification), vl_version=_version(), scale=PICTURE_SCALE, allowed_base_urls=[]
-        )
-    )
+    filled = _filled(drawing, data)
+    return bytes(vl_convert.vegalite_to_png(filled, vl_version=_version(), scale=PICTURE_SCALE, allowed_base_urls=[]))
+
+
+def vector(drawing: Drawing, data: DataSets) -> bytes:
+    """A chart as SVG, on white."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(_filled(drawing, data), vl_version=_version(), allowed_base_urls=[]).encode()
+
+
+def _filled(drawing: Drawing, data: DataSets) -> str:
+    """The specification with its data."""
+    return json.dumps(drawing.specification | {"datasets": data, "background": "white", "padding": 12})
 
 
 def _version() -> str:

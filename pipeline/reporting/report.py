@@ -30,7 +30,7 @@ def report(folders: Sequence[str], *, out: str, now: float) -> Iterator[tuple[st
     Raises:
         ConfigError: a folder is none of a run or named twice, the extra is missing, or `out` cannot be written.
     """
-    charts.check_installed()
+    charts.check_installed(verb="report")
     runs = read_runs(folders, now=now)
     data = _data(runs)
     drawings = charts.drawings(data)
