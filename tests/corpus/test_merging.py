@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.merging import most_frequent
+from pipeline.corpus.vocabulary import rank
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, cut_vocabulary
 
 

@@ -355,9 +355,9 @@ def test_a_text_vocabulary_keeps_its_order(tmp_path, content, expected):
 def test_a_given_vocabulary_takes_the_counts_of_the_text(tmp_path):
     (tmp_path / "words.txt").write_text("rare\noften\nnever\n")
     counts = counts_of({"often": 7, "rare": 2, "other": 30, UNK_WORD: 400, EOS_WORD: 5})
-    found = given_vocabulary(str(tmp_path / "words.txt"), counts=counts)
+    found = given_vocabulary(str(tmp_path / "words.txt"), counts=[counts])
     assert items(found) == [(EOS_WORD, 5), (UNK_WORD, 430), ("rare", 2), ("often", 7), ("never", 0)]
-    without = given_vocabulary(str(tmp_path / "words.txt"), counts=counts_of({"rare": 2, "other": 3}))
+    without = given_vocabulary(str(tmp_path / "words.txt"), counts=[counts_of({"rare": 2, "other": 3})])
     assert without.counts.tolist() == [0, 3, 2, 0, 0]
 
 
@@ -365,7 +365,7 @@ def test_a_given_arrow_vocabulary_keeps_its_counts_unless_others_are_given(tmp_p
     path = str(tmp_path / "v")
     write_vocabulary(cut_vocabulary(counts_of({"b": 5, "a": 2}), size=None, min_count=1), path)
     assert items(given_vocabulary(path, counts=None)) == [(EOS_WORD, 0), (UNK_WORD, 0), ("b", 5), ("a", 2)]
-    found = given_vocabulary(path, counts=counts_of({"a": 9, "c": 1}))
+    found = given_vocabulary(path, counts=[counts_of({"a": 9, "c": 1})])
     assert items(found) == [(EOS_WORD, 0), (UNK_WORD, 1), ("b", 0), ("a", 9)]
 
 
