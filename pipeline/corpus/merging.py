@@ -36,6 +36,7 @@ from pipeline.corpus.phases import Phases
 from pipeline.corpus.ranking import by_rank, spectrum_of
 from pipeline.corpus.receipts import is_whole, sound_receipt, write_receipt
 from pipeline.corpus.vocabulary import (
+    BATCH_ROWS,
     COUNTS_SCHEMA,
     SPECIAL,
     UNK,
@@ -55,6 +56,7 @@ RANGE_ROWS = 1 << 19  # rows of count tables that one task takes
 RANGE_BYTES = 16 << 20  # and their bytes
 GROUP_TABLES = 256  # count tables that one task takes, since each must be opened
 ROW_BYTES = 12  # of a row beside its word
+SORTED_ROWS = 1 << 19  # words that the vocabulary's task sorts at once
 INDEXED_WORDS = 1 << 17  # of a smaller vocabulary, a process makes an index as quickly as it reads one
 
 Range = tuple[str, str | None]  # of words: [first, next); None has no end
@@ -102,6 +104,21 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the task of the vocabulary may hold.
+
+    Attributes:
+        sorted_rows: words that are sorted at once.
+        batch_rows: words of a record batch of the vocabulary.
+        indexed_words: a vocabulary of more gets an index.
+    """
+
+    sorted_rows: int
+    batch_rows: int
+    indexed_words: int
+
+
+@dataclass(frozen=True)
 class Part:
     """The words of a range, ranked: a count table without `<eos>` and `<unk>`, and the other fields of `Ranked`."""
 
@@ -131,12 +148,13 @@ def merge_vocabulary(
     if kept is not None and _is_index_whole(kept, data):
         return kept
     cuts = _cuts(counted)
-    partition = partial(partition_tables, cuts=cuts, data=data)
+    partition = partial(partition_tables, cuts=cuts, data=data, max_bytes=RANGE_BYTES)
     files = list(chain.from_iterable(run("partition", partition, _groups(train_keys, counted))))
-    merge = partial(merge_range, data=data, size=size, min_count=vocabulary.min_count)
+    merge = partial(merge_range, data=data, size=size, min_count=vocabulary.min_count, max_bytes=RANGE_BYTES)
     ranges = [_pieces(files, number) for number in range(len(cuts) + 1)]
     parts = chain.from_iterable(run("merge", merge, [pieces for pieces in ranges if pieces]))
-    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary)
+    limits = Limits(sorted_rows=SORTED_ROWS, batch_rows=BATCH_ROWS, indexed_words=INDEXED_WORDS)
+    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary, limits=limits)
     (made,) = run("vocabulary", make, [tuple(parts) if counted else None])
     return made
 
@@ -187,7 +205,7 @@ def _pieces(files: Sequence[CutFile], number: int) -> tuple[Piece, ...]:
 
 
 def partition_tables(
-    group: Sequence[tuple[str, int]], *, cuts: Sequence[str], data: str, max_bytes: int = RANGE_BYTES
+    group: Sequence[tuple[str, int]], *, cuts: Sequence[str], data: str, max_bytes: int
 ) -> list[CutFile]:
     """Publishes the sums of count tables, cut into ranges.
 
@@ -255,9 +273,7 @@ def _place(run: pa.Table, word: str) -> int:
 # --- merge
 
 
-def merge_range(
-    pieces: Sequence[Piece], *, data: str, size: int | None, min_count: int, max_bytes: int = RANGE_BYTES
-) -> list[Part]:
+def merge_range(pieces: Sequence[Piece], *, data: str, size: int | None, min_count: int, max_bytes: int) -> list[Part]:
     """Publishes the ranked sums of a range of words.
 
     Args:
@@ -325,7 +341,7 @@ def make_vocabulary(
     key: str,
     data: str,
     vocabulary: VocabularyConfig,
-    indexed_words: int = INDEXED_WORDS,
+    limits: Limits,
 ) -> MadeVocabulary:
     """Publishes the vocabulary in the work folder, with an index if it is large, then its receipt.
 
@@ -334,7 +350,7 @@ def make_vocabulary(
         key: of what it is made of.
         data: the corpus folder.
         vocabulary: which words get an id.
-        indexed_words: a vocabulary of more gets an index.
+        limits: of its memory.
     """
     path, receipt = kept_paths(data, VOCABULARY, key)
     with _on_this_machine([part.path for part in parts or ()]) as paths:
@@ -343,8 +359,9 @@ def make_vocabulary(
             given = given_vocabulary(vocabulary.path, counts=counts)
             size, tables = given.size, iter([table_of(given.words, given.counts)])
         else:
-            size, tables = _rank_all(parts or (), paths, vocabulary)
-        written = write_words(tables, path, index_path=index_path(data, key) if size > indexed_words else None)
+            size, tables = _rank_all(parts or (), paths, vocabulary, sorted_rows=limits.sorted_rows)
+        index = index_path(data, key) if size > limits.indexed_words else None
+        written = write_words(tables, path, index_path=index, batch_rows=limits.batch_rows)
     made = MadeVocabulary(key, size, written.fingerprint, written.sha256, written.index_sha256)
     write_receipt(receipt, made)
     return made
@@ -373,7 +390,7 @@ def _special(parts: Sequence[Part]) -> pa.Table:
 
 
 def _rank_all(
-    parts: Sequence[Part], paths: Sequence[str], vocabulary: VocabularyConfig
+    parts: Sequence[Part], paths: Sequence[str], vocabulary: VocabularyConfig, *, sorted_rows: int
 ) -> tuple[int, Iterator[pa.Table]]:
     """The size of the vocabulary, and its words and counts in the order of ids.
 
@@ -381,11 +398,13 @@ def _rank_all(
         parts: of the training text.
         paths: of their tables on this machine.
         vocabulary: how many words get an id.
+        sorted_rows: words that may be sorted at once.
     """
     spectrum = spectrum_of(paths)
     num_words = spectrum.num_all if vocabulary.size is None else min(spectrum.num_all, vocabulary.size - 2)
     most = max((part.most for part in parts), default=0)
     refuse_no_words(num_kept=num_words, most=most, min_count=vocabulary.min_count)
+    ranked = by_rank(paths, spectrum, num_words=num_words, band_rows=sorted_rows)
     special = as_numpy(_special(parts)["count"], np.int64).copy()
     special[UNK] += spectrum.occurrences(spectrum.num_all) - spectrum.occurrences(num_words)
-    return num_words + 2, chain([table_of(SPECIAL, special)], by_rank(paths, spectrum, num_words=num_words))
+    return num_words + 2, chain([table_of(SPECIAL, special)], ranked)

@@ -17,8 +17,6 @@ import pyarrow as pa
 from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.vocabulary import read_counts
 
-BAND_ROWS = 1 << 19  # words that are sorted at once
-
 Numbers = npt.NDArray[np.int64]
 
 
@@ -57,9 +55,7 @@ def spectrum_of(paths: Sequence[str]) -> Spectrum:
     return Spectrum(counts[::-1], num_words[::-1])
 
 
-def by_rank(
-    paths: Sequence[str], spectrum: Spectrum, *, num_words: int, band_rows: int = BAND_ROWS
-) -> Iterator[pa.Table]:
+def by_rank(paths: Sequence[str], spectrum: Spectrum, *, num_words: int, band_rows: int) -> Iterator[pa.Table]:
     """The first words of all tables by (−count, bytes of the word).
 
     Args:

@@ -124,7 +124,7 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
     Raises:
         CorpusError: the distinct words take more than 2 GiB, so what was read is no text.
     """
-    merged = COUNTS_SCHEMA.empty_table()
+    merged = table_of(strings(), np.zeros(0, dtype=np.int64))
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
@@ -237,7 +237,8 @@ def open_mapped(path: str) -> pa.ipc.RecordBatchFileReader:
 
 def write_vocabulary(vocabulary: Vocabulary, path: str) -> str:
     """Publishes `vocabulary.arrow`, a count table in the order of ids; returns its digest."""
-    return write_words([table_of(vocabulary.words, vocabulary.counts)], path).sha256
+    table = table_of(vocabulary.words, vocabulary.counts)
+    return write_words([table], path, index_path=None, batch_rows=BATCH_ROWS).sha256
 
 
 @dataclass(frozen=True)
@@ -250,9 +251,7 @@ class WrittenWords:
     index_sha256: str | None
 
 
-def write_words(
-    tables: Iterable[pa.Table], path: str, *, index_path: str | None = None, batch_rows: int = BATCH_ROWS
-) -> WrittenWords:
+def write_words(tables: Iterable[pa.Table], path: str, *, index_path: str | None, batch_rows: int) -> WrittenWords:
     """Publishes `vocabulary.arrow` from a stream, and an index of each of its record batches.
 
     Args:
