@@ -369,12 +369,12 @@ def make_vocabulary(
 
 @contextmanager
 def _on_this_machine(paths: Sequence[str]) -> Iterator[list[str]]:
-    """The same files where they can be mapped: those of an object store in the temporary folder, each fetched once."""
+    """The same files where they can be mapped; from an object store each is fetched once, to the temporary folder."""
+    if all(map(storage.is_local, paths)):
+        yield list(paths)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        yield [
-            path if storage.is_local(path) else _fetch(path, storage.join(folder, str(n)))
-            for n, path in enumerate(paths)
-        ]
+        yield [_fetch(path, storage.join(folder, str(number))) for number, path in enumerate(paths)]
 
 
 def _fetch(path: str, target: str) -> str:
