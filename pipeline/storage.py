@@ -298,7 +298,7 @@ def read_head(path: str, num_bytes: int) -> bytes:
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a file; an object store sends no more than these."""
+    """The bytes [start, stop) of a file, one or more; an object store sends no more than these."""
     with _reached(path) as (filesystem, name):
         return bytes(filesystem.cat_file(name, start=start, end=stop))
 
