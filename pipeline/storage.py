@@ -306,6 +306,12 @@ def read_head(path: str, num_bytes: int) -> bytes:
         return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
 
 
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, one or more; an object store sends no more than these."""
+    with _reached(path) as (filesystem, name):
+        return bytes(filesystem.cat_file(name, start=start, end=stop))
+
+
 def read_end(path: str, num_bytes: int) -> bytes:
     """The last bytes of a file, all if it is shorter; nothing where there is none.
 

@@ -447,6 +447,12 @@ def test_the_head_of_a_file_and_no_more(root):
     assert [storage.read_head(path, num_bytes) for num_bytes in (1, 4, 6, 100)] == [b"a", b"abcd", b"abcdef", b"abcdef"]
 
 
+def test_a_range_of_a_file_and_no_more(root):
+    path = storage.join(root, "a")
+    publish_bytes(path, b"abcdef")
+    assert [storage.read_range(path, *each) for each in ((0, 1), (2, 5), (5, 6))] == [b"a", b"cde", b"f"]
+
+
 def test_make_folder_leaves_one_that_exists(tmp_path):
     folder = str(tmp_path / "a" / "b")
     storage.make_folder(folder)

@@ -7,23 +7,25 @@ share it, and their receipts. Refuses: a unit whose words were not kept and whos
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
+from pipeline.corpus.arrays import as_numpy
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.folder import kept_paths, receipt_name, shard_name
 from pipeline.corpus.keys import hashed, unit_key
-from pipeline.corpus.merging import VOCABULARY, MadeVocabulary
+from pipeline.corpus.merging import MadeVocabulary
 from pipeline.corpus.phases import Phases
 from pipeline.corpus.reading import COUNTS, Counted, changed, digest_of, held, ids_path, ids_type, observed
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import Ids, write_shard
 from pipeline.corpus.units import SPLITS, WorkUnit
-from pipeline.corpus.vocabulary import Vocabulary, open_mapped, read_vocabulary
+from pipeline.corpus.vocabulary import open_mapped
+from pipeline.corpus.word_ids import WordIds, word_ids
 
 READ_WORDS = 1 << 20  # of the numbered ones, at a time
 
@@ -183,9 +185,9 @@ def encode_shard(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: Cor
     Raises:
         CorpusError: the bytes of a unit that is read are no longer those that were counted.
     """
-    words = _vocabulary(kept_paths(data, VOCABULARY, vocabulary.key)[0], vocabulary.fingerprint)
-    remapped = partial(_remapped, words=words, data=data)
-    encoded = partial(_encoded, words=words, corpus=corpus)
+    vocabulary_ids = word_ids(vocabulary, data)
+    remapped = partial(_remapped, vocabulary=vocabulary_ids, data=data)
+    encoded = partial(_encoded, vocabulary=vocabulary_ids, corpus=corpus)
     write = partial(
         write_shard,
         storage.join(data, shard.name),
@@ -212,7 +214,7 @@ def encode_shard(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: Cor
     return receipt
 
 
-def _remapped(part: Part, *, words: Vocabulary, data: str) -> Iterator[Ids]:
+def _remapped(part: Part, *, vocabulary: WordIds, data: str) -> Iterator[Ids]:
     """The tokens of a unit, from its numbered words: each distinct word of a run is looked up once.
 
     Raises:
@@ -226,7 +228,7 @@ def _remapped(part: Part, *, words: Vocabulary, data: str) -> Iterator[Ids]:
     with storage.open_read(path) as file:
         for number, num_words in enumerate(counted.words_of_runs):
             distinct = tables.get_batch(number).column(0)
-            ids = words.encode(distinct)
+            ids = vocabulary.find(distinct)
             row_type = ids_type(len(distinct))
             for start in range(0, num_words, READ_WORDS):
                 content = file.read(min(READ_WORDS, num_words - start) * row_type.itemsize)
@@ -239,7 +241,7 @@ def _remapped(part: Part, *, words: Vocabulary, data: str) -> Iterator[Ids]:
         raise KeptIdsError(path)
 
 
-def _encoded(part: Part, *, words: Vocabulary, corpus: CorpusConfig) -> Iterator[Ids]:
+def _encoded(part: Part, *, vocabulary: WordIds, corpus: CorpusConfig) -> Iterator[Ids]:
     """The tokens of a unit, from its text.
 
     Raises:
@@ -247,14 +249,7 @@ def _encoded(part: Part, *, words: Vocabulary, corpus: CorpusConfig) -> Iterator
     """
     units, digest = observed(held([part.unit]))
     for block in read_blocks(units[0], corpus):
-        yield words.encode(split_words(block, words=corpus.words, lowercase=corpus.lowercase))
+        words = split_words(block, words=corpus.words, lowercase=corpus.lowercase).dictionary_encode()
+        yield vocabulary.find(words.dictionary)[as_numpy(words.indices, np.int32)]
     if unit_key(part.unit, corpus, digest=digest_of(digest, part.unit, corpus)) != part.counted.key:
         raise changed(part.unit)
-
-
-@lru_cache(maxsize=1)
-def _vocabulary(path: str, fingerprint: str) -> Vocabulary:
-    """The vocabulary, read once in a process."""
-    found = read_vocabulary(path)
-    assert found.fingerprint == fingerprint, path
-    return found

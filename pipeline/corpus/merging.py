@@ -1,14 +1,26 @@
 """Count tables → ranges of words → the vocabulary.
 
-In: the count tables of train's units. Out: the vocabulary in the work folder, from where it is published; the corpus
-folder stays whole until then. Memory of a task is bounded by a range of words, or by the vocabulary. Refuses: what
-`vocabulary` refuses of a vocabulary that is given or too small.
+In: the count tables of train's units; each holds runs, which are record batches of distinct words in the order of their
+bytes. Out: the vocabulary in the work folder, from where it is published; the corpus folder stays whole until then.
+Refuses: what `vocabulary` refuses of a vocabulary that is given or too small.
+
+    partition     some count tables → files of their sums, cut at the ends of the ranges; each table is read once
+    merge         one range of all these files → its words, ranked
+    vocabulary    the ranked words of all ranges → one stream by rank
+
+All words are cut into ranges that hold about as many rows. A task holds a bounded number of rows, whatever the corpus:
+a range that turns out too large is cut further by the task that merges it.
 """
 
+import shutil
+import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -16,35 +28,104 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import VocabularyConfig
+from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import FORMAT, hashed
 from pipeline.corpus.phases import Phases
+from pipeline.corpus.ranking import by_rank, spectrum_of
 from pipeline.corpus.reading import COUNTS, Counted
-from pipeline.corpus.receipts import sound_receipt, write_receipt
+from pipeline.corpus.receipts import is_whole, sound_receipt, write_receipt
 from pipeline.corpus.vocabulary import (
+    BATCH_ROWS,
     COUNTS_SCHEMA,
-    UNK_WORD,
-    cut_vocabulary,
+    SPECIAL,
+    UNK,
     given_vocabulary,
-    is_special,
     merge_counts,
+    rank,
     read_counts,
+    refuse_no_words,
+    table_of,
     write_counts,
-    write_vocabulary,
+    write_words,
 )
 
 VOCABULARY = "vocabulary"  # folder of the work folder
-RANGE_ROWS = 1 << 19  # rows of count tables that one merge takes
+MERGED = "merged"  # folder of the work folder: what lies there is of use to one preparation only
+RANGE_ROWS = 1 << 19  # rows of count tables that one task takes
+RANGE_BYTES = 16 << 20  # and their bytes
+GROUP_TABLES = 256  # count tables that one task takes, since each must be opened
+ROW_BYTES = 12  # of a row beside its word
+SORTED_ROWS = 1 << 19  # words that the vocabulary's task sorts at once
+INDEXED_WORDS = 1 << 17  # of a smaller vocabulary, a process makes an index as quickly as it reads one
+
+Range = tuple[str, str | None]  # of words: [first, next); None has no end
 
 
 @dataclass(frozen=True)
 class MadeVocabulary:
-    """A vocabulary in the work folder, from where it is published: the key of what it was made of, and what it is."""
+    """A vocabulary in the work folder, from where it is published: the key of what it was made of, and what it is.
+
+    Attributes:
+        key: of what it was made of.
+        size: number of words, `<eos>` and `<unk>` included.
+        fingerprint: of the words.
+        sha256: of the file.
+        index_sha256: of the index beside it; None if it has none, since it is small.
+    """
 
     key: str
     size: int
     fingerprint: str
     sha256: str
+    index_sha256: str | None
+
+
+@dataclass(frozen=True)
+class CutFile:
+    """Sums of some count tables, cut at the ends of the ranges.
+
+    Attributes:
+        path: of the file, in which an Arrow IPC stream for each range follows the other.
+        ends: where each ends, in bytes; one that holds no words has no bytes.
+    """
+
+    path: str
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The words of one range in a `CutFile`: bytes [start, stop) of it."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the task of the vocabulary may hold.
+
+    Attributes:
+        sorted_rows: words that are sorted at once.
+        batch_rows: words of a record batch of the vocabulary.
+        indexed_words: a vocabulary of more gets an index.
+    """
+
+    sorted_rows: int
+    batch_rows: int
+    indexed_words: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """The words of a range, ranked: a count table without `<eos>` and `<unk>`, and the other fields of `Ranked`."""
+
+    path: str
+    num_eos: int
+    num_unk: int
+    most: int
 
 
 def merge_vocabulary(
@@ -64,95 +145,266 @@ def merge_vocabulary(
     key = hashed([FORMAT, *sorted(train_keys), size, vocabulary.min_count, given and storage.sha256(given)])
     path, receipt = kept_paths(data, VOCABULARY, key)
     kept = sound_receipt(receipt, MadeVocabulary, key=key, artifact=path)
-    if kept is not None:
+    if kept is not None and _is_index_whole(kept, data):
         return kept
-    merge = partial(merge_range, keys=tuple(train_keys), data=data, size=size)
-    parts = run("merge", merge, _ranges(counted) if counted else [])
-    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary)
-    (made,) = run("vocabulary", make, [tuple(parts)])
+    cuts = _cuts(counted)
+    partition = partial(partition_tables, cuts=cuts, data=data, max_bytes=RANGE_BYTES)
+    files = list(chain.from_iterable(run("partition", partition, _groups(counted))))
+    merge = partial(merge_range, data=data, size=size, min_count=vocabulary.min_count, max_bytes=RANGE_BYTES)
+    ranges = [_pieces(files, number) for number in range(len(cuts) + 1)]
+    parts = chain.from_iterable(run("merge", merge, [pieces for pieces in ranges if pieces]))
+    limits = Limits(sorted_rows=SORTED_ROWS, batch_rows=BATCH_ROWS, indexed_words=INDEXED_WORDS)
+    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary, limits=limits)
+    (made,) = run("vocabulary", make, [tuple(parts) if counted else None])
     return made
 
 
-def _ranges(counted: Sequence[Counted]) -> list[tuple[str, str | None]]:
-    """Cuts all words into ranges [first, next) of about `RANGE_ROWS` rows; None has no end."""
-    num_ranges = 1 + sum(each.num_rows for each in counted) // RANGE_ROWS
-    samples = sorted(word for each in counted for word in each.samples)
-    cuts = sorted({samples[len(samples) * index // num_ranges] for index in range(1, num_ranges) if samples} - {""})
-    return list(zip(["", *cuts], [*cuts, None], strict=True))
-
-
-def merge_range(words: tuple[str, str | None], *, keys: Sequence[str], data: str, size: int | None) -> str:
-    """Publishes the sum of count tables over a range of words.
+def index_path(data: str, key: str) -> str:
+    """Where the index of a vocabulary lies, if it has one.
 
     Args:
-        words: the range [first, next).
-        keys: those of the count tables; one that stands here twice counts twice.
         data: the corpus folder.
-        size: of the vocabulary; words that so many others of the range exceed are counted as `<unk>`.
+        key: of the vocabulary.
+    """
+    return storage.join(data, WORK, VOCABULARY, f"{key}.index.arrow")
+
+
+def _is_index_whole(made: MadeVocabulary, data: str) -> bool:
+    return made.index_sha256 is None or is_whole(index_path(data, made.key), sha256=made.index_sha256)
+
+
+def _cuts(counted: Sequence[Counted]) -> tuple[str, ...]:
+    """Where the ranges of words end, so that each has about `RANGE_ROWS` rows of the tables."""
+    num_ranges = 1 + sum(each.num_rows for each in counted) // RANGE_ROWS
+    samples = sorted(word for each in counted for word in each.samples)  # UTF-8 keeps the order of code points
+    cuts = {samples[len(samples) * index // num_ranges] for index in range(1, num_ranges) if samples} - {""}
+    return tuple(sorted(cuts))
+
+
+def _groups(counted: Sequence[Counted]) -> list[tuple[tuple[str, int], ...]]:
+    """The count tables in groups of about `RANGE_ROWS` rows: the key of each, and how often it counts."""
+    times = Counter(each.key for each in counted)
+    groups: list[list[tuple[str, int]]] = []
+    room = 0
+    for each in {each.key: each for each in counted}.values():
+        if room <= 0 or len(groups[-1]) == GROUP_TABLES:
+            groups.append([])
+            room = RANGE_ROWS
+        groups[-1].append((each.key, times[each.key]))
+        room -= each.num_rows
+    return [tuple(group) for group in groups]
+
+
+def _pieces(files: Sequence[CutFile], number: int) -> tuple[Piece, ...]:
+    """Where the words of a range stand."""
+    pieces = (Piece(each.path, each.ends[number - 1] if number else 0, each.ends[number]) for each in files)
+    return tuple(piece for piece in pieces if piece.start < piece.stop)
+
+
+# --- partition
+
+
+def partition_tables(
+    group: Sequence[tuple[str, int]], *, cuts: Sequence[str], data: str, max_bytes: int
+) -> list[CutFile]:
+    """Publishes the sums of count tables, cut into ranges.
+
+    Args:
+        group: the tables' keys, and how often each counts.
+        cuts: words at which a range ends and the next begins.
+        data: the corpus folder.
+        max_bytes: that are summed at once; a run that is larger is only cut.
+    """
+    name = hashed([*group, *cuts])
+    files: list[CutFile] = []
+    for runs in _gathered(_runs(group, data), max_bytes=max_bytes):
+        path = storage.join(data, WORK, MERGED, f"{name}-{len(files)}.cut")
+        files.append(_publish_cut(_sum(runs), cuts, path))
+    return files
+
+
+def _runs(group: Sequence[tuple[str, int]], data: str) -> Iterator[pa.Table]:
+    """The runs of count tables, each read into memory once."""
+    for key, times in group:
+        with storage.open_read(kept_paths(data, COUNTS, key)[0]) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                run = pa.Table.from_batches([reader.get_batch(number)])
+                yield run if times == 1 else table_of(run["word"].chunk(0), as_numpy(run["count"], np.int64) * times)
+
+
+def _gathered(tables: Iterable[pa.Table], *, max_bytes: int) -> Iterator[list[pa.Table]]:
+    """Consecutive tables of so many bytes, or a single one that has more."""
+    waiting: list[pa.Table] = []
+    num_bytes = 0
+    for table in tables:
+        if waiting and num_bytes + table.nbytes > max_bytes:
+            yield waiting
+            waiting, num_bytes = [], 0
+        waiting.append(table)
+        num_bytes += table.nbytes
+    if waiting:
+        yield waiting
+
+
+def _sum(runs: Sequence[pa.Table]) -> pa.Table:
+    """The sum of runs, as one run."""
+    return runs[0] if len(runs) == 1 else merge_counts(runs)
+
+
+def _publish_cut(run: pa.Table, cuts: Sequence[str], path: str) -> CutFile:
+    places = [*(_place(run, cut) for cut in cuts), run.num_rows]
+    ends: list[int] = []
+    with storage.publish(path, lasting=False) as file:
+        for start, stop in pairwise([0, *places]):
+            if start < stop:
+                with pa.ipc.new_stream(file, COUNTS_SCHEMA) as writer:
+                    writer.write_table(run.slice(start, stop - start))
+            ends.append(file.tell())
+    return CutFile(path, tuple(ends))
+
+
+def _place(run: pa.Table, word: str) -> int:
+    """The first row of a run whose word is not before this one."""
+    column = run["word"].combine_chunks()
+    return bisect_left(range(len(column)), word.encode(), key=lambda row: column[row].as_py().encode())
+
+
+# --- merge
+
+
+def merge_range(pieces: Sequence[Piece], *, data: str, size: int | None, min_count: int, max_bytes: int) -> list[Part]:
+    """Publishes the ranked sums of a range of words.
+
+    Args:
+        pieces: where its words stand.
+        data: the corpus folder.
+        size: of the vocabulary; words that as many others of the range exceed are counted as `<unk>`.
+        min_count: words that occur less often are counted as `<unk>` too.
+        max_bytes: that are summed at once: pieces of more are cut into ranges that hold no more than this, and one row
+            for each piece.
 
     Returns:
-        the path, in the work folder.
+        the parts of the range, in the order of their words.
     """
-    tables = (read_counts(kept_paths(data, COUNTS, key)[0]) for key in keys)
-    merged = merge_counts(
-        _slice(pa.Table.from_batches([run]), words) for table in tables for run in table.to_batches()
-    )
-    path = storage.join(data, WORK, "merged", f"{hashed([*keys, *words, size])}.arrow")
-    write_counts(most_frequent(merged, size=size), path)
-    return path
+    cuts = _further_cuts(pieces, max_bytes=max_bytes)
+    name = hashed([*((piece.path, piece.start, piece.stop) for piece in pieces), size, min_count, max_bytes])
+    parts: list[Part] = []
+    for words in zip(["", *cuts], [*cuts, None], strict=True):
+        merged = _sum([_slice(_read(piece), words) for piece in pieces])
+        ranked = rank(merged, size=size, min_count=min_count)
+        path = storage.join(data, WORK, MERGED, f"{name}-{len(parts)}.arrow")
+        write_counts(ranked.words, path)
+        parts.append(Part(path, ranked.num_eos, ranked.num_unk, ranked.most))
+    return parts
 
 
-def _slice(table: pa.Table, words: tuple[str, str | None]) -> pa.Table:
-    """The rows of a sorted count table whose words lie in a range."""
-    column = table["word"]
+def _further_cuts(pieces: Sequence[Piece], *, max_bytes: int) -> list[str]:
+    """Words at which to cut pieces that are too large together; none if they are not.
 
-    def place(word: str) -> int:
-        return bisect_left(range(table.num_rows), word.encode(), key=lambda row: column[row].as_py().encode())
+    Of each piece, a word in every `stride` bytes is looked at. Between two of them are less bytes than that, so that
+    what lies between two cuts is known to half of `max_bytes` from the samples, and the rest of the pieces adds no
+    more than the other half.
+    """
+    if sum(piece.stop - piece.start for piece in pieces) <= max_bytes:
+        return []
+    stride = max(1, max_bytes // (2 * len(pieces)))
+    samples = pa.concat_arrays([_samples(_read(piece), stride=stride) for piece in pieces])
+    ordered = samples.sort()
+    return sorted({ordered[row].as_py() for row in range(len(pieces), len(ordered), len(pieces))} - {""})
 
-    start = place(words[0])
-    return table.slice(start) if words[1] is None else table.slice(start, place(words[1]) - start)
+
+def _samples(run: pa.Table, *, stride: int) -> pa.Array:
+    """The words of a run at every so many bytes."""
+    words = run["word"].combine_chunks()
+    ends = np.cumsum(as_numpy(pc.binary_length(words), np.int64) + ROW_BYTES)
+    rows = np.unique(np.searchsorted(ends, np.arange(stride, ends[-1] + 1, stride)))
+    return words.take(as_arrow(rows))
 
 
-def most_frequent(counts: pa.Table, *, size: int | None) -> pa.Table:
-    """A count table without the words that `size` others exceed: these are counted as `<unk>`. None keeps all.
+def _read(piece: Piece) -> pa.Table:
+    return pa.ipc.open_stream(storage.read_range(piece.path, piece.start, piece.stop)).read_all()
+
+
+def _slice(run: pa.Table, words: Range) -> pa.Table:
+    """The rows of a run whose words lie in a range; a copy if they are not all, so that the others can be let go."""
+    start, stop = _place(run, words[0]), run.num_rows if words[1] is None else _place(run, words[1])
+    return run if stop - start == run.num_rows else run.take(as_arrow(np.arange(start, stop)))
+
+
+# --- vocabulary
+
+
+def make_vocabulary(
+    parts: Sequence[Part] | None,
+    *,
+    key: str,
+    data: str,
+    vocabulary: VocabularyConfig,
+    limits: Limits,
+) -> MadeVocabulary:
+    """Publishes the vocabulary in the work folder, with an index if it is large, then its receipt.
 
     Args:
-        counts: distinct words in the order of their bytes, so that of two that are as frequent the first is kept;
-            `<unk>` may stand anywhere, and more than once.
-        size: words that are kept beside `<eos>` and `<unk>`.
-    """
-    if size is None or counts.num_rows <= size:
-        return counts
-    numbers = counts["count"].to_numpy()
-    others = np.flatnonzero(~is_special(counts["word"]).to_numpy())
-    cut = others[np.argsort(-numbers[others], kind="stable")[size:]]
-    kept = pc.not_equal(counts["word"], UNK_WORD).to_numpy()
-    kept[cut] = False
-    rest = pa.table([[UNK_WORD], [numbers.sum() - numbers[kept].sum()]], schema=COUNTS_SCHEMA)
-    return pa.concat_tables([counts.filter(pa.array(kept)), rest])
-
-
-def make_vocabulary(parts: Sequence[str], *, key: str, data: str, vocabulary: VocabularyConfig) -> MadeVocabulary:
-    """Publishes the vocabulary in the work folder, then its receipt.
-
-    Args:
-        parts: count tables of ranges that follow one another; none if there is no training text.
+        parts: ranked words of ranges that follow one another; None if there is no training text.
         key: of what it is made of.
         data: the corpus folder.
         vocabulary: which words get an id.
+        limits: of its memory.
     """
-    size = vocabulary.size if vocabulary.path is None else None
-    counts = COUNTS_SCHEMA.empty_table()
-    for part in parts:  # no word but <unk> stands in two of them
-        counts = pa.concat_tables([counts, read_counts(part)])
-        if size is not None and counts.num_rows > 2 * size:  # not each time: what is kept is sorted every time
-            counts = most_frequent(counts, size=size)
-    if vocabulary.path is not None:
-        words = given_vocabulary(vocabulary.path, counts=counts if parts else None)
-    else:
-        words = cut_vocabulary(counts, size=size, min_count=vocabulary.min_count)
     path, receipt = kept_paths(data, VOCABULARY, key)
-    sha256 = write_vocabulary(words, path)
-    made = MadeVocabulary(key, words.size, words.fingerprint, sha256)
+    with _on_this_machine([part.path for part in parts or ()]) as paths:
+        if vocabulary.path is not None:
+            counts = None if parts is None else chain([_special(parts)], map(read_counts, paths))
+            given = given_vocabulary(vocabulary.path, counts=counts)
+            size, tables = given.size, iter([table_of(given.words, given.counts)])
+        else:
+            size, tables = _rank_all(parts or (), paths, vocabulary, sorted_rows=limits.sorted_rows)
+        index = index_path(data, key) if size > limits.indexed_words else None
+        written = write_words(tables, path, index_path=index, batch_rows=limits.batch_rows)
+    made = MadeVocabulary(key, size, written.fingerprint, written.sha256, written.index_sha256)
     write_receipt(receipt, made)
     return made
+
+
+@contextmanager
+def _on_this_machine(paths: Sequence[str]) -> Iterator[list[str]]:
+    """The same files where they can be mapped; from an object store each is fetched once, to the temporary folder."""
+    if all(map(storage.is_local, paths)):
+        yield list(paths)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [_fetch(path, storage.join(folder, str(number))) for number, path in enumerate(paths)]
+
+
+def _fetch(path: str, target: str) -> str:
+    with storage.open_read(path) as source, storage.publish(target) as file:
+        shutil.copyfileobj(source, file)
+    return target
+
+
+def _special(parts: Sequence[Part]) -> pa.Table:
+    """Count table of `<eos>` and `<unk>`."""
+    counts = [sum(part.num_eos for part in parts), sum(part.num_unk for part in parts)]
+    return table_of(SPECIAL, np.array(counts, dtype=np.int64))
+
+
+def _rank_all(
+    parts: Sequence[Part], paths: Sequence[str], vocabulary: VocabularyConfig, *, sorted_rows: int
+) -> tuple[int, Iterator[pa.Table]]:
+    """The size of the vocabulary, and its words and counts in the order of ids.
+
+    Args:
+        parts: of the training text.
+        paths: of their tables on this machine.
+        vocabulary: how many words get an id.
+        sorted_rows: words that may be sorted at once.
+    """
+    spectrum = spectrum_of(paths)
+    num_words = spectrum.num_all if vocabulary.size is None else min(spectrum.num_all, vocabulary.size - 2)
+    most = max((part.most for part in parts), default=0)
+    refuse_no_words(num_kept=num_words, most=most, min_count=vocabulary.min_count)
+    ranked = by_rank(paths, spectrum, num_words=num_words, band_rows=sorted_rows)
+    special = as_numpy(_special(parts)["count"], np.int64).copy()
+    special[UNK] += spectrum.occurrences(spectrum.num_all) - spectrum.occurrences(num_words)
+    return num_words + 2, chain([table_of(SPECIAL, special)], ranked)

@@ -33,7 +33,7 @@ from pipeline.corpus.manifest import (
     remove_manifest,
     write_manifest,
 )
-from pipeline.corpus.merging import VOCABULARY, MadeVocabulary, merge_vocabulary
+from pipeline.corpus.merging import VOCABULARY, MadeVocabulary, index_path, merge_vocabulary
 from pipeline.corpus.phases import NoProgress, Phases, Progress, RunTasks
 from pipeline.corpus.reading import COUNTS, Counted, ids_path, read_units
 from pipeline.corpus.sources import cut_units, list_bystanders, list_sources
@@ -281,7 +281,7 @@ def _remove_stale(planned: Sequence[PlannedShard], vocabulary: MadeVocabulary, d
     keys = {part.counted.key for shard in planned for part in shard.parts}
     kept += [path for key in keys for path in kept_paths(data, COUNTS, key)]
     kept += [ids_path(data, key) for key in keys if keep_ids]
-    kept += kept_paths(data, VOCABULARY, vocabulary.key)
+    kept += [*kept_paths(data, VOCABULARY, vocabulary.key), index_path(data, vocabulary.key)]
     _remove_others(storage.list_files(storage.join(data, WORK)), keep=kept)
 
 

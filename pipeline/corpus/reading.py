@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
+from pipeline.corpus.arrays import as_arrow, as_numpy, strings
 from pipeline.corpus.blocks import read_shares
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import hashed, unit_key
@@ -32,9 +33,9 @@ from pipeline.corpus.readers import READERS
 from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.sources import ReadDigest, range_digest
-from pipeline.corpus.text import LINE_END, split_words
+from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit, chunks, readable
-from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_WORD
+from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_WORD, LINE_END_SCALAR
 from pipeline.corpus.word_order import sort_words
 from pipeline.errors import CorpusError
 
@@ -43,6 +44,8 @@ IDS = "ids"
 HELD_BYTES = 32 << 20  # of a range that is read into memory before it is looked at
 POOLED_RANGES = 256  # small ones, at most, that one task reads
 SAMPLE_ROWS = 1 << 13  # one word of so many is reported to the driver, which cuts the ranges of words by them
+
+EOS_SCALAR = strings(EOS_WORD)[0]
 
 Ids = npt.NDArray[np.unsignedinteger]
 
@@ -337,11 +340,12 @@ def numbered(words: pa.Array) -> tuple[pa.RecordBatch, Ids]:
         word, in the smallest unsigned type that numbers all rows.
     """
     coded = words.dictionary_encode()
-    folded = pc.if_else(pc.equal(coded.dictionary, LINE_END), EOS_WORD, coded.dictionary)
+    folded = pc.if_else(pc.equal(coded.dictionary, LINE_END_SCALAR), EOS_SCALAR, coded.dictionary)
     distinct = folded.dictionary_encode()  # a literal <eos> and a line end are one
     order = sort_words(distinct.dictionary)
     ranks = np.empty(len(order), ids_type(len(order)))
     ranks[order] = np.arange(len(order), dtype=ranks.dtype)
-    rows = ranks[distinct.indices.to_numpy()][coded.indices.to_numpy()]
+    rows = ranks[as_numpy(distinct.indices, np.int32)][as_numpy(coded.indices, np.int32)]
     counts = np.bincount(rows, minlength=len(order))
-    return pa.record_batch([distinct.dictionary.take(pa.array(order)), pa.array(counts)], schema=COUNTS_SCHEMA), rows
+    arrays = [distinct.dictionary.take(as_arrow(order)), as_arrow(counts)]
+    return pa.RecordBatch.from_arrays(arrays, schema=COUNTS_SCHEMA), rows

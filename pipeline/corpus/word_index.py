@@ -1,55 +1,106 @@
 """Which row of a large array holds a word, in time that hardly grows with the array.
 
 In: an array of distinct words, then arrays of words to look up. Out: rows. Arrow's own look-up makes its hash table
-anew at each call; this one sorts 64-bit hashes once. Each hit is compared with the word itself, so that the answer is
-exact whatever the hashes are.
+anew at each call; this one sorts 64-bit hashes once, and what it sorted can be kept in a file. Each hit is compared
+with the word itself, so that the answer is exact whatever the hashes are.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.corpus.arrays import as_arrow, as_flags, as_numpy
+
 ABSENT = -1
 SLICE_ROWS = 1 << 18  # hashed at a time, so that temporaries stay small
 HASHED_BYTES = 256  # of a longer word, the first so many and the length make the hash
+MAX_ALIKE = 4  # words of one hash that are compared one by one; real words never were two
 FIRST_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 SECOND_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+INDEX_SCHEMA = pa.schema(
+    [pa.field("hash", pa.uint64(), nullable=False), pa.field("row", pa.int32(), nullable=False)],
+)
 
 Hashes = npt.NDArray[np.uint64]
 
 
+@dataclass(frozen=True, eq=False)
 class WordIndex:
-    """Rows of an array's words. Takes 12 bytes a word."""
+    """Rows of an array's words.
 
-    def __init__(self, words: pa.Array) -> None:
-        """Hashes and sorts.
+    Attributes:
+        words: `pa.string()` array of distinct words.
+        kept: what `sorted_hashes` gave for them; None: it is made when it is needed, and takes 12 bytes a word.
+    """
 
-        Args:
-            words: `pa.string()` array of distinct words.
-        """
-        hashes = hash_words(words)
-        self._words = words
-        self._rows = np.argsort(hashes).astype(np.int32)
-        self._hashes = hashes[self._rows]
-        self._is_exact = not bool((self._hashes[1:] == self._hashes[:-1]).any())
+    words: pa.Array
+    kept: pa.RecordBatch | None = None
+
+    @cached_property
+    def _hashes(self) -> tuple[Hashes, npt.NDArray[np.int32]]:
+        batch = self.kept or sorted_hashes(self.words)
+        return as_numpy(batch.column("hash"), np.uint64), as_numpy(batch.column("row"), np.int32)
 
     def find(self, words: pa.Array) -> npt.NDArray[np.int32]:
-        """The row of each word, `ABSENT` if there is none: int32 [len(words)]."""
-        if not self._is_exact:  # two of its words have one hash, which real words never had
-            found = pc.index_in(words, value_set=self._words).fill_null(ABSENT)
-            return np.array(found, dtype=np.int32)
+        """The row of each word, `ABSENT` if there is none: int32 [len(words)].
+
+        Where as many words are asked for as there are, Arrow's hash table, made for this call, is quicker than a search
+        for each, and leaves nothing behind.
+        """
+        if len(words) >= len(self.words):
+            return self._find_by_table(words)
         hashes = hash_words(words)
-        order = np.argsort(hashes)  # in order, the search goes through memory once
-        places = np.searchsorted(self._hashes, hashes[order])
-        places[places == len(self._hashes)] = 0
-        hits = np.flatnonzero(self._hashes[places] == hashes[order])
-        asked, rows = order[hits], self._rows[places[hits]]
-        same = pc.equal(words.take(pa.array(asked)), self._words.take(pa.array(rows)))
-        is_same = same.to_numpy(zero_copy_only=False)
-        found_rows = np.full(len(words), ABSENT, dtype=np.int32)
-        found_rows[asked[is_same]] = rows[is_same]
-        return found_rows
+        order = np.argsort(hashes)
+        rows = np.empty(len(words), dtype=np.int32)
+        rows[order] = self.find_hashed(words.take(as_arrow(order)), hashes[order])
+        return rows
+
+    def find_hashed(self, words: pa.Array, hashes: Hashes) -> npt.NDArray[np.int32]:
+        """`find` for words in the order of their hashes, in which the search goes through memory once.
+
+        Args:
+            words: what to look for.
+            hashes: what `hash_words` gives for them, ascending.
+        """
+        index, index_rows = self._hashes
+        rows = np.full(len(words), ABSENT, dtype=np.int32)
+        places = np.searchsorted(index, hashes)
+        asked = np.arange(len(words))
+        for _ in range(MAX_ALIKE):
+            here = places < len(index)
+            asked, places = asked[here], places[here]
+            here = index[places] == hashes[asked]
+            asked, places = asked[here], places[here]
+            if not len(asked):
+                return rows
+            found = index_rows[places]
+            same = as_flags(pc.equal(words.take(as_arrow(asked)), self.words.take(as_arrow(found))))
+            rows[asked[same]] = found[same]
+            asked, places = asked[~same], places[~same] + 1
+        if len(asked):
+            rows[asked] = self._find_by_table(words.take(as_arrow(asked)))
+        return rows
+
+    def _find_by_table(self, words: pa.Array) -> npt.NDArray[np.int32]:
+        found = pc.index_in(words, value_set=self.words).fill_null(as_arrow(np.array([ABSENT], np.int32))[0])
+        return as_numpy(found, np.int32).copy()
+
+
+def sorted_hashes(words: pa.Array) -> pa.RecordBatch:
+    """What an index keeps of distinct words: their hashes, ascending, and the row of each."""
+    hashes = hash_words(words)
+    rows = np.argsort(hashes, kind="stable")
+    return pa.RecordBatch.from_arrays([as_arrow(hashes[rows]), as_arrow(rows.astype(np.int32))], schema=INDEX_SCHEMA)
+
+
+def surely_distinct(words: pa.Array) -> bool:
+    """Whether no two words have one hash, so that no word stands there twice; False may be a chance."""
+    hashes = np.sort(hash_words(words))
+    return not bool((hashes[1:] == hashes[:-1]).any())
 
 
 def hash_words(words: pa.Array) -> Hashes:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.corpus.arrays import as_arrow, as_numpy
+
 PREFIX_BYTES = 8
 
 
@@ -26,7 +28,7 @@ def sort_words(words: pa.Array) -> npt.NDArray[np.int64]:
     # Words that share a prefix stand together, and their groups follow one another as the whole words do.
     places = np.flatnonzero(is_shared)
     rows = order[places]
-    order[places] = rows[pc.sort_indices(words.take(pa.array(rows))).to_numpy()]
+    order[places] = rows[as_numpy(pc.sort_indices(words.take(as_arrow(rows))), np.int64)]
     return order
 
 

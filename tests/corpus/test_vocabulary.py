@@ -330,6 +330,84 @@ def test_any_damaged_byte_of_the_file_is_refused_or_harmless_but_never_a_crash(t
     assert num_refused > len(whole) // 20
 
 
+def test_record_batches_hold_so_many_words_and_no_more_bytes_than_an_array_can(tmp_path, monkeypatch):
+    words = [EOS_WORD, UNK_WORD, "aaa", "b", "ccccccc", "dd", "é", "f"]
+    table = module.table_of(array(words), np.arange(8))
+    pieces = [table.slice(0, 3), table.slice(3, 0), table.slice(3, 1), table.slice(4)]
+    shapes = {}
+    for batch_rows, max_bytes, slice_rows in [(8, 99, 2), (3, 99, 2), (3, 99, 9), (8, 12, 2), (8, 12, 1)]:
+        monkeypatch.setattr(module, "MAX_WORDS_BYTES", max_bytes)
+        monkeypatch.setattr(module, "SLICE_ROWS", slice_rows)
+        path = str(tmp_path / "v")
+        written = module.write_words(pieces, path, index_path=None, batch_rows=batch_rows)
+        reader = pa.ipc.open_file(path)
+        assert reader.read_all().equals(table)
+        shapes[batch_rows, max_bytes, slice_rows] = [
+            reader.get_batch(number).num_rows for number in range(reader.num_record_batches)
+        ]
+        assert written.sha256 == hashlib.sha256((tmp_path / "v").read_bytes()).hexdigest()
+        assert written.fingerprint == Vocabulary(words=array(words), counts=np.arange(8)).fingerprint
+    assert shapes == {
+        (8, 99, 2): [8],
+        (3, 99, 2): [3, 3, 2],
+        (3, 99, 9): [3, 3, 2],
+        (8, 12, 2): [2, 2, 4],
+        (8, 12, 1): [2, 3, 3],
+    }
+
+
+def test_an_index_has_a_batch_for_each_of_the_vocabulary(tmp_path):
+    words = array([EOS_WORD, UNK_WORD, "a", "b", "c"])
+    paths = str(tmp_path / "v"), str(tmp_path / "i")
+    written = module.write_words([module.table_of(words, np.arange(5))], paths[0], index_path=paths[1], batch_rows=2)
+    assert written.index_sha256 == hashlib.sha256((tmp_path / "i").read_bytes()).hexdigest()
+    index = pa.ipc.open_file(paths[1])
+    found = [index.get_batch(number) for number in range(index.num_record_batches)]
+    assert found == [module.sorted_hashes(words[start : start + 2]) for start in (0, 2, 4)]
+
+
+def test_words_beyond_one_array_are_refused_where_they_must_be_one(tmp_path, monkeypatch):
+    path = str(tmp_path / "v")
+    vocabulary = cut_vocabulary(counts_of({"aaa": 2, "bbb": 1}), size=None, min_count=1)
+    monkeypatch.setattr(module, "MAX_WORDS_BYTES", 15)
+    write_vocabulary(vocabulary, path)  # 16 bytes of words, in two batches
+    with pytest.raises(CorpusError, match=r"words of .*v take 16 bytes, more than the 15 .*smaller vocabulary\.size$"):
+        read_vocabulary(path)
+    (tmp_path / "words.txt").write_text("aaaaaaa\nbbbbbbbb")
+    with pytest.raises(CorpusError, match=r"words\.txt has 16 bytes, more than the 15 .*; use fewer$"):
+        given_vocabulary(str(tmp_path / "words.txt"), counts=None)
+    monkeypatch.setattr(module, "MAX_WORDS_BYTES", 16)
+    assert read_vocabulary(path).size == given_vocabulary(str(tmp_path / "words.txt"), counts=None).size == 4
+
+
+def test_words_that_share_a_hash_are_not_taken_for_one(tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join("z" * 300 + last for last in "abc"))
+    assert given_vocabulary(str(tmp_path / "words.txt"), counts=None).size == 5
+
+
+@given(
+    counter=st.dictionaries(
+        st.sampled_from([*"abcdefghij", "é", "😀", "\uffff", EOS_WORD, UNK_WORD]), st.integers(1, 4)
+    ),
+    size=st.none() | st.integers(3, 12),
+    min_count=st.integers(1, 5),
+)
+def test_ranking_keeps_the_first_of_words_that_are_as_frequent_and_all_sums(counter, size, min_count):
+    words = sorted(counter, key=str.encode)
+    found = module.rank(
+        module.table_of(array(words), np.array([counter[word] for word in words], np.int64)),
+        size=size,
+        min_count=min_count,
+    )
+    others = [word for word in words if word not in (EOS_WORD, UNK_WORD)]
+    kept = sorted((word for word in others if counter[word] >= min_count), key=lambda word: -counter[word])
+    kept = kept[: None if size is None else size - 2]
+    assert list(as_dict(found.words).items()) == [(word, counter[word]) for word in kept]
+    assert found.num_eos == counter.get(EOS_WORD, 0)
+    assert found.num_unk + found.num_eos + sum(counter[word] for word in kept) == sum(counter.values())
+    assert found.most == max((counter[word] for word in others), default=0)
+
+
 # --- a user's own vocabulary
 
 
@@ -355,9 +433,9 @@ def test_a_text_vocabulary_keeps_its_order(tmp_path, content, expected):
 def test_a_given_vocabulary_takes_the_counts_of_the_text(tmp_path):
     (tmp_path / "words.txt").write_text("rare\noften\nnever\n")
     counts = counts_of({"often": 7, "rare": 2, "other": 30, UNK_WORD: 400, EOS_WORD: 5})
-    found = given_vocabulary(str(tmp_path / "words.txt"), counts=counts)
+    found = given_vocabulary(str(tmp_path / "words.txt"), counts=[counts])
     assert items(found) == [(EOS_WORD, 5), (UNK_WORD, 430), ("rare", 2), ("often", 7), ("never", 0)]
-    without = given_vocabulary(str(tmp_path / "words.txt"), counts=counts_of({"rare": 2, "other": 3}))
+    without = given_vocabulary(str(tmp_path / "words.txt"), counts=[counts_of({"rare": 2, "other": 3})])
     assert without.counts.tolist() == [0, 3, 2, 0, 0]
 
 
@@ -365,7 +443,7 @@ def test_a_given_arrow_vocabulary_keeps_its_counts_unless_others_are_given(tmp_p
     path = str(tmp_path / "v")
     write_vocabulary(cut_vocabulary(counts_of({"b": 5, "a": 2}), size=None, min_count=1), path)
     assert items(given_vocabulary(path, counts=None)) == [(EOS_WORD, 0), (UNK_WORD, 0), ("b", 5), ("a", 2)]
-    found = given_vocabulary(path, counts=counts_of({"a": 9, "c": 1}))
+    found = given_vocabulary(path, counts=[counts_of({"a": 9, "c": 1})])
     assert items(found) == [(EOS_WORD, 0), (UNK_WORD, 1), ("b", 0), ("a", 9)]
 
 
