@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
-from pipeline.corpus.arrays import as_arrow, as_numpy, strings
+from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.blocks import read_shares
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import hashed, unit_key
@@ -35,7 +35,7 @@ from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.sources import ReadDigest, range_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit, chunks, readable
-from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_WORD, LINE_END_SCALAR
+from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_SCALAR, LINE_END_SCALAR
 from pipeline.corpus.word_order import sort_words
 from pipeline.errors import CorpusError
 
@@ -45,7 +45,6 @@ HELD_BYTES = 32 << 20  # of a range that is read into memory before it is looked
 POOLED_RANGES = 256  # small ones, at most, that one task reads
 SAMPLE_ROWS = 1 << 13  # one word of so many is reported to the driver, which cuts the ranges of words by them
 
-EOS_SCALAR = strings(EOS_WORD)[0]
 
 Ids = npt.NDArray[np.unsignedinteger]
 
