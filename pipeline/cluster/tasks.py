@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_RETRIES = 3
 TRANSIENT = (OSError, MemoryError)
 TASKS_PER_CPU = 2  # submitted at a time: one runs, one waits at the door
+NO_IMPORT = "failed to import on the worker"  # Ray's words
 LOOK_SECONDS = 2.0  # between looks at how many cores the cluster has
 
 
@@ -145,6 +146,11 @@ def _result(reference: Any) -> Any:  # noqa: ANN401  (ray is typed by its values
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if NO_IMPORT in str(error.cause):
+            raise ClusterError(
+                f"a machine of the cluster cannot import this program ({str(error).splitlines()[-1]}); install the"
+                " same version on each, or start the command in a folder that all of them see"
+            ) from None
         if not isinstance(error.cause, TRANSIENT):
             raise
         return ClusterError(
