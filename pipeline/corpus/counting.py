@@ -14,7 +14,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.folder import kept_paths
 from pipeline.corpus.keys import Digested, refuse_changed
-from pipeline.corpus.phases import Phases
+from pipeline.corpus.phases import Kept, Phases
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit
@@ -66,7 +66,7 @@ def count_units(
     return [each for each in counted if each.key in train_keys]
 
 
-def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) -> Counted:
+def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) -> Counted | Kept[Counted]:
     """Publishes the count table of a unit under its key, then its receipt, unless they are there and sound.
 
     Args:
@@ -78,7 +78,7 @@ def count_unit(keyed: tuple[str, WorkUnit], *, corpus: CorpusConfig, data: str) 
     path, receipt = kept_paths(data, COUNTS, key)
     kept = sound_receipt(receipt, Counted, key=key, artifact=path)
     if kept is not None:
-        return kept
+        return Kept(kept)
     blocks = read_blocks(unit, corpus)
     words = (split_words(block, words=corpus.words, lowercase=corpus.lowercase) for block in blocks)
     counts = merge_counts(map(count_words, words))
