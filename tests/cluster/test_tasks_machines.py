@@ -55,8 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[RayCluster]:
-    with ray_cluster(num_nodes=2, settings=SOON | {"PYTHONPATH": str(folder)}) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # its machines work in another folder than the command
+        with ray_cluster(num_nodes=2, settings=SOON | {"PYTHONPATH": str(folder)}) as started:
+            patch.undo()
+            yield started
 
 
 class Desk:

@@ -118,6 +118,14 @@ def test_what_failed_is_named_by_what_it_read(item, message):
     assert str(refused.value) == message
 
 
+def test_a_path_that_holds_a_secret_is_told_once():
+    def refuse(item):
+        raise CorpusError(f"{item.path} is damaged")
+
+    with pytest.raises(CorpusError, match=r"^https://\*\*\*@host/a\.txt is damaged \(in a\.txt\[0:9\]\)$"):
+        phase(refuse, [unit("https://me:hidden@host/a.txt")])
+
+
 def test_a_mistake_that_is_about_no_input_stays_as_it_is():
     def refuse(_):
         raise ConfigError("min_count=5 cuts every word")
