@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline import console
 from pipeline.cluster.parent import LOOP, await_launcher
+from pipeline.cluster.tasks import MAX_RETRIES
 from pipeline.config import (
     Config,
     EvaluateConfig,
@@ -176,6 +177,8 @@ def _set_up(arguments: Sequence[str]) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # of 15, by which the workers of a Ray that is started here give way to all else
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no word on accelerators that a task does not ask for
+        "RAY_task_oom_retries": str(MAX_RETRIES),  # of without end, for a task whose worker Ray kills to save memory
+        "RAY_DEDUP_LOGS_SKIP_REGEX": r"There are \d+ (oom )?retries remaining",  # with stacks; what fails is told by us
         # torch's threads wait busily for each other, and two runs on the same two cores stand almost still: 2 x 200
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed
         "GOMP_SPINCOUNT": "10000",

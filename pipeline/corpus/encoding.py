@@ -72,8 +72,10 @@ class PlannedShard:
         """Of its text, which are its tokens."""
         return sum(part.counted.num_words for part in self.parts)
 
-    def __str__(self) -> str:
-        return f"{self.name}, of {self.parts[0].unit.path}[{self.parts[0].unit.start}:{self.parts[0].unit.stop}]"
+    @property
+    def unit(self) -> WorkUnit | None:
+        """What is told of the only part when it fails; None of several, whose errors name their files."""
+        return self.parts[0].unit if len(self.parts) == 1 else None
 
 
 @dataclass(frozen=True)

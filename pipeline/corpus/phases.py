@@ -1,27 +1,36 @@
 """The phases of a preparation: tasks over items, in this process or others, and reports of how far they are.
 
-In: what runs tasks, and what is reported to. Out: the results in the order of the items. Refuses nothing.
+In: what runs tasks, and what is reported to. Out: the results in the order of the items. Refuses a phase of which a
+task failed, once the others are done: then a rerun has only that one to do.
 """
 
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
 from pipeline.config import import_extensions
+from pipeline.corpus.units import Source, WorkUnit
+from pipeline.errors import ClusterError, PipelineError
+from pipeline.masking import masked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Outcome = Literal["done", "kept", "failed"]
+
+NUM_NAMED_TASKS = 3  # of those that failed
+NUM_HOPELESS_TASKS = 100  # so many failed and none was done: the others would fare no better
 
 
 class RunTasks(Protocol):
-    """Runs a function over items and gives (index of the item, result) in the order in which they are done."""
+    """Runs a function over items and gives (index of the item, result or error) in the order in which they are done."""
 
     def __call__(
         self, function: Callable[[Item], Result], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Result]]: ...  # pragma: no cover
+    ) -> Iterator[tuple[int, Result | PipelineError]]: ...  # pragma: no cover
 
 
 class Progress(Protocol):
@@ -36,8 +45,15 @@ class Progress(Protocol):
             num_bytes: of input that they read; 0 if not known.
         """
 
-    def advance(self, *, num_bytes: int, num_words: int) -> None:
-        """A task of the phase is done."""
+    def advance(self, *, num_bytes: int, num_words: int, outcome: Outcome, peak_bytes: int) -> None:
+        """A task of the phase has ended.
+
+        Args:
+            num_bytes: of input that stood before it; of these it read none if its result was kept.
+            num_words: that its result stands for.
+            outcome: whether it was done now, was found done and so kept, or failed.
+            peak_bytes: the most memory that its process has had so far; 0 if not known.
+        """
 
     def note(self, text: str) -> None:
         """One line about what was found."""
@@ -49,7 +65,7 @@ class NoProgress:
     def phase(self, name: str, *, num_tasks: int, num_bytes: int) -> None:
         """Nothing."""
 
-    def advance(self, *, num_bytes: int, num_words: int) -> None:
+    def advance(self, *, num_bytes: int, num_words: int, outcome: Outcome, peak_bytes: int) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -57,17 +73,37 @@ class NoProgress:
 
 
 @dataclass(frozen=True)
+class Kept(Generic[Result]):
+    """What a task returns whose result was there already: so that nobody takes it for quick work."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Result]):
+    """What comes back from the process of a task: its result, whether it was kept, and the process's peak memory."""
+
+    result: Result
+    is_kept: bool
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Task(Generic[Item, Result]):
     """A function of one item, as it is run in whatever process: on one core, with the extensions imported."""
 
-    function: Callable[[Item], Result]
+    function: Callable[[Item], Result | Kept[Result]]
     extensions: tuple[str, ...]
 
-    def __call__(self, item: Item) -> Result:
-        """The function's result."""
+    def __call__(self, item: Item) -> Ended[Result]:
+        """The function's result, and what it took."""
         import_extensions(self.extensions)
         with _one_core():
-            return self.function(item)
+            found = self.function(item)
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        if isinstance(found, Kept):
+            return Ended(found.result, is_kept=True, peak_bytes=peak_bytes)
+        return Ended(found, is_kept=False, peak_bytes=peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -81,7 +117,7 @@ class Phases:
     def __call__(
         self,
         name: str,
-        function: Callable[[Item], Result],
+        function: Callable[[Item], Result | Kept[Result]],
         items: Sequence[Item],
         *,
         num_bytes: Callable[[Item], int] = lambda _: 0,
@@ -91,22 +127,103 @@ class Phases:
 
         Args:
             name: of the phase.
-            function: the task.
+            function: the task; `Kept(result)` says that the result was there already.
             items: what it is run over.
             num_bytes: of input that the task of an item reads.
             num_words: that a result stands for.
 
         Returns:
             the results in the order of the items.
+
+        Raises:
+            PipelineError: tasks failed; it names the first of them and how many there are. The others are done.
         """
         if not items:
             return []
         self.progress.phase(name, num_tasks=len(items), num_bytes=sum(map(num_bytes, items)))
         results: dict[int, Result] = {}
-        for index, result in self.run_tasks(Task(function, self.extensions), items):
-            results[index] = result
-            self.progress.advance(num_bytes=num_bytes(items[index]), num_words=num_words(result))
+        failed = _Failed(name, num_tasks=len(items))
+        for index, ended in self.run_tasks(Task(function, self.extensions), items):
+            item = items[index]
+            if isinstance(ended, PipelineError):
+                failed.add(index, item, ended)
+                self.progress.advance(num_bytes=num_bytes(item), num_words=0, outcome="failed", peak_bytes=0)
+                if not results and failed.number == NUM_HOPELESS_TASKS:
+                    break
+                continue
+            results[index] = ended.result
+            self.progress.advance(
+                num_bytes=num_bytes(item),
+                num_words=num_words(ended.result),
+                outcome="kept" if ended.is_kept else "done",
+                peak_bytes=ended.peak_bytes,
+            )
+        if failed.number:
+            raise failed.error(num_done=len(results))
         return [results[index] for index in range(len(items))]
+
+
+class _Failed:
+    """The tasks of a phase that failed: how many, and the first of them.
+
+    Args:
+        phase: its name.
+        num_tasks: tasks in it.
+    """
+
+    def __init__(self, phase: str, *, num_tasks: int) -> None:
+        self._phase, self._num_tasks = phase, num_tasks
+        self._first: list[tuple[int, PipelineError]] = []  # by index: the order of workers leaves no trace
+        self.number = 0
+
+    def add(self, index: int, item: object, error: PipelineError) -> None:
+        """One more, which is named by what it was to read."""
+        self.number += 1
+        named = (index, type(error)(self._message(index, item, error)))
+        self._first = sorted([*self._first, named], key=lambda each: each[0])[:NUM_NAMED_TASKS]
+
+    def _message(self, index: int, item: object, error: PipelineError) -> str:
+        message, read = str(error), read_by(item)
+        if read is None:  # of a worker that died nobody would know at what
+            name = f", {item.name}" if isinstance(item, Named) else ""
+            task = f"task {index + 1:,} of {self._phase}{name}"
+            return f"{task}: {message}" if isinstance(error, ClusterError) else message
+        path = masked(read.path)
+        span = f" (in {read.name})" if isinstance(read, WorkUnit) else ""
+        return f"{'' if path in message else f'{path}: '}{message}{span}"
+
+    def error(self, *, num_done: int) -> PipelineError:
+        """The one error of the phase."""
+        _, error = self._first[0]
+        if self.number == 1:
+            return error
+        tried = self.number + num_done == self._num_tasks
+        which = f"{self.number:,} of {self._num_tasks:,} tasks of {self._phase} failed"
+        told = " | ".join(str(each) for _, each in self._first)
+        rest = f" | and {self.number - len(self._first):,} more" if self.number > len(self._first) else ""
+        others = "the others are done" if tried else "none was done, and the others were not tried"
+        return type(error)(f"{which}, {others}: {told}{rest}")
+
+
+@runtime_checkable
+class Named(Protocol):
+    """An item that reads several files, or none."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+
+def read_by(item: object) -> WorkUnit | Source | None:
+    """What a task reads of the input: its item, or the `unit` of that, or the same of one of several in a tuple."""
+    match item:
+        case WorkUnit() | Source():
+            return item
+        case object(unit=WorkUnit() as unit):
+            return unit
+        case tuple():
+            return next((found for each in item if (found := read_by(each)) is not None), None)
+    return None
 
 
 @contextmanager

@@ -28,16 +28,17 @@ from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.blocks import read_shares
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import hashed, unit_key
-from pipeline.corpus.phases import Phases
+from pipeline.corpus.phases import Kept, Phases
 from pipeline.corpus.readers import READERS
 from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.sources import ReadDigest, range_digest
 from pipeline.corpus.text import split_words
-from pipeline.corpus.units import WorkUnit, chunks, readable
+from pipeline.corpus.units import WorkUnit, chunks, printable, readable
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_SCALAR, LINE_END_SCALAR
 from pipeline.corpus.word_order import sort_words
 from pipeline.errors import CorpusError
+from pipeline.masking import masked
 
 COUNTS = "counts"  # folders of the work folder
 IDS = "ids"
@@ -89,10 +90,17 @@ class Portion:
         """Of the ranges."""
         return sum(units[0].size_bytes for units in self.ranges)
 
-    def __str__(self) -> str:
+    @property
+    def unit(self) -> WorkUnit | None:
+        """What is told of the only range when it fails; None of several, whose errors name their files."""
+        return self.ranges[0][0] if len(self.ranges) == 1 else None
+
+    @property
+    def name(self) -> str:
+        """For people."""
         first = self.ranges[0][0]
         more = f" and {len(self.ranges) - 1} more" if len(self.ranges) > 1 else ""
-        return f"{first.path}[{first.start}:{first.stop}]{more}"
+        return f"{printable(masked(first.path))}[{first.start}:{first.stop}]{more}"
 
 
 def ids_path(data: str, key: str) -> str:
@@ -157,11 +165,11 @@ def _pooled(ranges: Sequence[tuple[WorkUnit, ...]], corpus: CorpusConfig) -> Ite
 
 def read_portion(
     portion: Portion, *, corpus: CorpusConfig, data: str, keep_ids: bool, is_first: bool
-) -> tuple[Counted, ...]:
+) -> tuple[Counted, ...] | Kept[tuple[Counted, ...]]:
     """Publishes count tables, numbered words and receipts of units, unless they are there and sound.
 
     Args:
-        portion: the units.
+        portion: the units. One that cannot be read leaves the others be.
         corpus: how they are read.
         data: the corpus folder.
         keep_ids: whether to publish the numbered words.
@@ -169,21 +177,36 @@ def read_portion(
             digest and for its words.
 
     Returns:
-        what each unit left, in order.
+        what each unit left, in order; as `Kept` if all of it was there.
 
     Raises:
         CorpusError: a file is damaged, or changes while it is read.
     """
-    kept = partial(_read_range, corpus=corpus, data=data, keep_ids=keep_ids, is_first=is_first)
-    return tuple(counted for units in portion.ranges for counted in kept(units))
+    found: list[Counted] = []
+    failed: list[CorpusError] = []
+    num_read = 0
+    for units in portion.ranges:
+        try:
+            counted, num_missing = _read_range(units, corpus=corpus, data=data, keep_ids=keep_ids, is_first=is_first)
+        except CorpusError as error:
+            span = f" (in {units[0].name})" if portion.unit is None else ""  # of the only range its phase says it
+            failed.append(CorpusError(f"{error}{span}"))
+            continue
+        found += counted
+        num_read += num_missing
+    if failed:
+        more = f" | and {len(failed) - 1} more of {len(portion.ranges)} small files" if len(failed) > 1 else ""
+        raise CorpusError(f"{failed[0]}{more}")
+    return tuple(found) if num_read else Kept(tuple(found))
 
 
 def _read_range(
     units: Sequence[WorkUnit], *, corpus: CorpusConfig, data: str, keep_ids: bool, is_first: bool
-) -> list[Counted]:
+) -> tuple[list[Counted], int]:
+    """What the units of a range left, and how many of them had to be read."""
     units = held(units)
     if is_first and units[0].content is None:
-        return _read_words(units, None, corpus=corpus, data=data, keep_ids=keep_ids)
+        return _read_words(units, None, corpus=corpus, data=data, keep_ids=keep_ids), len(units)
     digest = range_digest(units[0], corpus)
     keys = [unit_key(unit, corpus, digest=digest) for unit in units]
     found: dict[str, Counted] = {}
@@ -195,7 +218,7 @@ def _read_range(
     missing = [unit for unit, key in zip(units, keys, strict=True) if key not in found]
     if missing:
         found |= {each.key: each for each in _read_words(missing, digest, corpus=corpus, data=data, keep_ids=keep_ids)}
-    return [found[key] for key in keys]
+    return [found[key] for key in keys], len(missing)
 
 
 def held(units: Sequence[WorkUnit]) -> list[WorkUnit]:

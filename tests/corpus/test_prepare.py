@@ -632,7 +632,7 @@ def test_ranges_are_about_as_large_whatever_the_units_hold(tmp_path, monkeypatch
     def run_tasks(function, items):
         for index, result in run_here(function, items):
             if function.function.func.__name__ == "merge_range":
-                sizes.extend(pa.ipc.open_file(part.path).read_all().num_rows for part in result)
+                sizes.extend(pa.ipc.open_file(part.path).read_all().num_rows for part in result.result)
             yield index, result
 
     prepare(corpus_config(train=f"{tmp_path}/a.txt", unit_bytes=1024), str(tmp_path / "data"), run_tasks=run_tasks)
