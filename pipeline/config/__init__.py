@@ -53,6 +53,7 @@ from pipeline.config.trees import (
     ReportConfig,
     RunConfig,
     SubmitConfig,
+    SynthesizeConfig,
     VerifyConfig,
 )
 
@@ -93,6 +94,7 @@ __all__ = [
     "SoftmaxConfig",
     "StreamConfig",
     "SubmitConfig",
+    "SynthesizeConfig",
     "TrackingConfig",
     "Tree",
     "VerifyConfig",
