@@ -243,6 +243,11 @@ def cost_cells(cost: Mapping[str, float]) -> list[str]:
     return [f"{cost['cpu_seconds']:.1f}", f"{cost['wall_seconds']:.1f}", *sizes]
 
 
+def reached(is_met: bool, aim: float) -> str:
+    """An aim, and whether it is met."""
+    return f"{aim:g} {'met' if is_met else 'missed'}"
+
+
 COST_HEADER = ("CPU s", "wall s", "peak MB", "own MB")
 
 

@@ -39,6 +39,7 @@ from measuring import (
     last_json,
     measure,
     medians,
+    reached,
     save,
     show,
 )
@@ -126,7 +127,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     rows = []
     for name in done:
         ratio = middle[name]["cpu_seconds"] / ours
-        aim = f"{AIMS[name]:g} {'met' if ratio >= AIMS[name] else 'missed'}" if name in AIMS else ""
+        aim = reached(ratio >= AIMS[name], AIMS[name]) if name in AIMS else ""
         differs = [key for key, value in results[OURS].items() if results[name][key] != value]
         same = f"other {' and '.join(differs)}" if differs else "same"
         speed = f"{text_bytes / middle[name]['cpu_seconds'] / 1e6:.1f}"

@@ -4,8 +4,11 @@
 `<eos>` for each line; a vocabulary of SIZE words, `<eos>`, `<unk>` and then the most frequent ones; ids on disk.
 `prepare_<peer>.py digest OUT` says what came out, which must be what the others have.
 
-`stream_<peer>.py write WINDOWS OUT` writes windows in the peer's own format, outside the timing; `read OUT PASSES`
-reads all of them that often, and says how long it took; `digest OUT` says what is read.
+`stream_<peer>.py write SAMPLES WINDOWS OUT` writes windows in the peer's own format, outside the timing; `read SAMPLES
+OUT PASSES` reads all of them that often, and says how long it took; `digest SAMPLES OUT` says what is read. These
+loaders have no lanes, so the windows are written in the order of batches. SAMPLES is `rows`, a sample for each lane's
+part of a window and batches made of LANES of them, which is how the loaders are meant; or `batches`, a sample for a
+whole window, which is cheaper, and binds the files to that number of lanes and that length.
 """
 
 import hashlib
@@ -14,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 EOS, UNK = "<eos>", "<unk>"
 LANES, BPTT = 128, 70  # a window, stored with the input before its first target: LANES rows of BPTT + 1 ids
@@ -58,31 +62,40 @@ def prepare_main(make: Callable[[Path, Path, int], None], read_ids: Callable[[Pa
     print(json.dumps({"num_tokens": num_tokens, "ids": digest.hexdigest(), "vocabulary": vocabulary}))
 
 
-def stream_main(write: Callable[[Path, Path], None], read: Callable[[Path], Iterator]) -> None:
+def stream_main(
+    write: Callable[[Path, Path, bool], None], opened: Callable[[Path, bool], Callable[[], Iterator]]
+) -> None:
     """Runs a script of the second kind.
 
     Args:
-        write: (windows.npy, folder) → nothing.
-        read: (folder) → (inputs, targets) of each batch in the order of the windows, int64 tensors, LANES × BPTT.
+        write: (windows.npy, folder, whether a sample is a row) → nothing.
+        opened: (folder, whether a sample is a row) → a function that gives (inputs, targets) of each batch in the
+            order of the windows, as int64 tensors of LANES × BPTT.
     """
+    by_rows = sys.argv[2] == "rows"
     if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), Path(sys.argv[3]))
+        write(Path(sys.argv[3]), Path(sys.argv[4]), by_rows)
         return
-    out = Path(sys.argv[2])
-    if sys.argv[1] == "digest":
-        digest = hashlib.sha256()
-        for inputs, targets in read(out):
-            assert tuple(inputs.shape) == tuple(targets.shape) == (LANES, BPTT)
-            assert str(inputs.dtype) == str(targets.dtype) == "torch.int64"
-            digest.update(inputs.numpy().tobytes() + targets.numpy().tobytes())
-        print(json.dumps({"windows": digest.hexdigest()}))
+    out = Path(sys.argv[3])
+    if sys.argv[1] == "read":
+        time_reading(lambda: opened(out, by_rows), num_passes=int(sys.argv[4]))
         return
-    time_reading(lambda: read(out), num_passes=int(sys.argv[3]))
+    digest = hashlib.sha256()
+    for inputs, targets in opened(out, by_rows)():
+        assert tuple(inputs.shape) == tuple(targets.shape) == (LANES, BPTT)
+        assert str(inputs.dtype) == str(targets.dtype) == "torch.int64"
+        digest.update(inputs.numpy().tobytes() + targets.numpy().tobytes())
+    print(json.dumps({"windows": digest.hexdigest()}))
 
 
-def time_reading(read: Callable[[], Iterator], *, num_passes: int) -> None:
-    """Says how long it took: the first batch from the opening on, and all of them, in CPU seconds of this process."""
-    begun, begun_cpu = time.perf_counter(), time.process_time()
+def time_reading(opened: Callable[[], Callable[[], Iterator]], *, num_passes: int) -> None:
+    """Says how long it took: to the first batch, opening included, and for all passes after the opening.
+
+    The CPU seconds are those of this process with its threads; none of the loaders has workers here.
+    """
+    begun = time.perf_counter()
+    read = opened()
+    opened_at, opened_cpu = time.perf_counter(), time.process_time()
     first_seconds, num_batches = 0.0, 0
     for _ in range(num_passes):
         for _ in read():
@@ -91,7 +104,12 @@ def time_reading(read: Callable[[], Iterator], *, num_passes: int) -> None:
     found = {
         "first_batch_seconds": first_seconds,
         "num_tokens": num_batches * LANES * BPTT,
-        "cpu_seconds": time.process_time() - begun_cpu,
-        "wall_seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - opened_cpu,
+        "wall_seconds": time.perf_counter() - opened_at,
     }
     print(json.dumps(found))
+
+
+def halves(window: Any) -> tuple[Any, Any]:  # noqa: ANN401  (a tensor; not every environment has torch)
+    """Inputs and targets, int64, of a window of LANES × (BPTT + 1) ids of any integer type."""
+    return window[:, :-1].long(), window[:, 1:].long()
