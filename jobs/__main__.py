@@ -31,6 +31,7 @@ from pipeline.config import (
     RunConfig,
     Section,
     SubmitConfig,
+    SynthesizeConfig,
     VerifyConfig,
     choices,
     groups,
@@ -56,6 +57,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "plan": ("what a run will take: steps, memory, hours, cost", PlanConfig, "plan", ("--json",)),
     "submit": ("hand train or prepare to a cluster", SubmitConfig, "submit", ("--dry-run", "--json")),
     "report": ("runs as one page without network, and pictures", ReportConfig, "report", ()),
+    "synthesize": ("made text at the scale of a real corpus", SynthesizeConfig, "synthesize", ()),
     "demo": ("all of it on the documentation of this Python", Config, "config", ()),
 }
 ASKING = ("submit", "status", "stop", "logs")  # of a cluster's client
@@ -119,7 +121,7 @@ def _refuse_flags(verb: str, arguments: Sequence[str]) -> None:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10}{does}" for verb, (does, *_) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<12}{does}" for verb, (does, *_) in VERBS.items())
     command = _command()
     more = f"{command} VERB --help explains every key"
     return f"usage: {command} VERB [key=value ...]\n\n{verbs}\n\n{more}"

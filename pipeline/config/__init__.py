@@ -54,6 +54,7 @@ from pipeline.config.trees import (
     ReportConfig,
     RunConfig,
     SubmitConfig,
+    SynthesizeConfig,
     VerifyConfig,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "SoftmaxConfig",
     "StreamConfig",
     "SubmitConfig",
+    "SynthesizeConfig",
     "TrackingConfig",
     "Tree",
     "VerifyConfig",

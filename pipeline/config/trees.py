@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from pipeline.config.judging import validated
 from pipeline.config.schema import (
@@ -154,3 +154,15 @@ class RunConfig(Section):
 
     run: str | None
     """The folder of the training run."""
+
+
+class SynthesizeConfig(Section):
+    """What `synthesize` reads."""
+
+    to: str | None
+    """The folder that gets the text."""
+    num_words: PositiveInt
+    """Words of the text, punctuation marks and full stops included; a billion have 5.6 GB."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    """The same seed gives the same text, on any machine and by any number of tasks."""
+    cluster: ClusterConfig

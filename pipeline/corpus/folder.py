@@ -95,14 +95,30 @@ def held(data: str) -> Iterator[None]:
     Raises:
         ConfigError: another process prepares there, or the folder cannot be written to.
     """
-    if not storage.is_local(data):
+    busy = f"data={data} is being prepared by another process; wait for it or {MEND}"
+    with locked(storage.join(data, WORK, LOCK_NAME), busy=busy):
+        yield
+
+
+@contextmanager
+def locked(path: str, *, busy: str) -> Iterator[None]:
+    """Keeps a local file locked until the context or the process ends; nothing is done in an object store.
+
+    Args:
+        path: the file, which is made if need be.
+        busy: what to say where another process holds it.
+
+    Raises:
+        ConfigError: another process holds it, or the file cannot be written.
+    """
+    if not storage.is_local(path):
         yield
         return
-    with storage.lock_file(storage.join(data, WORK, LOCK_NAME)) as descriptor:
+    with storage.lock_file(path) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"data={data} is being prepared by another process; wait for it or {MEND}") from error
+            raise ConfigError(busy) from error
         except OSError:
             pass  # there are no locks here
         yield

@@ -327,7 +327,7 @@ def test_the_verbs_are_listed_as_it_is_typed():
     listed = typed()
     assert (listed.returncode, listed.stderr) == (0, "")
     for verb, (does, *_) in VERBS.items():
-        assert f"  {verb:<10}{does}\n" in listed.stdout
+        assert f"  {verb:<12}{does}\n" in listed.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
