@@ -9,17 +9,26 @@ document ends with LF, with `eos: document` only the document itself does. An em
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Literal, NamedTuple
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.packing import CHUNK_BYTES
-from pipeline.corpus.units import WorkUnit, chunks, position_of, text_chunks, valid_chunks
+from pipeline.corpus.units import WorkUnit, chunks, position_of, position_of_pieces, text_chunks, valid_chunks
 from pipeline.errors import CorpusError
 
 TAIL_BYTES = 4096
+LARGE_BYTES = 16 << 20  # a line or a row of more than this is taken in pieces
 
 Documents = list[bytes | None]
+
+
+@dataclass(frozen=True)
+class LargeDocument:
+    """A document so large that no second copy of it is made: its text in pieces cut anywhere, anew at each call."""
+
+    pieces: Callable[[], Iterator[bytes]]
 
 
 class Span(NamedTuple):
@@ -63,7 +72,7 @@ def cut_at_lines(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]
     """
     spans = []
     start = 0
-    with storage.open_read(path) as file:
+    with storage.open_read(path, ahead=False) as file:
         while start < size_bytes:
             nominal = (start // corpus.unit_bytes + 1) * corpus.unit_bytes
             stop = _after_line_end(file, nominal, size_bytes=size_bytes)
@@ -127,7 +136,8 @@ class Reader:
         deciding_bytes: (unit, configuration) → bytes that decide the unit's text; if they change, it is prepared anew.
         version: to be raised when the same bytes give other text than before.
         documents: (unit, configuration) → the rows of a unit as UTF-8, in order, a batch at a time; with
-            `null_rows: skip`, None for a row without text. If there is no such function, the format is plain text.
+            `null_rows: skip`, None for a row without text. A row may be a `LargeDocument` in place of a batch. If there
+            is no such function, the format is plain text.
         text: for plain text: unit → its text, in pieces cut anywhere.
     """
 
@@ -139,7 +149,7 @@ class Reader:
     cut: Callable[[str, int, CorpusConfig], list[Span]] = cut_whole
     deciding_bytes: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] = stored_bytes
     version: int = 1
-    documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents]] | None = None
+    documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents | LargeDocument]] | None = None
     text: Callable[[WorkUnit], Iterator[bytes]] = text_chunks
 
     def pieces(self, unit: WorkUnit, corpus: CorpusConfig, tally: Tally | None = None) -> Iterator[bytes]:
@@ -158,9 +168,12 @@ class Reader:
 
 
 def _pieces_of_rows(
-    batches: Iterable[Documents], unit: WorkUnit, corpus: CorpusConfig, *, tally: Tally | None
+    batches: Iterable[Documents | LargeDocument], unit: WorkUnit, corpus: CorpusConfig, *, tally: Tally | None
 ) -> Iterator[bytes]:
     for batch in batches:
+        if isinstance(batch, LargeDocument):
+            yield from _pieces_of_large(batch, unit, eos=corpus.eos)
+            continue
         if tally is not None and unit.high == 1:
             tally.num_null_rows += batch.count(None)
         kept = [each for each in batch if each and _is_wanted(each, unit)]
@@ -173,8 +186,24 @@ def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> byt
     return document if document.endswith(b"\n") else document + b"\n"
 
 
+def _pieces_of_large(document: LargeDocument, unit: WorkUnit, *, eos: Literal["line", "document"]) -> Iterator[bytes]:
+    """The same of one document that is wanted, with its line ends; nothing of another."""
+    if unit.is_share and not unit.low <= position_of_pieces(document.pieces()) < unit.high:
+        return
+    last = b""
+    for piece in document.pieces():
+        last = piece[-1:] or last
+        yield piece.replace(b"\n", b" ") if eos == "document" else piece
+    if last and (eos == "document" or last != b"\n"):
+        yield b"\n"
+
+
 def _pieces_of_lines(text: Iterable[bytes], unit: WorkUnit) -> Iterator[bytes]:
     for lines in whole_lines(text):
+        if isinstance(lines, bytearray):
+            line = LargeDocument(partial(slices, lines, 0, len(lines) - lines.endswith(b"\n")))
+            yield from _pieces_of_large(line, unit, eos="document")
+            continue
         kept = [line for line in lines.removesuffix(b"\n").split(b"\n") if _is_wanted(line, unit)]
         yield b"".join(line + b"\n" for line in kept)
 
@@ -193,14 +222,27 @@ def _is_wanted(document: bytes, unit: WorkUnit) -> bool:
     return not unit.is_share or unit.low <= position_of(document) < unit.high
 
 
-def whole_lines(text: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut after line ends; the last may lack its own."""
-    held: list[bytes] = []
+def whole_lines(text: Iterable[bytes]) -> Iterator[bytes | bytearray]:
+    """The same bytes, cut after line ends; the last may lack its own. A line of more than 16 MiB is a bytearray."""
+    held = bytearray()
     for chunk in text:
-        cut = chunk.rfind(b"\n") + 1
+        start = 0
+        if len(held) > LARGE_BYTES and b"\n" in chunk:
+            start = chunk.find(b"\n") + 1
+            held += chunk[:start]
+            yield held
+            held = bytearray()
+        cut = chunk.rfind(b"\n", start) + 1
         if cut:
-            yield b"".join([*held, chunk[:cut]])
-            held = []
-        held.append(chunk[cut:])
-    if rest := b"".join(held):
-        yield rest
+            yield b"".join([held, chunk[start:cut]])
+            held = bytearray()
+        held += chunk[max(cut, start) :]
+    if held:
+        yield held if len(held) > LARGE_BYTES else bytes(held)
+
+
+def slices(data: bytes | bytearray | memoryview, start: int, stop: int) -> Iterator[bytes]:
+    """A range of what is held, 1 MiB at a time."""
+    view = memoryview(data)
+    for first in range(start, stop, CHUNK_BYTES):
+        yield bytes(view[first : min(first + CHUNK_BYTES, stop)])
