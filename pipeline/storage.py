@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
@@ -92,7 +93,7 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
             or it holds a key of S3.
     """
     if path.startswith("/") or ("://" not in path and os.path.lexists(path)):
-        return fsspec.filesystem("file", use_listings_cache=False), str(Path.cwd() / path)
+        return _local(), str(Path(path) if path.startswith("/") else Path.cwd() / path)
     if KEY_OF_S3.search(path):
         raise ConfigError(
             f"{path} holds a key, which S3 takes in no URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave"
@@ -108,6 +109,12 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
         install = f"pip install {package}" if package and isinstance(error, ImportError) else "install what it names"
         raise ConfigError(f"{path} cannot be reached: {reason_of(error)}; {install}, or use a local path") from error
     return filesystem, str(name).replace(COLONS, "::")
+
+
+@cache
+def _local() -> AbstractFileSystem:
+    """The local disk, which fsspec would look up anew for each of many small files."""
+    return fsspec.filesystem("file", use_listings_cache=False)
 
 
 def is_web(path: str) -> bool:
@@ -238,6 +245,8 @@ def size_bytes(path: str) -> int:
         ConfigError: a server of the web does not tell it, or gives no byte ranges of a file of several requests.
     """
     with _reached(path) as (filesystem, name):
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(name).stat().st_size
         if not is_web(path):
             return int(filesystem.size(name))
         size = _tried(path, lambda: filesystem.size(name))
@@ -397,8 +406,8 @@ def open_read(path: str, *, stop: int | None = None, ahead: bool = True) -> Bina
         ahead: of a remote file, whether 8 MiB are fetched at a time, for reading it in order; else what is asked for.
     """
     with _reached(path) as (filesystem, name):
-        if is_local(path):
-            return cast(BinaryIO, filesystem.open(name, "rb"))
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(name).open("rb")
         size = {"size": stop} if is_web(path) and stop else {}  # for which the web need not be asked
         file = _tried(path, lambda: filesystem.open(name, "rb", cache_type="none", **size))
     ranges = _Ranges(path, cast(BinaryIO, file), stop=stop)
@@ -494,6 +503,9 @@ def read_or_nothing(path: str) -> bytes:
 def read_head(path: str, num_bytes: int) -> bytes:
     """The first bytes of a file that is not empty; an object store sends no more than these."""
     with _reached(path) as (filesystem, name):
+        if isinstance(filesystem, LocalFileSystem):
+            with Path(name).open("rb") as file:
+                return file.read(num_bytes)
         if is_web(path):  # where it may be that the whole file is sent: then it is not waited for
             with filesystem.open(name, "rb", cache_type="none", size=num_bytes) as file:
                 return bytes(_tried(path, lambda: file.read(num_bytes)))

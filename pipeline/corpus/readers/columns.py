@@ -68,14 +68,20 @@ def documents_of(
             f"{name}: row {row} has no text in column {corpus.text_column} (null); mend or remove the row,"
             f" or use {PASS_OVER}"
         )
-    stored = texts.cast(pa.large_binary())
-    lengths = pc.binary_length(stored)
+    for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        yield from _parted(chunk.cast(pa.large_binary()))
+
+
+def _parted(texts: pa.LargeBinaryArray) -> Iterator[Documents | LargeDocument]:
+    """The texts of an array, the large ones each by itself and not copied: a scalar of Arrow would be a copy."""
     start = 0
-    for row in pc.indices_nonzero(pc.greater(lengths, LARGE_BYTES)).to_pylist():
-        yield as_bytes(stored[start:row])
-        yield LargeDocument(partial(slices, memoryview(stored[row].as_buffer()), 0, lengths[row].as_py()))
+    for row in pc.indices_nonzero(pc.greater(pc.binary_length(texts), LARGE_BYTES)).to_pylist():
+        yield as_bytes(texts[start:row])
+        _, offsets, data = texts.buffers()
+        first, stop = memoryview(offsets).cast("q")[texts.offset + row : texts.offset + row + 2]
+        yield LargeDocument(partial(slices, memoryview(data), first, stop))
         start = row + 1
-    yield as_bytes(stored[start:])
+    yield as_bytes(texts[start:])
 
 
 def as_bytes(texts: pa.Array | pa.ChunkedArray) -> Documents:

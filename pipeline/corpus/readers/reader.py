@@ -70,6 +70,8 @@ def cut_at_lines(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]
         size_bytes: its size.
         corpus: has `unit_bytes`.
     """
+    if size_bytes <= corpus.unit_bytes:
+        return cut_whole(path, size_bytes, corpus)
     spans = []
     start = 0
     with storage.open_read(path, ahead=False) as file:
