@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from pipeline import storage
-from pipeline.corpus.packing import SUFFIXES, Packing, packing_of
+from pipeline.corpus.packing import SUFFIXES, Packing, packing_of, unpacked
 from pipeline.corpus.readers import READERS, Reader
-from pipeline.corpus.units import BYTE_ORDER_MARK, first_bytes, unpacked_chunks
+from pipeline.corpus.units import BYTE_ORDER_MARK, first_bytes
 from pipeline.errors import CorpusError
 
 HEAD_BYTES = 4096
@@ -79,7 +79,8 @@ def recognise(path: str) -> Recognised:
             " out, or name it as what it is"
         )
     if packing is not None:
-        head = first_bytes(unpacked_chunks(path, packing), HEAD_BYTES)[:HEAD_BYTES]
+        with storage.open_read(path, ahead=False) as file:
+            head = first_bytes(unpacked(file, packing), HEAD_BYTES)[:HEAD_BYTES]
     format_ = _last_row(lambda reader: reader.magic is not None and head.startswith(reader.magic))
     if format_ is None:
         _refuse(path, head, packed=packing is not None)

@@ -13,12 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "server", "date"}
 
-Fault = int | str  # an HTTP status, or `reset`, `cut`, `short`, `stall`
+Fault = int | str | None  # an HTTP status, or `reset`, `cut`, `short`, `stall`; None does not fail
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answer: Callable[["Handler", bytes], Answer]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
+        self.files: dict[str, bytes] = {}
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
         self.spared: tuple[str, ...] = ()
@@ -95,7 +97,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault in ("reset", "stall"):
             self.close_connection = True
             return
-        answer = Answer(fault, SLOW_DOWN) if isinstance(fault, int) else self.server.answer(self, body)
+        answer = (
+            Answer(fault, SLOW_DOWN if fault >= 429 else DENIED)
+            if isinstance(fault, int)
+            else self.server.answer(self, body)
+        )
         if fault == "short":
             answer.body = answer.body[: len(answer.body) // 2]
         self.send(answer, asked, cut=fault == "cut")
@@ -164,6 +170,7 @@ def serving_files(
         return Answer(206, part, {"content-range": f"bytes {start}-{start + len(part) - 1}/{len(content)}"})
 
     with _running(Server(answer)) as server:
+        server.files = files
         yield server
 
 

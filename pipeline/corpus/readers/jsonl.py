@@ -30,10 +30,11 @@ from pipeline.corpus.readers.reader import (
 from pipeline.corpus.units import WorkUnit, chunks, text_chunks, valid_chunks
 from pipeline.errors import CorpusError
 
-LONG_BYTES = 1 << 16  # of a string that is taken out of a large line
+LONG_BYTES = 1 << 16  # of a string, but for the name of a column, that is taken out of a large line
 # an escape that more text may complete, or a surrogate that may have its other half behind it
 INCOMPLETE = re.compile(r"\\(u([0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(\\(u[0-9a-fA-F]{0,3})?)?))?\Z")
 INCOMPLETE_CHARS = 11
+KEY_END = re.compile(rb'"\s*:')
 
 
 def check_head(path: str, head: bytes) -> None:
@@ -123,7 +124,7 @@ def _without_long_strings(line: bytearray, spans: list[tuple[int, int]], *, mark
     kept = at = 0
     while (opened := line.find(b'"', at)) >= 0:
         closed = _closing_quote(line, opened + 1)
-        if closed - opened > LONG_BYTES:
+        if closed - opened > LONG_BYTES and not KEY_END.match(line, closed):
             yield bytes(line[kept : opened + 1]) + f"{mark}-{len(spans)}".encode()
             spans.append((opened + 1, closed))
             kept = closed
