@@ -1,37 +1,62 @@
 """Where bytes live: local disk and object stores through one small set of functions (fsspec).
 
-In: paths (`runs/a`, `file:///data`, `s3://bucket/key`). Out: whole artifacts. Refuses: half-written ones, since what
-is published appears under its name complete or not at all; an object store that does not serve and a local folder that
-cannot be listed, as ConfigError. A file that is not there raises FileNotFoundError, wherever it is missing.
+In: paths (`runs/a`, `file:///data`, `s3://bucket/key`, `https://host/file`). Out: whole artifacts. Refuses:
+half-written ones, since what is published appears under its name complete or not at all; an object store that does not
+serve and a local folder that cannot be listed, as ConfigError. A file that is not there raises FileNotFoundError,
+wherever it is missing.
+
+Errors that may pass (a connection that is cut, 5xx, throttling) are tried again. For object stores their libraries do
+so: s3fs with botocore, gcsfs and huggingface_hub each try a request several times, with waits that grow. fsspec's http
+does not, so that is done here. A local disk is asked once.
+
+The web (`http://`, `https://`) is read only, a file at a time, by byte ranges. A server that gives no ranges or no
+length is refused: each task reads a part of a file, and would have to fetch the whole.
 """
 
 import fnmatch
 import glob
 import hashlib
 import heapq
+import io
+import itertools
+import logging
 import os
+import random
 import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, reason_of
-from pipeline.masking import USER
+from pipeline.masking import USER, masked
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 NUM_PARTS = 4  # of an upload under way at once: s3fs takes 100 MB of memory for each
 COLONS = "\0\0"  # stands for `::` while fsspec, which chains file systems by it, looks at a name that holds it
 KEY_OF_S3 = re.compile(rf"\bs3a?://{USER.pattern}")  # which s3fs takes for a part of the bucket's name
 UNTIDY = re.compile(r"^[^/]|//|/\.(/|$)|./$", re.DOTALL)  # a path that is relative, or not as short as can be
+WEB = re.compile(r"https?://", re.IGNORECASE)
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}  # of protocols
+PACKAGES |= {"http": "aiohttp", "https": "aiohttp"}
+REQUEST_BYTES = 8 << 20  # of a request where a file is read from one end to the other
+TRIES = 5  # of a request to the web
+WAIT_SECONDS = 2.0  # on average before the second try, twice as long before each further one
+STALLED_SECONDS = 60.0  # without a byte from a server of the web until the connection counts as cut
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers of the web that may be others soon
+MISSING = frozenset({404, 410})
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -39,6 +64,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+T = TypeVar("T")
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,10 +104,12 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
     chained = "://" in path.partition("::")[2]
     try:
         filesystem, name = fsspec.core.url_to_fs(
-            path if chained else path.replace("::", COLONS), use_listings_cache=False
+            path if chained else path.replace("::", COLONS), use_listings_cache=False, **_options(path)
         )
     except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"{path} cannot be reached: {error}; install what it names, or use a local path") from error
+        package = PACKAGES.get(path.partition("://")[0].lower())
+        install = f"pip install {package}" if package and isinstance(error, ImportError) else "install what it names"
+        raise ConfigError(f"{path} cannot be reached: {reason_of(error)}; {install}, or use a local path") from error
     return filesystem, str(name).replace(COLONS, "::")
 
 
@@ -87,6 +117,21 @@ def resolve(path: str) -> tuple[AbstractFileSystem, str]:
 def _local_disk() -> LocalFileSystem:
     """Made once: fsspec would look for it in its table at each of a preparation's hundred thousand calls."""
     return LocalFileSystem(use_listings_cache=False)
+
+
+def is_web(path: str) -> bool:
+    """Whether the path is a URL of the web."""
+    return WEB.match(path) is not None
+
+
+def _options(path: str) -> dict[str, object]:
+    """What the file system of a path is to be told: on the web, to send bytes as they lie and not to wait for ever."""
+    if not is_web(path):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED_SECONDS, sock_read=STALLED_SECONDS)
+    return {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"timeout": timeout}}
 
 
 @contextmanager
@@ -100,11 +145,55 @@ def _reached(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
         yield filesystem, name
     except Exception as error:  # each store has errors of its own; botocore's are not even an OSError
         missing = isinstance(error, FileNotFoundError) and name in str(error)  # a missing bucket is told otherwise
-        if missing or isinstance(filesystem, LocalFileSystem):
+        if missing or isinstance(filesystem, LocalFileSystem) or isinstance(error, ConfigError):
             raise
-        raise ConfigError(
-            f"{path} cannot be reached ({reason_of(error)}); mend its bucket, the credentials or the endpoint"
-        ) from error
+        mend = "its address or the credentials" if is_web(path) else "its bucket, the credentials or the endpoint"
+        raise ConfigError(f"{path} cannot be reached ({reason_of(error)}); mend {mend}") from error
+
+
+def _tried(path: str, call: Callable[[], T]) -> T:
+    """What a request gives; on the web, where no library does so, an error that may pass is tried again.
+
+    Raises:
+        FileNotFoundError: the web says that there is no such file.
+        ConfigError: a server of the web gives no byte ranges.
+        OSError: all tries failed; says how many.
+    """
+    if not is_web(path):
+        return call()
+    for attempt in itertools.count(1):
+        try:
+            return _asked(path, call)
+        except _PassingError as error:
+            if attempt == TRIES:
+                raise OSError(f"{error}, tried {TRIES} times") from error
+            wait_seconds = WAIT_SECONDS * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.5)
+            LOGGER.warning("%s: %s; try %d of %d in %.1f s", masked(path), error, attempt + 1, TRIES, wait_seconds)
+            time.sleep(wait_seconds)
+    raise AssertionError(path)
+
+
+class _PassingError(Exception):
+    """An answer of the web that may be another soon."""
+
+
+def _asked(path: str, call: Callable[[], T]) -> T:
+    """What one request to the web gives."""
+    import aiohttp
+
+    try:
+        return call()
+    except (aiohttp.ClientError, OSError) as error:
+        # fsspec says of whatever fails while it asks for a size that the file is not there
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        status = cause.status if isinstance(cause, aiohttp.ClientResponseError) else None
+        if status in MISSING or (status is None and isinstance(cause, FileNotFoundError)):
+            raise FileNotFoundError(path) from error
+        reason = f"{status} {cause.message}" if isinstance(cause, aiohttp.ClientResponseError) else reason_of(cause)
+        may_pass = isinstance(cause, aiohttp.ClientError | OSError) and not isinstance(cause, ValueError)
+        if status in PASSING or (status is None and may_pass and not isinstance(cause, aiohttp.ClientSSLError)):
+            raise _PassingError(reason) from error
+        raise OSError(reason) from error
 
 
 def is_local(path: str) -> bool:
@@ -134,19 +223,49 @@ def canonical(path: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder of that name is there; a bucket that is missing holds nothing."""
     with _reached(path) as (filesystem, name):
-        return bool(filesystem.exists(name))
+        if not is_web(path):
+            return bool(filesystem.exists(name))
+        try:
+            _tried(path, lambda: filesystem.info(name))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def is_folder(path: str) -> bool:
-    """Whether the path is a folder; in an object store, whether a name below it is there."""
+    """Whether the path is a folder; in an object store, whether a name below it is there. The web has none."""
+    if is_web(path):
+        return False
     with _reached(path) as (filesystem, name):
         return bool(filesystem.isdir(name))
 
 
 def size_bytes(path: str) -> int:
-    """Size of a file in bytes."""
+    """Size of a file in bytes.
+
+    Raises:
+        ConfigError: a server of the web does not tell it, or gives no byte ranges of a file of several requests.
+    """
     with _reached(path) as (filesystem, name):
-        return int(filesystem.size(name))
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(name).stat().st_size
+        if not is_web(path):
+            return int(filesystem.size(name))
+        size = _tried(path, lambda: filesystem.size(name))
+    if size is None:
+        raise _not_by_parts(path)
+    if size > REQUEST_BYTES:
+        with open_read(path, ahead=False) as file:
+            file.seek(size - 1)
+            file.read(1)
+    return int(size)
+
+
+def _not_by_parts(path: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: its server gives no byte ranges, or not its length, and a task reads a part of a file;"
+        f" download it (curl -LO) and name the file"
+    )
 
 
 def file_status(path: str) -> FileStatus:
@@ -173,10 +292,14 @@ def list_files(pattern: str) -> list[str]:
     folder read once. A link that leads to nothing is among what is found, and so are pipes and devices.
 
     Raises:
-        ConfigError: a folder on the way cannot be listed.
+        ConfigError: a folder on the way cannot be listed; a URL of the web that is no file's, since it lists nothing.
     """
     if is_local(pattern):
         return _list_local(resolve(pattern)[1])
+    if is_web(pattern):
+        if "*" in pattern or pattern.endswith("/"):
+            raise ConfigError(f"{pattern} names no file, and the web cannot be listed; name each file by its URL")
+        return [pattern] if exists(pattern) else []
     with _reached(pattern) as (filesystem, name):
         if filesystem.isfile(name):
             found = [name]
@@ -274,10 +397,89 @@ def _matches_in(folder: str, part: str) -> list[str]:
         return [entry.path for entry in entries if fnmatch.fnmatchcase(entry.name, part)]
 
 
-def open_read(path: str) -> BinaryIO:
-    """The file opened for reading bytes, as it lies (nothing is decompressed)."""
+def open_read(path: str, *, stop: int | None = None, ahead: bool = True) -> BinaryIO:
+    """The file opened for reading bytes, as it lies (nothing is decompressed).
+
+    A read of a remote file that fails goes on where it was; what changed meanwhile in an object store is refused.
+
+    Args:
+        path: the file.
+        stop: of a remote file, nothing beyond this byte is fetched; null: to its end.
+        ahead: of a remote file, whether 8 MiB are fetched at a time, for reading it in order; else what is asked for.
+    """
     with _reached(path) as (filesystem, name):
-        return cast(BinaryIO, filesystem.open(name, "rb"))
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(name).open("rb")
+        size = {"size": stop} if is_web(path) and stop else {}  # for which the web need not be asked
+        file = _tried(path, lambda: filesystem.open(name, "rb", cache_type="none", **size))
+    ranges = _Ranges(path, cast(BinaryIO, file), stop=stop)
+    return cast(BinaryIO, io.BufferedReader(ranges, REQUEST_BYTES) if ahead else ranges)
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file as fsspec opens it, each read of which asks for just these bytes."""
+
+    def __init__(self, path: str, file: BinaryIO, *, stop: int | None) -> None:
+        self._path, self._file = path, file
+        with self._told():
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+        self._stop = size_bytes if stop is None else min(stop, size_bytes)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves there; returns where that is."""
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Fills the buffer, but for what lies beyond the file's end; returns the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        num_bytes = 0
+        while num_bytes < len(view) and (data := self._fetch(len(view) - num_bytes)):
+            view[num_bytes : num_bytes + len(data)] = data
+            num_bytes += len(data)
+        return num_bytes
+
+    def readall(self) -> bytes:
+        """All from here on."""
+        return self.read(max(self._stop - self.tell(), 0)) or b""
+
+    def close(self) -> None:
+        """Closes what it reads from."""
+        self._file.close()
+        super().close()
+
+    def _fetch(self, num_bytes: int) -> bytes:
+        position = self._file.tell()
+        num_bytes = min(num_bytes, self._stop - position, REQUEST_BYTES)
+        if num_bytes <= 0:
+            return b""
+        with self._told():
+            data = _tried(self._path, lambda: self._file.read(num_bytes))
+        if not data:
+            raise ConfigError(f"{self._path} ends {self._stop - position} bytes early; restore it or leave it out")
+        return data
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        with _reached(self._path):
+            try:
+                yield
+            except ValueError as error:
+                if is_web(self._path):
+                    raise _not_by_parts(self._path) from error
+                raise
 
 
 def read_bytes(path: str) -> bytes:
@@ -303,6 +505,12 @@ def read_or_nothing(path: str) -> bytes:
 def read_head(path: str, num_bytes: int) -> bytes:
     """The first bytes of a file that is not empty; an object store sends no more than these."""
     with _reached(path) as (filesystem, name):
+        if isinstance(filesystem, LocalFileSystem):
+            with Path(name).open("rb") as file:
+                return file.read(num_bytes)
+        if is_web(path):  # where it may be that the whole file is sent: then it is not waited for
+            with filesystem.open(name, "rb", cache_type="none", size=num_bytes) as file:
+                return bytes(_tried(path, lambda: file.read(num_bytes)))
         return bytes(filesystem.cat_file(name, start=0, end=num_bytes))
 
 
@@ -318,12 +526,8 @@ def read_end(path: str, num_bytes: int) -> bytes:
     Raises:
         ConfigError: something is there that cannot be read.
     """
-    if not is_local(path):
-        with suppress(FileNotFoundError), _reached(path) as (filesystem, name):
-            return bytes(filesystem.cat_file(name, start=max(filesystem.size(name) - num_bytes, 0)))
-        return b""
     try:
-        with open_read(path) as file:
+        with open_read(path, ahead=False) as file:
             file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
@@ -334,8 +538,8 @@ def read_end(path: str, num_bytes: int) -> bytes:
 
 def sha256(path: str) -> str:
     """Digest of a file's bytes, as 64 hexadecimal digits; reads a part at a time."""
-    with _reached(path) as (filesystem, name), filesystem.open(name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_read(path) as file:
+        return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
 
 
 def make_folder(path: str) -> None:
@@ -443,6 +647,7 @@ def _uploaded(path: str) -> Iterator[BinaryIO]:
     The file to write to that a store itself gives would save the room: but it uploads what it has got when it is closed
     or collected as garbage, whole or not, and its transactions are shared by all threads.
     """
+    _refuse_web(path)
     place = f"the temporary folder (TMPDIR) where {path} waits for its upload"
     with _writable(place):
         file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 closed below, where it may fail
@@ -453,6 +658,11 @@ def _uploaded(path: str) -> Iterator[BinaryIO]:
             filesystem.put_file(f"/dev/fd/{file.fileno()}", name, max_concurrency=NUM_PARTS)
     finally:
         _close(file)
+
+
+def _refuse_web(path: str) -> None:
+    if is_web(path):
+        raise ConfigError(f"{path} is of the web, which is only read; use a local folder or an object store (s3://)")
 
 
 @contextmanager
@@ -577,6 +787,7 @@ def create_bytes(path: str, data: bytes) -> bool:
     Raises:
         ConfigError: the place cannot be written to, or its store or disk cannot promise this.
     """
+    _refuse_web(path)
     if exists(path):
         return False
     if is_local(path):

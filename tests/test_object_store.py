@@ -22,8 +22,12 @@ import boto3
 import fsspec
 import pytest
 import torch
+from support.corpora import config, words
+from support.web_server import standing_before
 
 from pipeline import storage
+from pipeline.cluster.tasks import run_here
+from pipeline.corpus.prepare import prepare
 from pipeline.errors import ConfigError
 from pipeline.storage import DigestingFile, list_files, publish, publish_bytes, read_bytes
 
@@ -49,6 +53,15 @@ def connect_anew():
     fsspec.filesystem("s3").clear_instance_cache()
     yield fsspec.filesystem("s3").clear_instance_cache
     fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def failing(s3_bucket, monkeypatch, connect_anew):
+    """The same store behind a server that fails when told to, and counts what is sent."""
+    with standing_before(os.environ["AWS_ENDPOINT_URL_S3"]) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+        connect_anew()
+        yield server
 
 
 @pytest.fixture
@@ -314,6 +327,83 @@ def test_a_write_that_failed_unheard_uploads_nothing(folder, full_temporary_fold
     ):
         file.write(bytes(MANY_BYTES))
     assert not storage.exists(f"{folder}/a")
+
+
+# --- what passes, and what is sent: s3fs and botocore try again
+
+
+@pytest.mark.parametrize("fault", [500, 503, "reset"])
+def test_a_store_that_fails_once_is_asked_again(folder, failing, fault):
+    path = f"{folder}/a"
+    for call, expected in [
+        (lambda: publish_bytes(path, b"abc"), None),
+        (lambda: storage.exists(path), True),
+        (lambda: storage.size_bytes(path), 3),
+        (lambda: list_files(folder), [path]),
+        (lambda: read_bytes(path), b"abc"),
+        (lambda: storage.read_head(path, 2), b"ab"),
+    ]:
+        failing.fail(fault)
+        assert call() == expected
+        assert failing.faults == []
+
+
+def test_a_reader_goes_on_where_it_was(folder, failing):
+    content = os.urandom(20 << 20)
+    publish_bytes(f"{folder}/a", content)
+    failing.fail(None, "cut", "cut", "short", spare=("HEAD",))
+    assert storage.sha256(f"{folder}/a") == hashlib.sha256(content).hexdigest()
+    starts = [int(each.range.removeprefix("bytes=").partition("-")[0]) >> 20 for each in failing.of("GET")]
+    assert starts == [0, 8, 8, 8, 12, 16]
+
+
+def test_what_will_not_pass_is_asked_once(folder, failing):
+    publish_bytes(f"{folder}/a", b"abc")
+    failing.fail(*[403] * 100, spare=("HEAD",))
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        read_bytes(f"{folder}/a")
+    assert len(failing.of("GET")) == 1
+
+
+def test_only_what_is_asked_for_is_sent(folder, failing):
+    content = os.urandom(20 << 20)
+    publish_bytes(f"{folder}/a", content)
+    failing.fail()
+    with storage.open_read(f"{folder}/a", stop=9_000_000) as file:
+        file.seek(1000)
+        assert b"".join(iter(lambda: file.read(1 << 20), b"")) == content[1000:9_000_000]
+    assert sum(each.num_bytes for each in failing.asked) == 9_000_000 - 1000
+    assert len(failing.of("GET")) == 2
+    failing.fail()
+    with storage.open_read(f"{folder}/a", ahead=False) as file:
+        file.seek(10_000_000)
+        assert file.read(4096) == content[10_000_000:10_004_096]
+    assert [each.num_bytes for each in failing.of("GET")] == [4096]
+
+
+def test_an_object_that_changes_while_it_is_read_is_refused(folder, other):
+    publish_bytes(f"{folder}/a", os.urandom(9 << 20))
+    with storage.open_read(f"{folder}/a") as file:
+        file.read(1 << 20)
+        other.put_object(Key=key(f"{folder}/a"), Body=os.urandom(9 << 20))
+        with pytest.raises(ConfigError, match=rf"^{folder}/a cannot be reached \("):
+            file.read(8 << 20)
+
+
+def test_a_corpus_from_and_to_a_store_that_fails_now_and_then_is_the_same(folder, failing, tmp_path):
+    (tmp_path / "texts").mkdir()
+    text, valid = words(1, 300), words(2, 40)
+    (tmp_path / "texts" / "a.txt").write_text(text)
+    (tmp_path / "valid.txt").write_text(valid)
+    expected = prepare(config(tmp_path / "texts", unit_bytes=4096), str(tmp_path / "data"), run_tasks=run_here)
+    publish_bytes(f"{folder}/texts/a.txt", text.encode())
+    publish_bytes(f"{folder}/valid.txt", valid.encode())
+    corpus = config(tmp_path / "texts", train=f"{folder}/texts", valid=f"{folder}/valid.txt", unit_bytes=4096)
+    failing.fail(*([None] * 40 + [503]) * 8)
+    found = prepare(corpus, f"{folder}/data", run_tasks=run_here)
+    assert len(failing.faults) < 8 * 41 - 2 * 41  # it met two or more
+    assert found.vocabulary_fingerprint == expected.vocabulary_fingerprint
+    assert found.splits == expected.splits
 
 
 # --- errors

@@ -13,11 +13,12 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from pipeline import storage
-from pipeline.corpus.packing import SUFFIXES, Packing, packing_of
+from pipeline.corpus.packing import SUFFIXES, Packing, packing_of, unpacked
 from pipeline.corpus.readers import READERS, Reader
-from pipeline.corpus.units import BYTE_ORDER_MARK, first_bytes, unpacked_chunks
+from pipeline.corpus.units import BYTE_ORDER_MARK, first_bytes
 from pipeline.errors import CorpusError
 
 HEAD_BYTES = 4096
@@ -71,14 +72,15 @@ def recognise(path: str) -> Recognised:
     """
     head = storage.read_head(path, HEAD_BYTES)
     packing = packing_of(head)
-    promised = SUFFIXES.get(PurePosixPath(path).suffix.lower())
+    promised = SUFFIXES.get(PurePosixPath(_name(path)).suffix)
     if promised not in (None, packing):
         raise CorpusError(
             f"{path} is damaged or cannot be read (it does not begin as {promised} does); restore the file or leave it"
             " out, or name it as what it is"
         )
     if packing is not None:
-        head = first_bytes(unpacked_chunks(path, packing), HEAD_BYTES)[:HEAD_BYTES]
+        with storage.open_read(path, ahead=False) as file:
+            head = first_bytes(unpacked(file, packing), HEAD_BYTES)[:HEAD_BYTES]
     format_ = _last_row(lambda reader: reader.magic is not None and head.startswith(reader.magic))
     if format_ is None:
         _refuse(path, head, packed=packing is not None)
@@ -95,13 +97,18 @@ def format_by_name(path: str) -> str:
     Raises:
         CorpusError: by its name, the file is packed and its format is not one to be packed.
     """
-    name = PurePosixPath(path.lower())
+    name = PurePosixPath(_name(path))
     packed = name.suffix in SUFFIXES
     suffix = PurePosixPath(name.stem).suffix if packed else name.suffix
     format_ = _last_row(lambda reader: suffix in reader.suffixes) or "text"
     if packed:
         _check_packable(path, format_)
     return format_
+
+
+def _name(path: str) -> str:
+    """A path in lower case; of a URL of the web without its query."""
+    return (urlsplit(path).path if storage.is_web(path) else path).lower()
 
 
 def _last_row(is_meant: Callable[[Reader], bool]) -> str | None:

@@ -115,7 +115,7 @@ def chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
     Raises:
         CorpusError: the file is shorter.
     """
-    with storage.open_read(path) as file:
+    with storage.open_read(path, stop=stop) as file:
         file.seek(start)
         while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
             start += len(chunk)
@@ -193,6 +193,14 @@ def position_of(document: bytes) -> float:
     It is the hash of the text as valid UTF-8: how a reader came by the document leaves no trace.
     """
     return position_of_digest(hashlib.sha256(document.decode("utf-8", "replace").encode()).digest())
+
+
+def position_of_pieces(document: Iterable[bytes]) -> float:
+    """`position_of` for a document that comes in pieces."""
+    digest = hashlib.sha256()
+    for piece in valid_chunks(document):
+        digest.update(piece)
+    return position_of_digest(digest.digest())
 
 
 def position_of_digest(digest: bytes) -> float:

@@ -31,8 +31,8 @@ def reads(monkeypatch):
     found = Counter()
     opened, split = storage.open_read, split_words
 
-    def counting(path):
-        file = opened(path)
+    def counting(path, **how):
+        file = opened(path, **how)
         if "/.work/" not in path and not path.endswith(".arrow"):
             read = file.read
 

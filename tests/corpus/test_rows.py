@@ -1,18 +1,27 @@
 """Rows: one rule for a column, a null and a bad row, whichever format and reader they come by."""
 
+import contextlib
 import gzip
 import json
+import re
+import subprocess
+import sys
 import warnings
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.corpora import corpus_config, text_of
 
+from pipeline.corpus import units
 from pipeline.corpus.blocks import read_blocks
+from pipeline.corpus.readers import columns, jsonl, reader
 from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.sources import cut_units, list_sources
+from pipeline.corpus.text import valid_utf8
 from pipeline.errors import CorpusError
 
 EN = {"text_column": "translation.en"}
@@ -254,3 +263,168 @@ def test_an_arrow_file_is_read_by_its_builder(tmp_path):
         writer.write_table(table)
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         assert text_of(tmp_path / "a.arrow", source="datasets", dataset="arrow") == {"train": b"one\ntwo\n"}
+
+
+# --- large rows, which are taken in pieces
+
+
+@contextlib.contextmanager
+def small_pieces(num_bytes=7):
+    """A line of three bytes is large, a string of two is long, and pieces are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (reader, columns):
+            patch.setattr(module, "LARGE_BYTES", 2)
+        for module in (reader, units):
+            patch.setattr(module, "CHUNK_BYTES", num_bytes)
+        patch.setattr(jsonl, "LONG_BYTES", 2)
+        yield
+
+
+def judged(path, **changes):
+    """The text of each split as it is split into words, or how the file is refused, without the column of the fault."""
+    try:
+        return {split: valid_utf8(text) for split, text in text_of(path, **changes).items()}
+    except CorpusError as error:
+        return re.sub(r", column \d+\)", ")", str(error))
+
+
+STRINGS = st.text(max_size=20) | st.text('\\"/\n\t u0dD8😀é\ud83d\ude00', max_size=40)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | STRINGS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3),
+    max_leaves=5,
+)
+OBJECTS = st.dictionaries(STRINGS, VALUES, max_size=2)
+ROWS = st.lists(st.tuples(OBJECTS, STRINGS | VALUES, OBJECTS), min_size=1, max_size=4)
+
+
+@given(rows=ROWS, ascii_only=st.booleans(), share=st.booleans(), one_end=st.booleans(), num_bytes=st.integers(1, 30))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_large_rows_are_what_small_ones_are(tmp_path, rows, ascii_only, share, one_end, num_bytes):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({**before, "text": text, **after}, ensure_ascii=ascii_only) for before, text, after in rows]
+    path.write_bytes(b"\n".join(line.encode("utf-8", "surrogatepass") for line in lines))
+    how = {"valid_fraction": 0.5 if share else 0.0, "eos": "document" if one_end else "line", "null_rows": "skip"}
+    expected = judged(path, **how)
+    with small_pieces(num_bytes):
+        assert judged(path, **how) == expected
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 5, 6, 7, 11])
+@pytest.mark.parametrize(
+    "line",
+    [
+        rb'{"a": "long \" string", "text": "\\\"\u0416\ud83d\ude00\\u0416\n\ud83d", "b": "\\"}',
+        b'{"text": "caf\xe9 \xf0\x9f\x98 \x80\x80\x80 \xc3\xa9\xf0\x9f\x98\x80 \xed\xa0\x80"}',
+        rb'{"text": "first", "text": "second \u00e9"}',
+        rb'{"text": "first", "text": null}',
+        rb'{"a": {"text": "not this"}, "text": "this one"}',
+        rb'{"text": "short", "bulk": "much more than that"}',
+        rb'  {"text": ""}  ',
+        rb'{"text": "abc\x"}',
+        rb'{"text": "fine", "a": "abc\x"}',
+        rb'{"text": "abc\u12g4 more"}',
+        rb'{"text": "abc\ud83d\u12g4 more"}',
+        b'{"text": "a\x01 control character"}',
+        b'{"a": "a\x01 control character", "text": "fine"}',
+        rb'{"text": "never closed}',
+        rb'{"text": "never closed\"}',
+        rb'{"text": "abc"',
+        rb'{"text": "abc"} "more"',
+        rb'["an array"]',
+        rb'"a string of some length"',
+        rb'{"other": "of some length"}',
+        rb'{"text": ["of some length"]}',
+        rb'{"text": {"text": "of some length"}}',
+        b"   \t      \r     ",
+        DEEP.encode(),
+        LONG.encode(),
+    ],
+)
+def test_a_large_line_is_read_or_refused_as_a_small_one_is(tmp_path, line, num_bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n' + line + b'\n{"text": "three"}')
+    for null_rows in ("refuse", "skip"):
+        expected = judged(path, null_rows=null_rows)
+        with small_pieces(num_bytes):
+            assert judged(path, null_rows=null_rows) == expected
+
+
+@pytest.mark.parametrize("column", ["a.b", "a.b.c", "a"])
+def test_a_nested_column_of_a_large_line(tmp_path, column):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": {"b": "one of some length"}}\n{"a.b": "very name", "a": {"b": "not this"}}\n')
+    expected = judged(path, text_column=column)
+    with small_pieces():
+        assert judged(path, text_column=column) == expected
+
+
+@pytest.mark.parametrize("of", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize("how", [{}, {"eos": "document"}, {"valid_fraction": 0.5}])
+@pytest.mark.parametrize("as_data_set", [False, True])
+def test_large_values_of_a_table_are_what_small_ones_are(tmp_path, of, how, as_data_set):
+    path = tmp_path / "a.parquet"
+    texts = [["one\ntwo", "", "x", "three\n"], ["x", "y"], ["four and more é", "five 😀 and more"]]
+    data = pa.table({"text": pa.array([text for group in texts for text in group], pa.string()).cast(of)})
+    pq.write_table(data, path, row_group_size=4)
+    how = how | (packaged(path) if as_data_set else {})
+    expected = judged(path, **how)
+    with small_pieces():
+        assert judged(path, **how) == expected
+
+
+@pytest.mark.parametrize("num_bytes", [1, 3, 7, 30])
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("eos", ["line", "document"])
+def test_large_lines_of_plain_text_are_shared_out_as_small_ones_are(tmp_path, num_bytes, end, eos):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(["one", "", "a longer line é", "x", "\r", "😀 and the last"] * 5) + end)
+    how = {"documents": "lines", "valid_fraction": 0.3, "test_fraction": 0.3, "eos": eos}
+    expected = judged(path, **how)
+    assert len(expected) == 3
+    with small_pieces(num_bytes):
+        assert judged(path, **how) == expected
+
+
+PEAK = r"""
+import json, re, sys
+from pathlib import Path
+from pipeline.config import CorpusConfig
+from pipeline.corpus.blocks import read_blocks
+from pipeline.corpus.sources import cut_units, list_sources
+from pipeline.corpus.text import split_words
+corpus = CorpusConfig.model_validate_json(sys.argv[1])
+num_words = sum(
+    len(split_words(block, words=corpus.words, lowercase=corpus.lowercase))
+    for source in list_sources(corpus)
+    for unit in cut_units(source, corpus)
+    for block in read_blocks(unit, corpus)
+)
+status = Path("/proc/self/status").read_text()  # getrusage knows the parent's memory too
+print(json.dumps([num_words, int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) >> 10]))
+"""
+SAMPLE = 'Он сказал: "слово", 😀 word\tanother\nnext line \\ of the text. '  # 13 words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first.jsonl", "last.jsonl", "escaped.jsonl", "a.parquet", "a.txt"])
+@pytest.mark.parametrize("valid_fraction", [0.0, 0.3])
+def test_a_row_of_100_mb_takes_400_mib(tmp_path, name, valid_fraction):
+    """And a task's other memory with it; a dictionary in parquet is not counted, of which Arrow holds a copy more."""
+    path = tmp_path / name
+    num = 100_000_000 // (len(json.dumps(SAMPLE)) if name == "escaped.jsonl" else len(SAMPLE.encode()))
+    text = SAMPLE * num
+    if name == "a.txt":
+        path.write_text(text.replace("\n", " "))
+    elif name == "a.parquet":
+        pq.write_table(pa.table({"text": [text]}), path, use_dictionary=False)
+    else:
+        row = {"text": text, "id": 1} if name == "first.jsonl" else {"id": 1, "more": "x" * 100_000, "text": text}
+        path.write_text(json.dumps(row, ensure_ascii=name == "escaped.jsonl") + "\n")
+    corpus = corpus_config(train=str(path), documents="lines", valid_fraction=valid_fraction)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, corpus.model_dump_json()], capture_output=True, text=True, check=True
+    )
+    num_words, peak_mib = json.loads(done.stdout)
+    assert num_words == len(SAMPLE.split()) * num + (1 if name == "a.txt" else num + 1)  # and ends of lines
+    assert peak_mib <= 400

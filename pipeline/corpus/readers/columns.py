@@ -7,13 +7,15 @@ rows over. Refuses, by name: a table without the column, with several of its nam
 null or missing is without text.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus.readers.reader import Documents
+from pipeline.corpus.readers.reader import LARGE_BYTES, Documents, LargeDocument, slices
 from pipeline.errors import CorpusError
 
 BATCH_ROWS = 256
@@ -48,8 +50,10 @@ def check_column(schema: pa.Schema, name: str, *, column: str) -> None:
         )
 
 
-def documents_of(table: pa.Table | pa.RecordBatch, name: str, *, first_row: int, corpus: CorpusConfig) -> Documents:
-    """The texts of a table's rows, as bytes.
+def documents_of(
+    table: pa.Table | pa.RecordBatch, name: str, *, first_row: int, corpus: CorpusConfig
+) -> Iterator[Documents | LargeDocument]:
+    """The texts of a table's rows, as bytes, the large ones each by itself.
 
     Args:
         table: some rows.
@@ -64,7 +68,20 @@ def documents_of(table: pa.Table | pa.RecordBatch, name: str, *, first_row: int,
             f"{name}: row {row} has no text in column {corpus.text_column} (null); mend or remove the row,"
             f" or use {PASS_OVER}"
         )
-    return as_bytes(texts)
+    for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        yield from _parted(chunk.cast(pa.large_binary()))
+
+
+def _parted(texts: pa.LargeBinaryArray) -> Iterator[Documents | LargeDocument]:
+    """The texts of an array, the large ones each by itself and not copied: a scalar of Arrow would be a copy."""
+    start = 0
+    for row in pc.indices_nonzero(pc.greater(pc.binary_length(texts), LARGE_BYTES)).to_pylist():
+        yield as_bytes(texts[start:row])
+        _, offsets, data = texts.buffers()
+        first, stop = memoryview(offsets).cast("q")[texts.offset + row : texts.offset + row + 2]
+        yield LargeDocument(partial(slices, memoryview(data), first, stop))
+        start = row + 1
+    yield as_bytes(texts[start:])
 
 
 def as_bytes(texts: pa.Array | pa.ChunkedArray) -> Documents:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus.readers.columns import BATCH_ROWS, check_column, documents_of
-from pipeline.corpus.readers.reader import Documents, Reader, Span
+from pipeline.corpus.readers.reader import Documents, LargeDocument, Reader, Span
 from pipeline.corpus.units import WorkUnit
 from pipeline.errors import CorpusError, reason_of
 
@@ -48,7 +48,7 @@ def cut_at_shards(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span
     return [Span(shard, shard + 1, 0) for shard in range(dataset.num_shards)]
 
 
-def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
+def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents | LargeDocument]:
     """The texts of a shard."""
     dataset = open_dataset(unit.path, corpus)
     if dataset.num_shards > 1:
@@ -56,7 +56,7 @@ def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
     name, row = f"data set {corpus.dataset}, {unit.path}, shard {unit.start}", 0
     for batch in batches(dataset, name):
         check_column(batch.schema, name, column=corpus.text_column)
-        yield documents_of(batch, name, first_row=row, corpus=corpus)
+        yield from documents_of(batch, name, first_row=row, corpus=corpus)
         row += batch.num_rows
 
 

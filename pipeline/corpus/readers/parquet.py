@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.packing import CHUNK_BYTES
 from pipeline.corpus.readers.columns import BATCH_ROWS, check_column, documents_of
-from pipeline.corpus.readers.reader import Documents, Reader, Span
+from pipeline.corpus.readers.reader import LARGE_BYTES, Documents, LargeDocument, Reader, Span
 from pipeline.corpus.units import WorkUnit, chunks
 
 
@@ -27,7 +27,7 @@ def cut_at_row_groups(path: str, size_bytes: int, corpus: CorpusConfig) -> list[
     Raises:
         CorpusError: the file has no such column of texts.
     """
-    with storage.open_read(path) as file, pq.ParquetFile(file) as parquet:
+    with storage.open_read(path, ahead=False) as file, pq.ParquetFile(file) as parquet:
         check_column(parquet.schema_arrow, path, column=corpus.text_column)
         groups = column_spans(parquet.metadata, column=corpus.text_column)
     spans = []
@@ -40,24 +40,38 @@ def cut_at_row_groups(path: str, size_bytes: int, corpus: CorpusConfig) -> list[
     return spans
 
 
-def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents]:
+def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents | LargeDocument]:
     """The texts of the unit's row groups."""
     with (
-        storage.open_read(unit.path) as file,
-        pq.ParquetFile(file, pre_buffer=False, buffer_size=CHUNK_BYTES) as parquet,
+        storage.open_read(unit.path, ahead=False) as file,
+        pq.ParquetFile(file, pre_buffer=False, buffer_size=_buffer_bytes(unit.path)) as parquet,
     ):
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
         groups = list(range(unit.start, unit.stop))
-        for batch in parquet.iter_batches(
-            BATCH_ROWS, row_groups=groups, columns=[corpus.text_column], use_threads=False
-        ):
-            yield documents_of(batch, unit.path, first_row=row, corpus=corpus)
+        num_rows = _batch_rows(parquet.metadata, groups, column=corpus.text_column)
+        for batch in parquet.iter_batches(num_rows, row_groups=groups, columns=[corpus.text_column], use_threads=False):
+            yield from documents_of(batch, unit.path, first_row=row, corpus=corpus)
             row += batch.num_rows
+
+
+def _buffer_bytes(path: str) -> int:
+    """How much is read at a time; of a remote file in one request."""
+    return CHUNK_BYTES if storage.is_local(path) else storage.REQUEST_BYTES
+
+
+def _batch_rows(metadata: pq.FileMetaData, groups: list[int], *, column: str) -> int:
+    """How many rows are held at a time: fewer where they are large on average."""
+    rows = BATCH_ROWS
+    for group in (metadata.row_group(number) for number in groups):
+        found = [group.column(index) for index in range(group.num_columns)]
+        num_bytes = sum(each.total_uncompressed_size for each in found if each.path_in_schema == column)
+        rows = min(rows, LARGE_BYTES * group.num_rows // max(num_bytes, 1))
+    return max(rows, 1)
 
 
 def stored_column(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """The bytes of the column in the unit's row groups, as they are stored."""
-    with storage.open_read(unit.path) as file, pq.ParquetFile(file) as parquet:
+    with storage.open_read(unit.path, ahead=False) as file, pq.ParquetFile(file) as parquet:
         groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
     for first, num_bytes in itertools.chain.from_iterable(groups):
         yield from chunks(unit.path, first, first + num_bytes)

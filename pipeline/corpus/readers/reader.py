@@ -9,16 +9,32 @@ document ends with LF, with `eos: document` only the document itself does. An em
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO, Literal, NamedTuple
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.packing import CHUNK_BYTES
-from pipeline.corpus.units import WorkUnit, position_of, stored_chunks, text_chunks, valid_chunks
+from pipeline.corpus.units import (
+    WorkUnit,
+    position_of,
+    position_of_pieces,
+    stored_chunks,
+    text_chunks,
+    valid_chunks,
+)
 
 TAIL_BYTES = 4096
+LARGE_BYTES = 16 << 20  # a line or a row of more than this is taken in pieces
 
 Documents = list[bytes | None]
+
+
+@dataclass(frozen=True)
+class LargeDocument:
+    """A document so large that no second copy of it is made: its text in pieces cut anywhere, anew at each call."""
+
+    pieces: Callable[[], Iterator[bytes]]
 
 
 class Span(NamedTuple):
@@ -60,9 +76,11 @@ def cut_at_lines(path: str, size_bytes: int, corpus: CorpusConfig) -> list[Span]
         size_bytes: its size.
         corpus: has `unit_bytes`.
     """
+    if size_bytes <= corpus.unit_bytes:
+        return cut_whole(path, size_bytes, corpus)
     spans = []
     start = 0
-    with storage.open_read(path) as file:
+    with storage.open_read(path, ahead=False) as file:
         while start < size_bytes:
             nominal = (start // corpus.unit_bytes + 1) * corpus.unit_bytes
             stop = _after_line_end(file, nominal, size_bytes=size_bytes)
@@ -125,7 +143,8 @@ class Reader:
             None: the text itself of all documents of the range, with their line ends.
         version: to be raised when the same bytes give other text than before.
         documents: (unit, configuration) → the rows of a unit as UTF-8, in order, a batch at a time; with
-            `null_rows: skip`, None for a row without text. If there is no such function, the format is plain text.
+            `null_rows: skip`, None for a row without text. A row may be a `LargeDocument` in place of a batch. If there
+            is no such function, the format is plain text.
         text: for plain text: unit → its text, in pieces cut anywhere.
     """
 
@@ -137,7 +156,7 @@ class Reader:
     cut: Callable[[str, int, CorpusConfig], list[Span]] = cut_whole
     deciding_bytes: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] | None = stored_bytes
     version: int = 1
-    documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents]] | None = None
+    documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents | LargeDocument]] | None = None
     text: Callable[[WorkUnit], Iterator[bytes]] = text_chunks
 
     @property
@@ -175,7 +194,7 @@ class Reader:
 
 
 def _pieces_of_rows(
-    batches: Iterable[Documents],
+    batches: Iterable[Documents | LargeDocument],
     units: Sequence[WorkUnit],
     corpus: CorpusConfig,
     *,
@@ -189,13 +208,17 @@ def _pieces_of_rows(
         units, corpus, tallies: as in `Reader.pieces`.
         whole: whether the unit's observer sees the text of every row, whoever wants it.
     """
+    observe = units[0].observe if whole else None
     for batch in batches:
+        if isinstance(batch, LargeDocument):
+            yield from _pieces_of_large(batch, units, eos=corpus.eos, observe=observe)
+            continue
         for unit, tally in zip(units, tallies, strict=True):
             if unit.high == 1:
                 tally.num_null_rows += batch.count(None)
         texts: Iterator[tuple[bytes, bytes]] = ((each, _with_line_ends(each, eos=corpus.eos)) for each in batch if each)
-        if whole and units[0].observe is not None:
-            texts = _observed(texts, units[0].observe)
+        if observe is not None:
+            texts = _observed(texts, observe)
         if units[0].is_share:
             yield from _dealt(texts, units)
         else:
@@ -212,11 +235,14 @@ def _dealt(texts: Iterable[tuple[bytes, bytes]], units: Sequence[WorkUnit]) -> I
     """The texts of (document, text) for the units that want the documents."""
     shares: list[list[bytes]] = [[] for _ in units]
     for document, text in texts:
-        position = position_of(document)
-        for share, unit in zip(shares, units, strict=True):
-            if unit.low <= position < unit.high:
-                share.append(text)
+        for index in _wanting(units, position_of(document)):
+            shares[index].append(text)
     yield from ((index, b"".join(share)) for index, share in enumerate(shares) if share)
+
+
+def _wanting(units: Sequence[WorkUnit], position: float) -> list[int]:
+    """Which of the units wants a document: one, or none."""
+    return [index for index, unit in enumerate(units) if unit.low <= position < unit.high]
 
 
 def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> bytes:
@@ -225,8 +251,36 @@ def _with_line_ends(document: bytes, *, eos: Literal["line", "document"]) -> byt
     return document if document.endswith(b"\n") else document + b"\n"
 
 
+def _pieces_of_large(
+    document: LargeDocument,
+    units: Sequence[WorkUnit],
+    *,
+    eos: Literal["line", "document"],
+    observe: Callable[[bytes], None] | None = None,
+) -> Iterator[tuple[int, bytes]]:
+    """The same of one document, with its line ends."""
+    if observe is not None:
+        for piece in _text_of_large(document, eos=eos):
+            observe(piece)
+    wanting = _wanting(units, position_of_pieces(document.pieces())) if units[0].is_share else [0]
+    yield from ((index, piece) for index in wanting for piece in _text_of_large(document, eos=eos))
+
+
+def _text_of_large(document: LargeDocument, *, eos: Literal["line", "document"]) -> Iterator[bytes]:
+    last = b""
+    for piece in document.pieces():
+        last = piece[-1:] or last
+        yield piece.replace(b"\n", b" ") if eos == "document" else piece
+    if last and (eos == "document" or last != b"\n"):
+        yield b"\n"
+
+
 def _pieces_of_lines(text: Iterable[bytes], units: Sequence[WorkUnit]) -> Iterator[tuple[int, bytes]]:
     for lines in whole_lines(text):
+        if isinstance(lines, bytearray):
+            line = LargeDocument(partial(slices, lines, 0, len(lines) - lines.endswith(b"\n")))
+            yield from _pieces_of_large(line, units, eos="document")
+            continue
         documents = lines.removesuffix(b"\n").split(b"\n")
         yield from _dealt(((line, line + b"\n") for line in documents), units)
 
@@ -241,14 +295,27 @@ def _pieces_of_text(text: Iterable[bytes], unit: WorkUnit, corpus: CorpusConfig)
         yield b"\n"
 
 
-def whole_lines(text: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut after line ends; the last may lack its own."""
-    held: list[bytes] = []
+def whole_lines(text: Iterable[bytes]) -> Iterator[bytes | bytearray]:
+    """The same bytes, cut after line ends; the last may lack its own. A line of more than 16 MiB is a bytearray."""
+    held = bytearray()
     for chunk in text:
-        cut = chunk.rfind(b"\n") + 1
+        start = 0
+        if len(held) > LARGE_BYTES and b"\n" in chunk:
+            start = chunk.find(b"\n") + 1
+            held += chunk[:start]
+            yield held
+            held = bytearray()
+        cut = chunk.rfind(b"\n", start) + 1
         if cut:
-            yield b"".join([*held, chunk[:cut]])
-            held = []
-        held.append(chunk[cut:])
-    if rest := b"".join(held):
-        yield rest
+            yield b"".join([held, chunk[start:cut]])
+            held = bytearray()
+        held += chunk[max(cut, start) :]
+    if held:
+        yield held if len(held) > LARGE_BYTES else bytes(held)
+
+
+def slices(data: bytes | bytearray | memoryview, start: int, stop: int) -> Iterator[bytes]:
+    """A range of what is held, 1 MiB at a time."""
+    view = memoryview(data)
+    for first in range(start, stop, CHUNK_BYTES):
+        yield bytes(view[first : min(first + CHUNK_BYTES, stop)])
