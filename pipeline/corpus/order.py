@@ -8,7 +8,7 @@ The places of an epoch are numbered 0 to N-1 in the order in which they are read
 places. With blocks of K tokens, place j·K + i holds the stored token P(j)·K + i, where P is a permutation of the N//K
 whole blocks. What is left over, fewer than K tokens, stays last. Without blocks, place i holds stored token i.
 
-P is a Feistel network over the smallest rectangle a × b that holds the blocks: a block's number is a pair (left, right),
+P is a Feistel network over a rectangle a × b that just holds the blocks: a block's number is a pair (left, right),
 and each round adds a hash of one half to the other. What falls outside the blocks is sent through again until it falls
 inside (cycle walking). Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", sections 3 and 4.
 """
@@ -26,6 +26,7 @@ from pipeline.corpus.lanes import LanePlan
 
 NUM_ROUNDS = 10  # as many as NIST SP 800-38G takes for small domains
 Range = tuple[int, int]  # [start, stop)
+Lanes = Sequence[int] | NDArray[np.int64]  # their numbers
 
 _Ints = NDArray[np.int64]
 _Words = NDArray[np.uint64]
@@ -95,7 +96,7 @@ class Order:
 
 
 def stored_ranges(
-    plan: LanePlan, order: Order, *, lanes: Sequence[int], epoch: int, window_start: int, window_stop: int
+    plan: LanePlan, order: Order, *, lanes: Lanes, epoch: int, window_start: int, window_stop: int
 ) -> list[list[Range]]:
     """Which stored tokens some lanes read in the windows [window_start, window_stop) of an epoch.
 
@@ -116,7 +117,7 @@ def stored_ranges(
     return order.stored_of_each(epoch, np.where(stops > starts, np.maximum(starts - 1, 0), stops), stops)
 
 
-def lane_places(plan: LanePlan, *, lanes: Sequence[int], window_start: int, window_stop: int) -> tuple[_Ints, _Ints]:
+def lane_places(plan: LanePlan, *, lanes: Lanes, window_start: int, window_stop: int) -> tuple[_Ints, _Ints]:
     """The places of the targets of some lanes in the windows [window_start, window_stop): their starts, their stops."""
     numbers = np.asarray(lanes, dtype=np.int64)
     begins = numbers * plan.num_targets // plan.num_lanes
