@@ -24,8 +24,6 @@ BATCH_TOKENS = 1 << 20
 MAX_UINT16_VOCAB = 1 << 16
 COUNTED_TOKENS = 1 << 22  # at least, at a time
 
-NO_IDS = np.empty(0, dtype=np.int64)
-
 Ids = npt.NDArray[np.integer]
 _OpenShard = tuple[list[Ids], list[int]]  # the record batches, on the memory map; where each begins, and the last ends
 
@@ -188,11 +186,11 @@ class TokenSequence:
             CorpusError: a shard is missing, truncated or not the manifest's.
         """
         assert 0 <= start <= stop <= len(self), f"[{start}, {stop}) is not within [0, {len(self)})"
-        pieces: list[Ids] = []
+        pieces: list[Ids] = [np.empty(0, dtype=np.int64)]
         for index, first, last in _parts(self._starts, start, stop):
             batches, starts = self._open(index)
             pieces += [batches[number][begin:end] for number, begin, end in _parts(starts, first, last)]
-        return pieces[0].astype(np.int64) if len(pieces) == 1 else np.concatenate([NO_IDS, *pieces])
+        return np.concatenate(pieces)
 
     def _open(self, index: int) -> _OpenShard:
         if index not in self._opened:
@@ -232,9 +230,8 @@ def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType
         raise CorpusError(f"token shard {path} has vocabulary fingerprint {found!r}, needed {fingerprint!r}; {MEND}")
     if any(batch.column(0).null_count for batch in batches):
         raise CorpusError(f"token shard {path} holds nulls, needed none; {MEND}")
-    views: list[Ids] = [
-        np.from_dlpack(batch.column(0)) for batch in batches
-    ]  # `to_numpy` loads pandas, which takes 0.2 s
+    dtype = type_.to_pandas_dtype()  # numpy's; `to_numpy` would load pandas, which takes 0.2 s
+    views: list[Ids] = [np.from_dlpack(batch.column(0)).view(dtype) for batch in batches]
     starts = list(accumulate(map(len, views), initial=0))
     if starts[-1] != shard.num_tokens:
         raise CorpusError(f"token shard {path} holds {starts[-1]} tokens, needed {shard.num_tokens}; {MEND}")
