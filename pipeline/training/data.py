@@ -81,6 +81,45 @@ def read_batches(
         )
 
 
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches where they are computed: as they are for the CPU, on their way in time for CUDA."""
+    if device.type != "cuda":
+        return batches
+    return sent_ahead(batches, pin=Tensor.pin_memory, send=lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def sent_ahead(
+    batches: Iterator[Batch], *, pin: Callable[[Tensor], Tensor], send: Callable[[Tensor], Tensor]
+) -> Iterator[Batch]:
+    """Gives a batch once the next one is prepared and sent, while the device still computes with the one before.
+
+    The copies wait in line with the device's work, and take it some microseconds: a line of their own would not pay.
+
+    Args:
+        batches: on the CPU.
+        pin: copies a tensor to memory from which the device reads by itself.
+        send: begins to copy such a tensor to the device, and does not wait for it.
+    """
+    waiting: Batch | None = None
+    for batch in batches:
+        sent = _moved(_moved(batch, pin), send)
+        if waiting is not None:
+            yield waiting
+        waiting = sent
+    if waiting is not None:
+        yield waiting
+
+
+def _moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
+    return batch._replace(
+        inputs_TL=move(batch.inputs_TL),
+        targets=tuple(move(each) for each in batch.targets),
+        rows_N=None if batch.rows_N is None else move(batch.rows_N),
+        short_L=None if batch.short_L is None else move(batch.short_L),
+        keys_SL=move(batch.keys_SL),
+    )
+
+
 class StepLoader:
     """What Lightning iterates over: the batches from the step at hand to the run's end, as one pass.
 
