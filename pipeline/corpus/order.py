@@ -113,6 +113,7 @@ def stored_ranges(
     Returns:
         for each lane its ranges, in the order in which it reads them; none where it has no target left.
     """
+    assert order.num_tokens == plan.num_targets, f"an order of {order.num_tokens} tokens for {plan.num_targets} targets"
     starts, stops = lane_places(plan, lanes=lanes, window_start=window_start, window_stop=window_stop)
     return order.stored_of_each(epoch, np.where(stops > starts, np.maximum(starts - 1, 0), stops), stops)
 

@@ -18,6 +18,7 @@ from pipeline.corpus.order import Order, lane_places, stored_ranges
 
 EOS = 0  # the input before a split's first target
 GROUP_BYTES = 8 << 20  # of ids that are read together: more gains nothing, and leaves the processor's cache
+GROUP_WINDOWS = 64
 ID_BYTES = 8
 
 
@@ -66,6 +67,14 @@ def read_window(
     return window
 
 
+def windows_at_once(plan: LanePlan, *, num_lanes: int) -> int:
+    """How many windows of so many lanes are read together at most: so far ahead of a step is read.
+
+    As many as make `GROUP_BYTES`, one at least, `GROUP_WINDOWS` at most.
+    """
+    return max(1, min(GROUP_WINDOWS, GROUP_BYTES // (plan.bptt * num_lanes * ID_BYTES)))
+
+
 def read_windows(
     tokens: Tokens,
     plan: LanePlan,
@@ -78,7 +87,7 @@ def read_windows(
     """The windows of steps [start, stop).
 
     Neighbouring windows are read together, so that a lane is looked up once for all of them: first one window, then
-    twice as many each time, up to `GROUP_BYTES`. Nothing is read beyond the last step.
+    twice as many each time, up to `windows_at_once`. Nothing is read beyond the last step.
 
     Args:
         tokens: the split.
@@ -90,7 +99,7 @@ def read_windows(
     """
     order = order or Order(num_tokens=plan.num_targets)
     numbers = np.asarray(lanes, dtype=np.int64)
-    most = max(1, GROUP_BYTES // (plan.bptt * len(numbers) * ID_BYTES))
+    most = windows_at_once(plan, num_lanes=len(numbers))
     step, size = start, 1
     while step < stop:
         epoch, window = plan.position(step)
@@ -110,6 +119,7 @@ def _read_group(
     longest = -(-plan.num_targets // plan.num_lanes)
     height = min((window + num_windows) * plan.bptt, longest) - window * plan.bptt
     ranges = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + num_windows)
+    # what a short lane lacks stays as it is: it is no target, and `_window` puts `<eos>` where it would be an input
     ids_LT = np.empty((len(lanes), height + 1), dtype=np.int64)
     for lane, ids_T, of_lane in zip(lanes.tolist(), ids_LT, ranges, strict=True):
         filled = 0
@@ -118,7 +128,6 @@ def _read_group(
         for begin, end in of_lane:
             ids_T[filled : filled + end - begin] = tokens.read(begin, end)
             filled += end - begin
-        ids_T[filled:] = EOS
     return np.ascontiguousarray(ids_LT.T)
 
 

@@ -235,3 +235,13 @@ def test_what_is_written_into_a_window_is_seen_in_no_other(step):
     for each in {*range(4)} - {step}:
         assert_equal(found[each], expected[each])
     assert found[step].inputs_TL.flags.c_contiguous
+
+
+def test_how_far_is_read_ahead():
+    def ahead(num_lanes, bptt):
+        plan = LanePlan(num_targets=10**9, num_lanes=num_lanes, bptt=bptt)
+        return stream.windows_at_once(plan, num_lanes=num_lanes)
+
+    assert ahead(128, 70) == ahead(1, 1) == ahead(20, 35) == 64
+    assert ahead(1024, 70) == 14
+    assert ahead(100_000, 70) == 1
