@@ -1,13 +1,14 @@
 """`verify`: whether a prepared corpus is what its manifest says.
 
-In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest; a vocabulary or shards, each named on a
-line of its own, that are not the manifest's; counts that are not those of the tokens.
+In: `data=FOLDER`. Out: `ok` with counts. Refuses: a corpus without a manifest or with one that has another fingerprint
+than its shards; a vocabulary or shards, each named on a line of its own, that are not the manifest's; counts that are
+not those of the tokens.
 """
 
 from collections.abc import Sequence
 
 from pipeline.config import VerifyConfig, given, load
-from pipeline.corpus.manifest import check_shards, check_vocabulary, read_manifest
+from pipeline.corpus.manifest import check_fingerprint, check_shards, check_vocabulary, read_manifest
 from pipeline.corpus.tokens import check_counts
 from pipeline.errors import CorpusError
 
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     data = given("data", load(VerifyConfig, arguments, name="verify").data)
     manifest = read_manifest(data)
     vocabulary = check_vocabulary(data, manifest)
+    check_fingerprint(data, manifest)
     problems = check_shards(data, manifest, digests=True)
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     for problem in problems:

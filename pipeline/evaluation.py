@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config import EvaluateConfig, given
-from pipeline.corpus.manifest import read_manifest, verify_corpus
+from pipeline.corpus.manifest import check_fingerprint, read_manifest, verify_corpus
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import MASK
 from pipeline.scoring.perplexity import Score, score_tokens, score_unigram
@@ -57,6 +57,7 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
     if config.data is None and MASK in data:
         raise ConfigError(f"data={data} of run={run} is kept without its secret; give data=FOLDER")
     manifest = read_manifest(data)
+    check_fingerprint(data, manifest)
     if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
         raise CorpusError(
             f"data={data} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"

@@ -25,7 +25,7 @@ from pipeline.run.folder import check_run_folder
 from pipeline.run.ledger import read_events
 from pipeline.run.plan import GB, HOUR_SECONDS, Forecast, Memory, shown_bytes, write_plan
 from pipeline.runner import begins_at, check_splits, check_workers, with_places
-from pipeline.training.tiling import fitted_model, lane_plan, total_steps
+from pipeline.training.tiling import epoch_order, fitted_model, lane_plan, total_steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,7 @@ def plan(config: PlanConfig) -> Forecast:
         check_run_folder(run, data=data)
     check_splits(config, manifest)
     tiling = lane_plan(config, manifest)
+    epoch_order(config, manifest)  # which refuses blocks that do not fit
     check_workers(config, None)
     steps, events = total_steps(config, tiling), [] if run is None else read_events(run)
     begins_at(config, manifest, total_steps=steps, events=events)

@@ -26,7 +26,7 @@ from pipeline.run.job import Job, Place, Result
 from pipeline.run.ledger import Event, Ledger, gather, next_attempt, read_events, saved_steps
 from pipeline.run.stop import ATTEMPT_NAME, remove_request, stop_request
 from pipeline.training.origin import check_origin, origin_run
-from pipeline.training.tiling import fitted_model, lane_plan, run_identity, total_steps
+from pipeline.training.tiling import epoch_order, fitted_model, lane_plan, run_identity, total_steps
 
 WORKER = "pipeline.training.worker"
 SomeConfig = TypeVar("SomeConfig", bound=Config)
@@ -122,6 +122,7 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
         if config.tracking.prometheus_folder is not None and (rank is None or rank.rank == 0):
             _check_prometheus_folder(config.tracking.prometheus_folder)
     plan = lane_plan(config, manifest)
+    epoch_order(config, manifest)  # which refuses blocks that do not fit
     check_workers(config, rank)
     limit = total_steps(config, plan)
     events = read_events(str(config.run))

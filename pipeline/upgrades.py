@@ -48,7 +48,8 @@ CONFIGURATION_VALUES: dict[tuple[str, object], object] = {
     ("corpus.source", "python_docs"): "files",  # the demo's text, which `prepare` made itself
 }
 
-# dotted key of a manifest, `*` for each split → its value before it was a key
+# dotted key of a manifest, `*` for each split → its value before it was a key; without `fingerprint`, which is computed
+# where it is missing
 MANIFEST: dict[str, object] = {
     "vocabulary_sha256": None,
     "splits.*.num_replacement_chars": None,
@@ -102,26 +103,37 @@ def stored_identity(identity: Mapping[str, str]) -> dict[str, str]:
 
 
 def upgraded_manifest(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree of a `manifest.json` with the keys of today, also those of the configuration that it holds."""
-    tree = _upgraded({key: value for key, value in tree.items() if key not in MANIFEST_REMOVED}, MANIFEST, {})
-    if tree.get("configuration"):
+    """The tree of a `manifest.json` with the keys of today, also those of the configuration that it holds.
+
+    What has all of them comes back equal. Lists of shards are the same and no copies: they may be long.
+    """
+    found = {key: value for key, value in tree.items() if key not in MANIFEST_REMOVED}
+    if isinstance(splits := found.get("splits"), dict):
+        found["splits"] = {name: {**split} if isinstance(split, dict) else split for name, split in splits.items()}
+    _add(found, MANIFEST)
+    if found.get("configuration"):
         keys = {key.removeprefix(CORPUS): value for key, value in CONFIGURATION.items() if key.startswith(CORPUS)}
-        tree["configuration"] = _upgraded(tree["configuration"], keys, {})
-    return tree
+        found["configuration"] = _upgraded(found["configuration"], keys, {})
+    return found
 
 
 def _upgraded(
     tree: dict[str, Any], added: Mapping[str, object], values: Mapping[tuple[str, object], object]
 ) -> dict[str, Any]:
     tree = json.loads(json.dumps(tree))
-    for key, value in added.items():
-        for node, last in _places(tree, key.split(".")):
-            node.setdefault(last, value)
+    _add(tree, added)
     for (key, before), value in values.items():
         for node, last in _places(tree, key.split(".")):
             if last in node and node[last] == before:
                 node[last] = value
     return tree
+
+
+def _add(tree: dict[str, Any], added: Mapping[str, object]) -> None:
+    """Puts keys that are missing into a tree."""
+    for key, value in added.items():
+        for node, last in _places(tree, key.split(".")):
+            node.setdefault(last, value)
 
 
 def _taken(tree: dict[str, Any], key: str) -> list[Any]:

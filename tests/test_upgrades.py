@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.upgrades import stored_identity, upgraded_configuration, upgraded_identity
+from pipeline.upgrades import stored_identity, upgraded_configuration, upgraded_identity, upgraded_manifest
 
 SIZES = {"hidden_size": 8, "num_layers": 2, "projection_size": None}
 
@@ -37,3 +37,33 @@ def test_what_meant_nothing_of_a_full_softmax_is_no_part_of_its_identity():
     full, adaptive = ({"model.softmax.kind": f'"{kind}"'} for kind in ("full", "adaptive"))
     assert upgraded_identity(full | softmax, needed=[*full]) == full
     assert upgraded_identity(adaptive | softmax, needed=[*adaptive, *softmax]) == adaptive | softmax
+
+
+def test_a_manifest_with_all_keys_comes_back_equal_and_its_shards_are_not_copied():
+    splits = {"train": {"shards": [{"name": "a"}]}}
+    before = {"splits": splits, "configuration": {"words": "words"}, "versions": {}}
+    today = upgraded_manifest(before)
+    assert "versions" not in today
+    assert today["splits"]["train"]["num_nul_bytes"] is None
+    assert today["configuration"]["words"] == "words"
+    assert today["configuration"]["shard_tokens"] is None
+    assert before == {
+        "splits": {"train": {"shards": [{"name": "a"}]}},
+        "configuration": {"words": "words"},
+        "versions": {},
+    }
+    assert upgraded_manifest(today) == today
+    assert upgraded_manifest(today)["splits"]["train"]["shards"] is splits["train"]["shards"]
+
+
+@pytest.mark.parametrize("splits", [None, 3, [], {"train": 3}, {"train": []}])
+def test_a_manifest_of_another_shape_is_left_to_its_reader(splits):
+    assert upgraded_manifest({"splits": splits})["splits"] == splits
+
+
+def test_a_run_of_before_reads_its_text_as_it_lies():
+    needed = ["stream.bptt", "stream.order"]
+    assert upgraded_identity({"stream.bptt": "7"}, needed=needed) == {
+        "stream.bptt": "7",
+        "stream.order": '"sequential"',
+    }

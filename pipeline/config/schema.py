@@ -145,7 +145,7 @@ class StreamConfig(Section):
     bptt: PositiveInt
     """Tokens of each lane in one step: how far gradients flow back in time."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    """Seed of the initial weights and of the dropout masks."""
+    """Seed of the initial weights, of the dropout masks and of the order of blocks."""
     state: Literal["reset", "carry"]
     """The recurrent state at the start of an epoch: zero, or carried on from each lane's own end."""
     verify: Literal["digest", "size"]
@@ -158,6 +158,15 @@ class StreamConfig(Section):
     """Disk of this machine, in GB, for token shards of a remote corpus, which come ahead of need."""
     cache_folder: str | None
     """Where on this machine they are kept; null: a folder of wordlanes in the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.order == "blocks" and self.block_tokens < self.bptt:
+            raise ValueError(
+                f"stream.block_tokens={self.block_tokens} is below stream.bptt={self.bptt}, so no window would hold"
+                f" text as it stands; use stream.block_tokens={self.bptt} or more, or stream.order=sequential"
+            )
+        return self
 
 
 class RecurrenceConfig(Section):

@@ -7,8 +7,8 @@ Refuses: a corpus without a manifest, a manifest of another shape, shards and vo
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
@@ -22,13 +22,13 @@ from pipeline.upgrades import upgraded_manifest
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocabulary.arrow"
 NUM_NAMED_PROBLEMS = 3
+SIZES_AT_ONCE = 64  # by a thread: handing out each alone would take longer than the answers
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _within(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "::" in name or "://" in name or "\0" in name:
+    if name.startswith("/") or ".." in name.split("/") or "::" in name or "://" in name or "\0" in name:
         raise ValueError(f"{name} leads out of the corpus folder")
     return name
 
@@ -98,6 +98,9 @@ class Manifest(Section):
         vocabulary_sha256: digest of that file, so of its counts too; None in a corpus that an earlier version prepared.
         configuration: the section of the configuration that the corpus was prepared with.
         tool_version: version of wordlanes that prepared it.
+        fingerprint: sha256 of what defines the token sequences: vocabulary, and shards' digests and token counts in
+            order. Neither where the corpus lies nor the names of its shards count. A file of an earlier version does
+            not say it; then it is computed. What a file says is believed until digests are checked.
     """
 
     splits: dict[Name, Split]
@@ -106,22 +109,22 @@ class Manifest(Section):
     vocabulary_sha256: Digest | None = None
     configuration: dict[str, JsonValue]
     tool_version: str
+    fingerprint: Digest = Field(default_factory=lambda made: _fingerprint(**made))
 
     def only(self, split: str) -> "Manifest":
-        """The manifest of the same corpus with one of its splits alone."""
-        return self.model_copy(update={"splits": {split: self.splits[split]}})
+        """The manifest of a corpus that has one of the splits alone."""
+        found = self.model_copy(update={"splits": {split: self.splits[split]}})
+        return found.model_copy(update={"fingerprint": found.computed_fingerprint()})
 
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of what defines the token sequences: vocabulary, and shards' digests and token counts in order.
+    def computed_fingerprint(self) -> str:
+        """What the fingerprint must be."""
+        return _fingerprint(splits=self.splits, vocabulary_fingerprint=self.vocabulary_fingerprint)
 
-        Neither where the corpus lies nor the names of its shards count. 64 hexadecimal digits.
-        """
-        shards = {
-            name: [[shard.sha256, shard.num_tokens] for shard in split.shards] for name, split in self.splits.items()
-        }
-        content = {"vocabulary": self.vocabulary_fingerprint, "splits": shards}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+def _fingerprint(*, splits: Mapping[str, Split], vocabulary_fingerprint: str, **_others: object) -> str:
+    shards = {name: [[shard.sha256, shard.num_tokens] for shard in split.shards] for name, split in splits.items()}
+    content = {"vocabulary": vocabulary_fingerprint, "splits": shards}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(manifest: Manifest, data: str) -> None:
@@ -155,7 +158,9 @@ def _upgraded(text: bytes) -> bytes:
     """The manifest with the keys that came later; what is no JSON object is left for the schema to refuse."""
     try:
         tree = json.loads(text)
-        return json.dumps(upgraded_manifest(tree)).encode() if isinstance(tree, dict) else text
+        if not isinstance(tree, dict) or (upgraded := upgraded_manifest(tree)) == tree:
+            return text
+        return json.dumps(upgraded).encode()
     except (ValueError, RecursionError):
         return text
 
@@ -177,9 +182,15 @@ def check_shards(data: str, manifest: Manifest, *, digests: bool) -> list[str]:
         one line per bad shard, in the order of the manifest; empty if all is well.
     """
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # sha256 does not hold the interpreter's lock
-        problems = threads.map(lambda shard: _problem(data, shard, digest=digests), shards)
-        return [problem for problem in problems if problem is not None]
+    place = storage.resolve(data)[1] if storage.is_local(data) else data
+    size = 1 if digests else SIZES_AT_ONCE
+    parts = [shards[start : start + size] for start in range(0, len(shards), size)]
+
+    def check(part: Sequence[Shard]) -> list[str | None]:
+        return [_problem(place, shard, digest=digests) for shard in part]
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:  # neither sha256 nor a disk holds the interpreter's lock
+        return [problem for part in threads.map(check, parts) for problem in part if problem is not None]
 
 
 def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
@@ -204,21 +215,38 @@ def check_vocabulary(data: str, manifest: Manifest) -> Vocabulary:
     return vocabulary
 
 
+def check_fingerprint(data: str, manifest: Manifest) -> None:
+    """Refuses a manifest whose fingerprint is not that of its shards.
+
+    Raises:
+        CorpusError: names both.
+    """
+    needed = manifest.computed_fingerprint()
+    if manifest.fingerprint != needed:
+        raise CorpusError(
+            f"{storage.join(data, MANIFEST_NAME)} does not have the fingerprint of its shards: found"
+            f" {manifest.fingerprint}, needed {needed}; {MEND}"
+        )
+
+
 def verify_corpus(data: str, manifest: Manifest, *, digests: bool) -> Vocabulary:
     """Checks a corpus against its manifest: vocabulary and shards.
 
     Args:
         data: the corpus folder.
         manifest: its manifest.
-        digests: whether each shard is read and its sha256 compared; sizes are compared always.
+        digests: whether the fingerprint is computed anew, and each shard is read and its sha256 compared; sizes
+            are compared always.
 
     Returns:
         the vocabulary, since it has been read.
 
     Raises:
-        CorpusError: names the first bad shards, with what was found and what is needed.
+        CorpusError: names the fingerprint or the first bad shards, with what was found and what is needed.
     """
     vocabulary = check_vocabulary(data, manifest)
+    if digests:
+        check_fingerprint(data, manifest)
     problems = check_shards(data, manifest, digests=digests)
     if problems:
         named = "; ".join(problems[:NUM_NAMED_PROBLEMS])
@@ -231,7 +259,7 @@ def _problem(data: str, shard: Shard, *, digest: bool) -> str | None:
     """One line on what is wrong with a shard, None if nothing is."""
     path = storage.join(data, shard.name)
     try:
-        size_bytes = storage.size_bytes(path)
+        size_bytes = os.stat(path).st_size if data.startswith("/") else storage.size_bytes(path)  # noqa: PTH116
         if size_bytes != shard.size_bytes:
             return f"{shard.name}: found {size_bytes} bytes, needed {shard.size_bytes}"
         if digest and (found := storage.sha256(path)) != shard.sha256:

@@ -14,8 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.order import Order, lane_places, stored_ranges
 
 EOS = 0  # the input before a split's first target
+GROUP_BYTES = 8 << 20  # of ids that are read together: more gains nothing, and leaves the processor's cache
+GROUP_WINDOWS = 64
+ID_BYTES = 8
 
 
 class Tokens(Protocol):
@@ -50,53 +54,106 @@ class Window:
     num_targets: int
 
 
-def read_window(tokens: Tokens, plan: LanePlan, *, step: int, lanes: Sequence[int]) -> Window:
+def read_window(
+    tokens: Tokens, plan: LanePlan, *, step: int, lanes: Sequence[int], order: Order | None = None
+) -> Window:
     """The window that some lanes read in one step.
 
     Args:
-        tokens: the split.
-        plan: how it is dealt to lanes.
+        tokens, plan, lanes, order: as in `read_windows`.
         step: the optimizer step, from 0, over all epochs.
-        lanes: their numbers, in the order in which the window has them.
     """
-    window = plan.position(step)[1]
-    lengths = plan.lengths(window)
-    num_steps = int(lengths.max())
-    inputs_TL = np.full((num_steps, len(lanes)), EOS, dtype=np.int64)
-    targets_TL = np.full((num_steps, len(lanes)), EOS, dtype=np.int64)
-    for column, lane in enumerate(lanes):
-        start = plan.lane_start(lane) + window * plan.bptt
-        length = int(lengths[lane])
-        before = tokens.read(max(start - 1, 0), start + length)
-        targets_TL[:length, column] = before[len(before) - length :]
-        skipped = 1 if start == 0 else 0  # the first input of all is <eos>
-        inputs_TL[skipped:length, column] = before[: length - skipped]
-    short_L = lengths[list(lanes)] < num_steps
-    rows_N = None
-    if short_L.any():
-        there_TL = np.ones((num_steps, len(lanes)), dtype=bool)
-        there_TL[-1] = ~short_L
-        rows_N = np.flatnonzero(there_TL)
-    return Window(
-        step=step,
-        starts_epoch=window == 0,
-        inputs_TL=inputs_TL,
-        targets_N=targets_TL.reshape(-1) if rows_N is None else targets_TL.reshape(-1)[rows_N],
-        rows_N=rows_N,
-        short_L=short_L if rows_N is not None else None,
-        num_targets=plan.targets_in(window),
-    )
+    (window,) = read_windows(tokens, plan, start=step, stop=step + 1, lanes=lanes, order=order)
+    return window
 
 
-def read_windows(tokens: Tokens, plan: LanePlan, *, start: int, stop: int, lanes: Sequence[int]) -> Iterator[Window]:
+def windows_at_once(plan: LanePlan, *, num_lanes: int) -> int:
+    """How many windows of so many lanes are read together at most: so far ahead of a step is read.
+
+    As many as make `GROUP_BYTES`, one at least, `GROUP_WINDOWS` at most.
+    """
+    return max(1, min(GROUP_WINDOWS, GROUP_BYTES // (plan.bptt * num_lanes * ID_BYTES)))
+
+
+def read_windows(
+    tokens: Tokens,
+    plan: LanePlan,
+    *,
+    start: int,
+    stop: int,
+    lanes: Sequence[int],
+    order: Order | None = None,
+) -> Iterator[Window]:
     """The windows of steps [start, stop).
+
+    Neighbouring windows are read together, so that a lane is looked up once for all of them: first one window, then
+    twice as many each time, up to `windows_at_once`. Nothing is read beyond the last step.
 
     Args:
         tokens: the split.
         plan: how it is dealt to lanes.
         start: the first step.
         stop: the end of the steps, exclusive.
-        lanes: as in `read_window`.
+        lanes: their numbers, in the order in which the window has them.
+        order: in which an epoch reads the split; None: as it lies.
     """
-    for step in range(start, stop):
-        yield read_window(tokens, plan, step=step, lanes=lanes)
+    order = order or Order(num_tokens=plan.num_targets)
+    numbers = np.asarray(lanes, dtype=np.int64)
+    most = windows_at_once(plan, num_lanes=len(numbers))
+    step, size = start, 1
+    while step < stop:
+        epoch, window = plan.position(step)
+        num_windows = min(size, stop - step, plan.num_windows - window)
+        ids_TL = _read_group(tokens, plan, order, epoch=epoch, window=window, num_windows=num_windows, lanes=numbers)
+        for number in range(num_windows):
+            first = number * plan.bptt
+            part_TL = ids_TL[first : first + plan.bptt + 1]
+            yield _window(plan, part_TL, step=step + number, window=window + number, lanes=numbers)
+        step, size = step + num_windows, min(2 * size, most)
+
+
+def _read_group(
+    tokens: Tokens, plan: LanePlan, order: Order, *, epoch: int, window: int, num_windows: int, lanes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The first input of each lane and below it the targets of some windows, each of which is the next one's input."""
+    longest = -(-plan.num_targets // plan.num_lanes)
+    height = min((window + num_windows) * plan.bptt, longest) - window * plan.bptt
+    ranges = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + num_windows)
+    # what a short lane lacks stays as it is: it is no target, and `_window` puts `<eos>` where it would be an input
+    ids_LT = np.empty((len(lanes), height + 1), dtype=np.int64)
+    for lane, ids_T, of_lane in zip(lanes.tolist(), ids_LT, ranges, strict=True):
+        filled = 0
+        if lane == window == 0:
+            ids_T[0], filled = EOS, 1  # the epoch's first input
+        for begin, end in of_lane:
+            ids_T[filled : filled + end - begin] = tokens.read(begin, end)
+            filled += end - begin
+    return np.ascontiguousarray(ids_LT.T)
+
+
+def _window(plan: LanePlan, ids_TL: NDArray[np.int64], *, step: int, window: int, lanes: NDArray[np.int64]) -> Window:
+    """One window of a group; it shares no number with the next."""
+    inputs_TL, targets_N, rows_N, short_L = ids_TL[:-1], ids_TL[1:].flatten(), None, None
+    is_last = window == plan.num_windows - 1
+    if is_last and (is_short_L := _lengths(plan, window=window, lanes=lanes) < len(inputs_TL)).any():
+        short_L = is_short_L
+        inputs_TL[-1, short_L] = EOS  # a lane's last target is nobody's input
+        there_TL = np.ones(inputs_TL.shape, dtype=bool)
+        there_TL[-1] = ~short_L
+        rows_N = np.flatnonzero(there_TL)
+        targets_N = targets_N[rows_N]
+    return Window(
+        step=step,
+        starts_epoch=window == 0,
+        inputs_TL=inputs_TL,
+        targets_N=targets_N,
+        rows_N=rows_N,
+        short_L=short_L,
+        num_targets=plan.targets_in(window),
+    )
+
+
+def _lengths(plan: LanePlan, *, window: int, lanes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many targets each lane has in a window."""
+    starts, stops = lane_places(plan, lanes=lanes, window_start=window, window_stop=window + 1)
+    return stops - starts

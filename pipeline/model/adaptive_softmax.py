@@ -39,12 +39,16 @@ def split_targets(targets_N: NDArray[np.int64], *, cutoffs: Sequence[int]) -> Ta
     """
     if not cutoffs:
         return (torch.from_numpy(targets_N),)
-    cluster_N = np.searchsorted(np.asarray(cutoffs), targets_N, side="right")
-    head_N = np.where(cluster_N == 0, targets_N, cutoffs[0] + cluster_N - 1)
+    head_N = np.minimum(targets_N, cutoffs[0])
+    rows_n = np.flatnonzero(targets_N >= cutoffs[0])
+    words_n = targets_N[rows_n]
     parts = [head_N]
-    for i, first in enumerate(cutoffs):
-        rows_n = np.flatnonzero(cluster_N == i + 1)
-        parts += [rows_n, targets_N[rows_n] - first]
+    for first, end in pairwise(cutoffs):  # what is left belongs to this cluster or to a later one
+        is_later_n = words_n >= end
+        parts += [rows_n[~is_later_n], words_n[~is_later_n] - first]
+        rows_n, words_n = rows_n[is_later_n], words_n[is_later_n]
+        head_N[rows_n] += 1
+    parts += [rows_n, words_n - cutoffs[-1]]
     return tuple(torch.from_numpy(each) for each in parts)
 
 

@@ -3,7 +3,7 @@
 In: activations and one key for each lane. Out: activations. No generator is involved, so none has to be saved, and a
 lane draws the same mask on any device.
 
-Shape suffixes: S sites of a network where dropout stands, L lanes, T time, H hidden.
+Shape suffixes: K steps, S sites of a network where dropout stands, L lanes, T time, H hidden.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,17 @@ def lane_keys(*, seed: int, step: int, lanes: Sequence[int], num_sites: int) -> 
         lanes: their numbers.
         num_sites: places in the network at which something is dropped.
     """
-    lanes_1L = np.asarray(lanes, dtype=np.uint64)[None, :]
-    sites_S1 = np.arange(num_sites, dtype=np.uint64)[:, None]
-    key = np.zeros((1, 1), dtype=np.uint64)
-    for part in (np.full((1, 1), seed, dtype=np.uint64), np.full((1, 1), step, dtype=np.uint64), lanes_1L, sites_S1):
+    keys_SL: NDArray[np.int32] = keys_of_steps(seed=seed, steps=[step], lanes=lanes, num_sites=num_sites)[0]
+    return keys_SL
+
+
+def keys_of_steps(*, seed: int, steps: Sequence[int], lanes: Sequence[int], num_sites: int) -> NDArray[np.int32]:
+    """As `lane_keys`, of many steps at once, which takes little more time than one: int32 [steps, sites, lanes]."""
+    steps_K11 = np.asarray(steps, dtype=np.uint64)[:, None, None]
+    sites_1S1 = np.arange(num_sites, dtype=np.uint64)[None, :, None]
+    lanes_11L = np.asarray(lanes, dtype=np.uint64)[None, None, :]
+    key = np.zeros((1, 1, 1), dtype=np.uint64)
+    for part in (np.full((1, 1, 1), seed, dtype=np.uint64), steps_K11, lanes_11L, sites_1S1):
         key = _mix64(key ^ _mix64(part + np.uint64(1)))
     return (key >> np.uint64(32)).astype(np.uint32).view(np.int32)
 

@@ -3,7 +3,7 @@
 In: a token sequence, its lane plan, the lanes of this rank. Out: tensors ready to be sent. The position is an argument,
 so a loader has no state to save.
 
-Shape suffixes: T time, L lanes of this rank, N their targets, S dropout sites.
+Shape suffixes: K steps, T time, L lanes of this rank, N their targets, S dropout sites.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.order import Order
 from pipeline.corpus.stream import Tokens, read_windows
-from pipeline.model.dropout import lane_keys
+from pipeline.model.dropout import keys_of_steps
 from pipeline.model.output_layer import Targets
+
+KEY_STEPS = 32  # whose dropout keys are drawn at once
 
 
 class Batch(NamedTuple):
@@ -52,25 +55,69 @@ def read_batches(
     seed: int,
     prepare_targets: Callable[[NDArray[np.int64]], Targets],
     num_sites: int,
+    order: Order | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps [start, stop) for the given lanes.
 
     Args:
-        tokens, plan, lanes: as in `stream.read_windows`.
+        tokens, plan, lanes, order: as in `stream.read_windows`.
         seed: the experiment's; with step and lane it draws the dropout masks.
         prepare_targets: the output layer's.
         num_sites: places of the model where dropout stands.
     """
-    for window in read_windows(tokens, plan, start=start, stop=stop, lanes=lanes):
+    keys_KSL = np.empty((0, num_sites, len(lanes)), dtype=np.int32)
+    for number, window in enumerate(read_windows(tokens, plan, start=start, stop=stop, lanes=lanes, order=order)):
+        if number % KEY_STEPS == 0:
+            steps = range(window.step, min(window.step + KEY_STEPS, stop))
+            keys_KSL = keys_of_steps(seed=seed, steps=steps, lanes=lanes, num_sites=num_sites)
         yield Batch(
             inputs_TL=torch.from_numpy(window.inputs_TL),
             targets=prepare_targets(window.targets_N),
             rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
             short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
-            keys_SL=torch.from_numpy(lane_keys(seed=seed, step=window.step, lanes=lanes, num_sites=num_sites)),
+            keys_SL=torch.from_numpy(keys_KSL[number % KEY_STEPS]),
             num_targets=window.num_targets,
             starts_epoch=window.starts_epoch,
         )
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches where they are computed: as they are for the CPU, on their way in time for CUDA."""
+    if device.type != "cuda":
+        return batches
+    return sent_ahead(batches, pin=Tensor.pin_memory, send=lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def sent_ahead(
+    batches: Iterator[Batch], *, pin: Callable[[Tensor], Tensor], send: Callable[[Tensor], Tensor]
+) -> Iterator[Batch]:
+    """Gives a batch once the next one is prepared and sent, while the device still computes with the one before.
+
+    The copies wait in line with the device's work, and take it some microseconds: a line of their own would not pay.
+
+    Args:
+        batches: on the CPU.
+        pin: copies a tensor to memory from which the device reads by itself.
+        send: begins to copy such a tensor to the device, and does not wait for it.
+    """
+    waiting: Batch | None = None
+    for batch in batches:
+        sent = _moved(_moved(batch, pin), send)
+        if waiting is not None:
+            yield waiting
+        waiting = sent
+    if waiting is not None:
+        yield waiting
+
+
+def _moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
+    return batch._replace(
+        inputs_TL=move(batch.inputs_TL),
+        targets=tuple(move(each) for each in batch.targets),
+        rows_N=None if batch.rows_N is None else move(batch.rows_N),
+        short_L=None if batch.short_L is None else move(batch.short_L),
+        keys_SL=move(batch.keys_SL),
+    )
 
 
 class StepLoader:

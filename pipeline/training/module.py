@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.order import Order
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.checkpoint import OWN_KEY, all_finite
 from pipeline.training.collectives import Collectives
@@ -47,6 +48,7 @@ class LanguageModelModule(lightning.LightningModule):
     Args:
         model: with its weights drawn.
         plan: the tiling of the training split.
+        order: in which an epoch reads it.
         optim: the section.
         total_steps: steps of the whole run.
         validate_every: steps between validations; the one at the run's end may stand between two of them.
@@ -70,6 +72,7 @@ class LanguageModelModule(lightning.LightningModule):
         model: LanguageModel,
         *,
         plan: LanePlan,
+        order: Order,
         optim: OptimConfig,
         total_steps: int,
         validate_every: int,
@@ -83,6 +86,7 @@ class LanguageModelModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.plan = plan
+        self.order = order
         self.optim = optim
         self.total_steps = total_steps
         self.validate_every = validate_every

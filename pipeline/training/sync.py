@@ -311,7 +311,11 @@ class Sync(Callback):
                     epoch=epoch,
                     window=window,
                     num_tokens=module.plan.targets_in(window),
-                    tokens=module.plan.lane_ranges(window),
+                    tokens=[
+                        stored
+                        for start, stop in module.plan.lane_ranges(window)
+                        for stored in module.order.stored(epoch, start, stop) or [(start, stop)]
+                    ],
                 )
 
     def _write_replayed(self, module: LanguageModelModule, step: int) -> None:

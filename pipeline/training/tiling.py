@@ -8,6 +8,8 @@ import json
 from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
+from pipeline.corpus.order import Order
+from pipeline.errors import ConfigError
 from pipeline.masking import without_credentials
 
 CUTOFFS = (2000, 10000)  # where nobody gives any
@@ -41,6 +43,9 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     values = flat(config)
     names = [name for name in values if name.startswith(("model.", "optim."))]
     names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
+    names.append("stream.order")
+    if config.stream.order == "blocks":
+        names.append("stream.block_tokens")
     if config.optim.schedule.kind == "plateau":
         names.append("checkpoint.validate_every_steps")
     if config.init_from is not None:
@@ -63,6 +68,26 @@ def lane_plan(config: Config, manifest: Manifest) -> LanePlan:
         num_lanes=config.stream.num_lanes,
         bptt=config.stream.bptt,
     )
+
+
+def epoch_order(config: Config, manifest: Manifest) -> Order:
+    """In which order an epoch reads the training split.
+
+    Raises:
+        ConfigError: there are fewer than two whole blocks, so that none could change its place.
+    """
+    num_tokens, stream = manifest.splits["train"].num_tokens, config.stream
+    if stream.order == "sequential":
+        return Order(num_tokens=num_tokens)
+    order = Order(num_tokens=num_tokens, block_tokens=stream.block_tokens, seed=stream.seed)
+    if order.num_blocks < 2:
+        most = num_tokens // 2
+        mend = f"stream.block_tokens={most} or less, or " if most >= stream.bptt else ""
+        raise ConfigError(
+            f"stream.block_tokens={stream.block_tokens} makes fewer than 2 whole blocks of the corpus' {num_tokens}"
+            f" targets, so that there is nothing to put in another order; use {mend}stream.order=sequential"
+        )
+    return order
 
 
 def total_steps(config: Config, plan: LanePlan) -> int:

@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
+from pipeline.corpus.order import Order
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import last_name, masked_tree
@@ -50,7 +51,7 @@ from pipeline.scoring.perplexity import score_tokens
 from pipeline.training.about import about_run, checkpoint_reference, corpus_reference
 from pipeline.training.collectives import Collectives
 from pipeline.training.dashboards import GuardedTracker, NoTracker, Reference, Tracker, WandbTracker
-from pipeline.training.data import Batch, StepLoader, read_batches
+from pipeline.training.data import Batch, StepLoader, on_device, read_batches
 from pipeline.training.module import LanguageModelModule
 from pipeline.training.monitor import Monitor, Reporter
 from pipeline.training.origin import load_origin, origin_path
@@ -63,7 +64,7 @@ from pipeline.training.parts import (
 )
 from pipeline.training.saving import BackgroundIO, Checkpointer
 from pipeline.training.sync import LOST, Cadence, Host, Suspicion, Sync
-from pipeline.training.tiling import lane_plan, run_identity
+from pipeline.training.tiling import epoch_order, lane_plan, run_identity
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def _go_on(
     """
     config, run, limit, io = job.config, job.run, job.total_steps, BackgroundIO(world_size=ranks.world_size)
     assert config.data is not None
-    plan = lane_plan(config, manifest)
+    plan, order = lane_plan(config, manifest), epoch_order(config, manifest)
     events = ranks.agree(lambda: read_events(run) if ranks.first else [])
     standing = _standing(ledger, events)
     first_step = ranks.from_first(ranks.agree(lambda: 0 if ledger is None else _first_step(config, io, ledger, events)))
@@ -229,11 +230,18 @@ def _go_on(
     ranks.agree(lambda: _check_weights(io, model))
     lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
     batches = partial(
-        _batches, open_split(config.data, manifest, "train"), plan, lanes=lanes, seed=config.stream.seed, model=model
+        _batches,
+        open_split(config.data, manifest, "train"),
+        plan,
+        order=order,
+        lanes=lanes,
+        seed=config.stream.seed,
+        model=model,
     )
     module = LanguageModelModule(
         model,
         plan=plan,
+        order=order,
         optim=config.optim,
         total_steps=limit,
         validate_every=config.checkpoint.validate_every_steps or plan.num_windows,
@@ -312,7 +320,9 @@ def _go_on(
     )
     trainer = _trainer(place, job, [io], [sync, monitor, checkpointer])
     loader = StepLoader(
-        lambda start: batches(start, limit), current_step=lambda: trainer.global_step, total_steps=limit
+        lambda start: on_device(batches(start, limit), trainer.strategy.root_device),
+        current_step=lambda: trainer.global_step,
+        total_steps=limit,
     )
     try:
         resumed = checkpoint_path(run, first_step) if first_step else None
@@ -357,7 +367,15 @@ def _take_weights(model: LanguageModel, init_from: str, ranks: Collectives, *, i
 
 
 def _batches(
-    tokens: TokenSequence, plan: LanePlan, start: int, stop: int, *, lanes: range, seed: int, model: LanguageModel
+    tokens: TokenSequence,
+    plan: LanePlan,
+    start: int,
+    stop: int,
+    *,
+    order: Order,
+    lanes: range,
+    seed: int,
+    model: LanguageModel,
 ) -> Iterator[Batch]:
     """A rank's batches of steps [start, stop)."""
     return read_batches(
@@ -369,6 +387,7 @@ def _batches(
         seed=seed,
         prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
+        order=order,
     )
 
 

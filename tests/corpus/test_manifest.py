@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pipeline.corpus import manifest as module
 from pipeline.corpus.manifest import (
     Manifest,
     Shard,
@@ -143,6 +144,9 @@ def test_a_removed_manifest_is_gone(tmp_path):
         (lambda content: content["splits"]["train"]["shards"][0].update(name="../x"), "../x leads out of the corpus"),
         (lambda content: content["splits"]["train"]["shards"][0].update(name="a/../../x"), "leads out of the corpus"),
         (lambda content: content["splits"]["train"]["shards"][0].update(name="/x"), "/x leads out of the corpus"),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="x/.."), "x/.. leads out of the corpus"),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="s3://x"), "s3://x leads out of the"),
+        (lambda content: content["splits"]["train"]["shards"][0].update(name="a::b"), "a::b leads out of the corpus"),
         (lambda content: content.update(vocabulary_sha256="0" * 63), "vocabulary_sha256: "),
     ],
 )
@@ -208,6 +212,64 @@ def test_the_fingerprint_is_of_the_tokens_and_not_of_the_place():
     assert len({base, *changed}) == len(changed) + 1
 
 
+def test_the_fingerprint_is_kept_in_the_file_and_not_computed_as_it_is_read(tmp_path, monkeypatch):
+    made = manifest()
+    write_manifest(made, str(tmp_path))
+    assert json.loads((tmp_path / "manifest.json").read_text())["fingerprint"] == made.fingerprint
+    monkeypatch.setattr(module, "_fingerprint", None)
+    assert read_manifest(str(tmp_path)).fingerprint == made.fingerprint
+
+
+def test_a_manifest_of_before_gets_its_fingerprint_and_is_equal_to_the_one_made_anew(tmp_path):
+    made = manifest()
+    tree = made.model_dump(mode="json")
+    del tree["fingerprint"]
+    (tmp_path / "manifest.json").write_text(json.dumps(tree))
+    assert read_manifest(str(tmp_path)) == made
+    assert made.fingerprint == "4b2b68c5a1249113cb79b8ba4b9f36e4bacab6278c12d9e90c082c9f28eeef11"
+
+
+def test_a_split_alone_has_a_fingerprint_of_its_own():
+    one = Split(shards=(shard(),), num_tokens=5, num_unk=2)
+    both = manifest(splits={"train": one, "valid": one})
+    assert both.only("train") == manifest(splits={"train": one})
+    assert both.only("train").fingerprint != both.fingerprint
+
+
+@pytest.mark.parametrize("fingerprint", [None, 7, "0" * 63])
+def test_a_fingerprint_that_is_none_is_refused(tmp_path, fingerprint):
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(manifest().model_dump(mode="json") | {"fingerprint": fingerprint})
+    )
+    with pytest.raises(
+        CorpusError, match=r"manifest\.json is no manifest: fingerprint: .*; run `python -m jobs prepare`"
+    ):
+        read_manifest(str(tmp_path))
+
+
+def test_a_fingerprint_that_is_not_that_of_the_shards_is_refused_where_digests_are_checked(corpus):
+    true = read_manifest(str(corpus)).fingerprint
+    tree = json.loads((corpus / "manifest.json").read_text()) | {"fingerprint": DIGEST}
+    (corpus / "manifest.json").write_text(json.dumps(tree))
+    verify(corpus)  # of sizes alone
+    with pytest.raises(CorpusError) as refusal:
+        verify(corpus, digests=True)
+    assert str(refusal.value) == (
+        f"{corpus}/manifest.json does not have the fingerprint of its shards: found {DIGEST}, needed {true};"
+        " run `python -m jobs prepare` again"
+    )
+
+
+@pytest.mark.parametrize("what", ["sha256", "num_tokens"])
+def test_a_shard_that_was_exchanged_in_the_manifest_is_found_by_the_fingerprint(corpus, what):
+    tree = json.loads((corpus / "manifest.json").read_text())
+    first, second = tree["splits"]["train"]["shards"][:2]
+    first[what], second[what] = second[what], first[what]
+    (corpus / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(CorpusError, match="does not have the fingerprint of its shards"):
+        verify(corpus, digests=True)
+
+
 # --- the checks
 
 
@@ -263,6 +325,28 @@ def test_a_shard_that_cannot_be_read_is_a_problem_too(corpus):
     found = check_shards(str(corpus), whole.model_copy(update={"splits": {"t": split}}), digests=True)
     assert len(found) == 1
     assert found[0].startswith("train/00002.arrow: cannot be read (")
+
+
+def test_names_with_dots_within_are_taken(tmp_path):
+    name = "train/a..b/.c./...x.arrow"
+    split = Split(shards=(shard(name=name),), num_tokens=5, num_unk=0)
+    write_manifest(manifest(splits={"train": split}), str(tmp_path))
+    assert read_manifest(str(tmp_path)).splits["train"].shards[0].name == name
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 64])
+def test_each_shard_is_looked_at_however_many_a_thread_takes(corpus, monkeypatch, at_once):
+    monkeypatch.setattr(module, "SIZES_AT_ONCE", at_once)
+    for name in ("train/00000.arrow", "train/00002.arrow", "valid/00000.arrow"):
+        (corpus / name).unlink()
+    found = [problem.partition(":")[0] for problem in problems(corpus, digests=False)]
+    assert found == ["train/00000.arrow", "train/00002.arrow", "valid/00000.arrow"]
+    monkeypatch.chdir(corpus.parent)
+    assert (
+        problems(corpus.name, digests=False)
+        == problems(f"file://{corpus}", digests=False)
+        == problems(corpus, digests=False)
+    )
 
 
 @pytest.mark.parametrize(("num_bad", "more"), [(1, ""), (3, ""), (4, "; and 1 more")])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sequences import Ids
 
+from pipeline.corpus import stream
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.stream import EOS, read_window, read_windows
 
@@ -182,3 +183,65 @@ def test_windows_are_read_when_they_are_asked_for():
     assert tokens.reads == 0
     assert next(windows).step == 3
     assert tokens.reads == 2
+
+
+# --- windows that are read together
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 30), st.integers(0, 40), st.sampled_from([1, 300, 4000, 1 << 23]))
+def test_windows_read_together_are_those_read_alone(plan, start, more, group_bytes):
+    tokens, lanes = counting(plan.num_targets), range(plan.num_lanes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "GROUP_BYTES", group_bytes)
+        together = list(read_windows(tokens, plan, start=start, stop=start + more, lanes=lanes))
+    assert [window.step for window in together] == list(range(start, start + more))
+    for window in together:
+        assert_equal(window, read_window(tokens, plan, step=window.step, lanes=lanes))
+
+
+def test_what_is_read_before_it_is_needed_is_bounded():
+    """By the bytes of a group, by the end of the steps, and at first by the one window that is wanted."""
+
+    class Counted(Ids):
+        num_read = 0
+
+        def read(self, start, stop):
+            self.num_read += stop - start
+            return super().read(start, stop)
+
+    plan = LanePlan(num_targets=100_000, num_lanes=4, bptt=5)
+    tokens = Counted(np.arange(100_000))
+    windows = read_windows(tokens, plan, start=3, stop=5003, lanes=range(1, 3))
+    given = ahead = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "GROUP_BYTES", 80 * 50)  # 50 windows of two lanes
+        for window in windows:
+            given += window.inputs_TL.size
+            if given == 10:
+                assert tokens.num_read == 2 * 6
+            ahead = max(ahead, tokens.num_read - given)
+    assert 49 * 10 <= ahead <= 50 * 10 + 2 * (5000 // 50 + 8)  # each group reads a lane's first input again
+    assert given == 5000 * 10
+    assert tokens.num_read <= given + 2 * (5000 // 50 + 8)  # and nothing beyond the last step
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_what_is_written_into_a_window_is_seen_in_no_other(step):
+    plan = LanePlan(num_targets=23, num_lanes=2, bptt=3)
+    expected = list(read_windows(counting(23), plan, start=0, stop=4, lanes=range(2)))
+    found = list(read_windows(counting(23), plan, start=0, stop=4, lanes=range(2)))
+    found[step].inputs_TL[:] = found[step].targets_N[:] = -1
+    for each in {*range(4)} - {step}:
+        assert_equal(found[each], expected[each])
+    assert found[step].inputs_TL.flags.c_contiguous
+
+
+def test_how_far_is_read_ahead():
+    def ahead(num_lanes, bptt):
+        plan = LanePlan(num_targets=10**9, num_lanes=num_lanes, bptt=bptt)
+        return stream.windows_at_once(plan, num_lanes=num_lanes)
+
+    assert ahead(128, 70) == ahead(1, 1) == ahead(20, 35) == 64
+    assert ahead(1024, 70) == 14
+    assert ahead(100_000, 70) == 1

@@ -1,8 +1,11 @@
 """Token shards: bytes are a function of the tokens, and a reader sees exactly them or refuses."""
 
 import hashlib
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import astuple
+from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -365,3 +368,42 @@ def test_any_damaged_byte_is_refused_or_harmless_but_never_a_crash(tmp_path, sma
     assert num_refused > len(whole) // 20
     path.write_bytes(whole)
     assert sequence_of(tmp_path, [shard]).read(0, 5).tolist() == [5, 6, 7, 8, 9]
+
+
+WRITTEN_AND_READ = """
+import sys
+import numpy as np
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.manifest import Manifest, Shard, Split, check_shards, read_manifest, write_manifest
+from pipeline.corpus.order import Order
+from pipeline.corpus.stream import read_windows
+from pipeline.corpus.tokens import TokenSequence, write_shard
+
+data, size = sys.argv[1], int(sys.argv[2])
+made = write_shard(f"{data}/a.arrow", [np.arange(90)], vocabulary_fingerprint="0" * 64, vocab_size=size, source="")
+shard = Shard(name="a.arrow", num_tokens=90, size_bytes=made.size_bytes, sha256=made.sha256, source="")
+split = Split(shards=(shard,), num_tokens=90, num_unk=1)
+known = {"vocab_size": size, "vocabulary_fingerprint": "0" * 64}
+write_manifest(Manifest(splits={"train": split}, configuration={}, tool_version="0", **known), data)
+manifest = read_manifest(data)
+assert check_shards(data, manifest, digests=True) == []
+tokens = TokenSequence(data, shards=manifest.splits["train"].shards, **known)
+plan, order = LanePlan(num_targets=90, num_lanes=3, bptt=4), Order(num_tokens=90, block_tokens=7)
+assert sum(len(window.targets_N) for window in read_windows(tokens, plan, start=0, stop=8, lanes=range(3))) == 90
+list(read_windows(tokens, plan, start=0, stop=8, lanes=range(3), order=order))
+print("pandas" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("vocab_size", [100, 70_000])
+def test_shards_are_written_and_read_without_pandas(tmp_path, vocab_size):
+    """Most conversions of pyarrow load it, which takes each process 0.2 s."""
+    assert find_spec("pandas") is not None
+    done = subprocess.run(
+        [sys.executable, "-c", WRITTEN_AND_READ, str(tmp_path), str(vocab_size)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False"]

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from support.sequences import Ids
 
 from pipeline.corpus.lanes import LanePlan, rank_lanes
+from pipeline.corpus.order import Order
 from pipeline.corpus.stream import read_windows
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
-from pipeline.training.data import StepLoader, read_batches
+from pipeline.training.data import KEY_STEPS, StepLoader, on_device, read_batches, sent_ahead
 
 CUTOFFS = (3, 7)
 
@@ -95,6 +96,98 @@ def test_the_masks_of_a_step_differ_from_epoch_to_epoch():
     first, _, again = batches_of(drawn_ids(20), plan, stop=3, lanes=range(2))
     assert first.inputs_TL.tolist() == again.inputs_TL.tolist()
     assert first.keys_SL.tolist() != again.keys_SL.tolist()
+
+
+@pytest.mark.parametrize("start", [0, 5, 31])
+def test_keys_that_are_drawn_together_are_those_of_each_step(start):
+    plan = LanePlan(num_targets=20, num_lanes=2, bptt=5)
+    batches = batches_of(drawn_ids(20), plan, start=start, stop=start + 2 * KEY_STEPS + 3, lanes=[1])
+    assert len(batches) == 2 * KEY_STEPS + 3
+    for step, batch in enumerate(batches, start):
+        assert batch.keys_SL.tolist() == lane_keys(seed=5, step=step, lanes=[1], num_sites=3).tolist()
+
+
+def test_batches_of_an_order_are_those_of_its_windows():
+    plan, tokens = LanePlan(num_targets=47, num_lanes=3, bptt=5), drawn_ids(47)
+    order = Order(num_tokens=47, block_tokens=6, seed=2)
+    prepare = partial(split_targets, cutoffs=CUTOFFS)
+    given = {"start": 0, "stop": 9, "lanes": range(3), "order": order}
+    batches = read_batches(tokens, plan, **given, seed=5, prepare_targets=prepare, num_sites=3)
+    for batch, window in zip(batches, read_windows(tokens, plan, **given), strict=True):
+        assert batch.inputs_TL.tolist() == window.inputs_TL.tolist()
+        assert words_of(batch.targets, cutoffs=CUTOFFS).tolist() == window.targets_N.tolist()
+
+
+# --- the way to the device
+
+
+def test_a_batch_is_given_out_once_the_next_is_on_its_way():
+    plan, told = LanePlan(num_targets=26, num_lanes=2, bptt=5), []  # the third window is short
+    expected = batches_of(drawn_ids(26), plan, stop=4, lanes=range(2))
+
+    def noted(what):
+        def move(tensor):
+            told.append((what, len(taken)))
+            return tensor.clone()
+
+        return move
+
+    taken = []
+    for batch in sent_ahead(iter(expected), pin=noted("pin"), send=noted("send")):
+        taken.append(batch)
+        sent = sum(what == "send" for what, _ in told)
+        pinned = sum(what == "pin" for what, _ in told)
+        batches_sent = min(len(taken) + 1, 4)
+        assert sent == pinned == sum(map(num_tensors, expected[:batches_sent]))
+    assert len(taken) == 4
+    for found, wanted in zip(taken, expected, strict=True):
+        assert found.num_targets == wanted.num_targets
+        assert found.starts_epoch == wanted.starts_epoch
+        for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or (torch.equal(one, other) and one.dtype == other.dtype and one is not other)
+    assert list(sent_ahead(iter(()), pin=noted("pin"), send=noted("send"))) == []
+    assert len(list(sent_ahead(iter(expected[:1]), pin=noted("pin"), send=noted("send")))) == 1
+
+
+def tensors_of(batch):
+    return [batch.inputs_TL, *batch.targets, batch.rows_N, batch.short_L, batch.keys_SL]
+
+
+def num_tensors(batch):
+    return sum(each is not None for each in tensors_of(batch))
+
+
+def test_each_batch_is_pinned_before_it_is_sent():
+    plan = LanePlan(num_targets=26, num_lanes=2, bptt=5)
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def send(tensor):
+        assert any(tensor is each for each in pinned)
+        return tensor.to("meta")
+
+    batches = list(sent_ahead(iter(batches_of(drawn_ids(26), plan, stop=3, lanes=range(2))), pin=pin, send=send))
+    assert {each.device.type for batch in batches for each in tensors_of(batch) if each is not None} == {"meta"}
+
+
+def test_the_cpu_gets_its_batches_as_they_are():
+    batches = iter(batches_of(drawn_ids(26), LanePlan(num_targets=26, num_lanes=2, bptt=5), stop=3, lanes=range(2)))
+    assert on_device(batches, torch.device("cpu")) is batches
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gets_the_same_batches():
+    plan = LanePlan(num_targets=26, num_lanes=2, bptt=5)
+    expected = batches_of(drawn_ids(26), plan, stop=4, lanes=range(2))
+    for found, wanted in zip(on_device(iter(expected), torch.device("cuda")), expected, strict=True):
+        for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or (one.is_cuda and torch.equal(one.cpu(), other))
 
 
 # --- the loader

@@ -96,6 +96,7 @@ CASES = {
         "checkpoint.validate_every_steps=4",
     ],
     "tied, full softmax": ["model.tied=true", "model.embedding_size=5", "model.softmax.kind=full"],
+    "blocks": ["stream.order=blocks", "stream.block_tokens=20", "stream.state=carry"],
 }
 
 
