@@ -111,6 +111,10 @@ class Manifest(Section):
         """The manifest of the same corpus with one of its splits alone."""
         return self.model_copy(update={"splits": {split: self.splits[split]}})
 
+    def shards_of(self, *splits: str) -> list[Shard]:
+        """The shards of those of some splits that the corpus has."""
+        return [shard for name in splits if name in self.splits for shard in self.splits[name].shards]
+
     @property
     def fingerprint(self) -> str:
         """sha256 of what defines the token sequences: vocabulary, and shards' digests and token counts in order.
