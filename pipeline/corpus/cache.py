@@ -57,6 +57,7 @@ PART = ".part"
 NAME = re.compile(rf"[0-9a-f]{{64}}({re.escape(PART)})?")
 LOCK_NAME = ".lock"
 PIECE_BYTES = 8 << 20  # of a fetch
+LAG_STEPS = 2  # by which a rank may be ahead of another of its machine, and have left what that one still needs
 NUM_THREADS = 2  # of a rank, that fetch ahead
 TRIES = 2  # of a fetch whose bytes are not the manifest's
 POLL_SECONDS = 0.02  # between two looks for a shard that another process fetches
@@ -116,6 +117,13 @@ class Future:
                     seen.add(index)
                     yield self._shards[index]
             step += stop - window
+
+    def leaving(self, step: int) -> set[str]:
+        """The shards that are used now and no longer in a few steps: nobody fetches them ahead of need any more."""
+        epoch, window = self._plan.position(step)
+        stop = min(window + LAG_STEPS, self._plan.num_windows)
+        after = self._shards_in(epoch, stop, stop + 1) if stop < self._plan.num_windows else ()
+        return {self._shards[index].sha256 for index in set(self._shards_in(epoch, window, stop)).difference(after)}
 
     def chunk_of(self, step: int) -> int:
         """The first window of those that are looked at together with a step's."""
@@ -287,6 +295,7 @@ class ShardCache:
         self._data, self._folder, self._limit_bytes, self._digests = data, Path(folder), limit_bytes, digests
         self._future = future
         self._sound: set[str] = set()  # shards whose digest this process knows to be right
+        self._left: set[str] = set()  # shards that a lane has come to the end of in this step
         self._releases: list[Callable[[], None]] = []
         self._waited_seconds, self._num_waits = 0.0, 0
         self._step: int | None = None
@@ -326,13 +335,20 @@ class ShardCache:
             self._num_waits += 1
         return found
 
+    def leave(self, shard: Shard) -> None:
+        """Tells that a lane reads on beyond a shard's end, so that it may go for one that is needed at once."""
+        self._left.add(shard.sha256)
+
     def at(self, step: int) -> None:
         """Tells how far the lanes have come, before that step's windows are read; shards are fetched from there on."""
         if self._future is None:
             return
         if self._waited_seconds > TOLD_SECONDS:
-            log.info("step %d waited %.1f s for %d token shard(s)", step, self._waited_seconds, self._num_waits)
+            log.info(
+                "step %d waited %.1f s for %d token shard(s)", self._step or 0, self._waited_seconds, self._num_waits
+            )
         self._waited_seconds, self._num_waits = 0.0, 0
+        self._left = set()
         if self._future.starts_epoch(step):
             self._release()
         with self._moved:
@@ -381,9 +397,10 @@ class ShardCache:
 
     def _fetch_next(self, step: int) -> bool:
         """Fetches the next shard that is not there; whether there was one and room for it."""
-        there = self._held()
+        assert self._future is not None
+        there, leaving = self._held(), self._future.leaving(step)
         for shard in self._within_bound(step):
-            if shard.sha256 in there or shard.sha256 + PART in there:
+            if shard.sha256 in leaving or shard.sha256 in there or shard.sha256 + PART in there:
                 continue
             try:
                 if self._fetch(shard, ahead=True):
@@ -452,7 +469,7 @@ class ShardCache:
             if file is None:
                 return False
             try:
-                self._fill(file, shard)
+                self._fill(file, shard, ahead=ahead)
                 os.fsync(file)
                 part.rename(self._folder / shard.sha256)
             except BaseException:
@@ -494,6 +511,8 @@ class ShardCache:
         if ahead:
             fresh = {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS} - self._own
             order = [name for name in order[: order.index(shard.sha256)] if name not in fresh]
+        else:
+            order.sort(key=lambda name: name not in self._left)
         going = []
         with ExitStack() as locks:
             for name in order:
@@ -507,7 +526,7 @@ class ShardCache:
             for name in going:
                 (self._folder / name).unlink(missing_ok=True)
 
-    def _fill(self, file: int, shard: Shard) -> None:
+    def _fill(self, file: int, shard: Shard, *, ahead: bool) -> None:
         """Writes a shard's bytes and compares them with the manifest."""
         path = storage.join(self._data, shard.name)
         for attempt in range(1, TRIES + 1):
@@ -515,7 +534,7 @@ class ShardCache:
             os.lseek(file, 0, os.SEEK_SET)
             try:
                 for piece in storage.read_pieces(path, PIECE_BYTES):
-                    if self._ended:
+                    if ahead and self._ended:
                         raise _EndedError
                     num_bytes += len(piece)
                     if num_bytes <= shard.size_bytes:

@@ -178,7 +178,7 @@ class TokenSequence:
             shards: the shards of the split, in order.
             vocabulary_fingerprint: what each shard's metadata must carry.
             vocab_size: decides the type that each shard must have.
-            cache: of a remote corpus; a shard that is read to its end makes room there.
+            cache: of a remote corpus; a shard beyond whose end is read makes room there.
             most_open: shards at once.
         """
         self._data = data
@@ -211,6 +211,9 @@ class TokenSequence:
         for index, first, last in _parts(self._starts, start, stop):
             self._copy(index, first, last, found[filled : filled + last - first])
             filled += last - first
+            if self._cache is not None and filled < len(found):  # where it ends, the next read begins with its last
+                self._opened.pop(index, None)
+                self._cache.leave(self._shards[index])
         return found
 
     def _copy(self, index: int, first: int, last: int, out: npt.NDArray[np.int64]) -> None:
@@ -220,8 +223,6 @@ class TokenSequence:
         for number, begin, end in _parts(starts, first, last):
             out[filled : filled + end - begin] = batches[number][begin:end]
             filled += end - begin
-        if self._cache is not None and last == self._shards[index].num_tokens:
-            self._opened.pop(index, None)
 
     def _open(self, index: int) -> _OpenShard:
         found = self._opened.pop(index, None) or _open_shard(
