@@ -370,6 +370,7 @@ class ShardCache:
     # --- ahead of need
 
     def _start(self) -> None:
+        self._trim()
         for number in range(NUM_THREADS):
             thread = threading.Thread(target=self._fetch_ahead, name=f"shards-{number}", daemon=True)
             self._threads.append(thread)
@@ -505,9 +506,8 @@ class ShardCache:
         self, shard: Shard, held: Mapping[str, os.stat_result], lack: int, *, ahead: bool, forced: bool
     ) -> None:
         """Removes shards, or none if not enough of them may go."""
-        used = {name: status.st_mtime for name, status in held.items() if not name.endswith(PART)}
-        coming = [] if self._future is None else (each.sha256 for each in self._future.coming(self._step or 0))
-        order = eviction_order(used | {shard.sha256: math.inf}, coming)
+        used = _last_uses(held)
+        order = eviction_order(used | {shard.sha256: math.inf}, self._coming())
         if ahead:
             fresh = {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS} - self._own
             order = [name for name in order[: order.index(shard.sha256)] if name not in fresh]
@@ -525,6 +525,20 @@ class ShardCache:
                 raise _NoRoomError(in_flight=any(name.endswith(PART) for name in held))
             for name in going:
                 (self._folder / name).unlink(missing_ok=True)
+
+    def _trim(self) -> None:
+        """Removes what is beyond the bound, which may have been larger before, and what nobody has mapped."""
+        with self._told(), self._alone(), ExitStack() as locks:
+            held = self._held()
+            excess = sum(each.st_size for each in held.values()) - self._limit_bytes
+            for name in eviction_order(_last_uses(held), self._coming()):
+                if excess > 0 and self._nobody_has(self._folder / name, locks):
+                    (self._folder / name).unlink(missing_ok=True)
+                    excess -= held[name].st_size
+
+    def _coming(self) -> Iterator[str]:
+        if self._future is not None:
+            yield from (shard.sha256 for shard in self._future.coming(self._step or 0))
 
     def _fill(self, file: int, shard: Shard, *, ahead: bool) -> None:
         """Writes a shard's bytes and compares them with the manifest."""
@@ -615,6 +629,11 @@ class ShardCache:
     @property
     def _own(self) -> set[str]:
         return set() if self._future is None else self._future.names
+
+
+def _last_uses(held: Mapping[str, os.stat_result]) -> dict[str, float]:
+    """Of the whole shards."""
+    return {name: status.st_mtime for name, status in held.items() if not name.endswith(PART)}
 
 
 def _write(file: int, piece: bytes) -> None:

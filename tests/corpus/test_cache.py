@@ -426,6 +426,17 @@ def test_what_is_being_fetched_counts_and_is_waited_for(store, make, tmp_path):
     assert names_in(tmp_path / "shards") == [store.shards[1].sha256]
 
 
+def test_a_bound_that_is_smaller_than_before_holds_from_the_first_step(store, make, tmp_path):
+    store.add(40, 40, 40, 40)
+    other = make()
+    maps = [other.open(shard) for shard in store.shards]
+    plan = LanePlan(num_targets=160, num_lanes=1, bptt=5)
+    del maps[2:]
+    make(limit=2 * store.largest, future=store.future(plan)).at(0)
+    assert names_in(tmp_path / "shards") == sorted(shard.sha256 for shard in store.shards[:2])
+    assert bytes(maps[0])
+
+
 def test_what_is_no_shard_is_neither_counted_nor_removed(store, make, tmp_path):
     store.add(40, 40)
     (tmp_path / "shards").mkdir()
