@@ -40,7 +40,13 @@ def main(arguments: Sequence[str]) -> None:
     train.main(overrides)
     print("3/3 evaluate", flush=True)
     request = EvaluateConfig(
-        run=config.run, data=config.data, split="test", checkpoint="best", accelerator=config.accelerator
+        run=config.run,
+        data=config.data,
+        split="test",
+        checkpoint="best",
+        accelerator=config.accelerator,
+        cache_gb=None,
+        cache_folder=None,
     )
     Console().print(_table(storage.absolute(config.run), read_manifest(config.data), evaluate_shown(request)))
 

@@ -5,13 +5,17 @@ a corpus that is missing, damaged, of another vocabulary or without the split.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pipeline.config import EvaluateConfig, given
-from pipeline.corpus.manifest import check_fingerprint, read_manifest, verify_corpus
+from pipeline.corpus.cache import Future, ShardCache, open_cache
+from pipeline.corpus.lanes import LanePlan
+from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest, verify_corpus
+from pipeline.corpus.order import Order, ranges_of
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import MASK
-from pipeline.scoring.perplexity import Score, score_tokens, score_unigram
+from pipeline.scoring.perplexity import WINDOW_TOKENS, Score, score_tokens, score_unigram
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
 
@@ -64,13 +68,46 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
             f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
             " corpus"
         )
-    tokens = open_split(data, manifest, config.split)
-    vocabulary = verify_corpus(data, manifest.only(config.split), digests=True)
-    model = trained.model.to(device)
+    num_scored = 0
+    with _cache(data, manifest, config, trained) as cache:
+        tokens = open_split(data, manifest, config.split, cache=cache)
+        vocabulary = verify_corpus(data, manifest.only(config.split), digests=cache is None)  # or when fetched
+
+        def on_scored(num_tokens: int) -> None:
+            nonlocal num_scored
+            num_scored += num_tokens
+            if cache is not None:
+                cache.at(num_scored // WINDOW_TOKENS)
+            progress(num_tokens, len(tokens))
+
+        model = trained.model.to(device)
+        if cache is not None:
+            cache.at(0)
+        score = score_tokens(model, tokens, progress=on_scored)
+        unigram = score_unigram(tokens, counts_V=vocabulary.counts)
     return Evaluation(
         split=config.split,
-        score=score_tokens(model, tokens, progress=lambda scored: progress(scored, len(tokens))),
-        unigram=score_unigram(tokens, counts_V=vocabulary.counts),
+        score=score,
+        unigram=unigram,
         oov_rate=manifest.splits[config.split].oov_rate,
         trained=trained,
     )
+
+
+def _cache(
+    data: str, manifest: Manifest, config: EvaluateConfig, trained: TrainedModel
+) -> AbstractContextManager[ShardCache | None]:
+    """This machine's cache of a remote corpus: as the run has it, or as is given."""
+    stream = trained.config.stream
+    stream = stream.model_copy(
+        update={
+            "cache_gb": config.cache_gb or stream.cache_gb,
+            "cache_folder": config.cache_folder or stream.cache_folder,
+        }
+    )
+    shards, future = manifest.shards_of(config.split), None
+    if num_tokens := sum(shard.num_tokens for shard in shards):
+        plan = LanePlan(num_targets=num_tokens, num_lanes=1, bptt=WINDOW_TOKENS)
+        ranges = ranges_of(plan, Order(num_tokens=num_tokens), [0])
+        future = Future(shards, plan, ranges, total_steps=2 * plan.num_windows)  # read twice
+    return open_cache(data, shards, stream=stream, num_lanes=1, future=future)

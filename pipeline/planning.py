@@ -24,7 +24,7 @@ from pipeline.run import checkpoint
 from pipeline.run.folder import check_run_folder
 from pipeline.run.ledger import read_events
 from pipeline.run.plan import GB, HOUR_SECONDS, Forecast, Memory, shown_bytes, write_plan
-from pipeline.runner import begins_at, check_splits, check_workers, with_places
+from pipeline.runner import begins_at, check_room, check_splits, check_workers, with_places
 from pipeline.training.tiling import epoch_order, fitted_model, lane_plan, total_steps
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def plan(config: PlanConfig) -> Forecast:
     tiling = lane_plan(config, manifest)
     epoch_order(config, manifest)  # which refuses blocks that do not fit
     check_workers(config, None)
+    check_room(config, manifest, None)
     steps, events = total_steps(config, tiling), [] if run is None else read_events(run)
     begins_at(config, manifest, total_steps=steps, events=events)
     found = _forecast(config, manifest, tiling, run=run, began=began)

@@ -16,6 +16,7 @@ from pipeline import console, storage
 from pipeline.cluster.backends import choose_backend
 from pipeline.cluster.launchers import Rank, find_rank, started_by_machine
 from pipeline.config import Config, given
+from pipeline.corpus.cache import check_cache
 from pipeline.corpus.lanes import check_world_size
 from pipeline.corpus.manifest import Manifest, read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
@@ -124,6 +125,7 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     plan = lane_plan(config, manifest)
     epoch_order(config, manifest)  # which refuses blocks that do not fit
     check_workers(config, rank)
+    check_room(config, manifest, rank)
     limit = total_steps(config, plan)
     events = read_events(str(config.run))
     first_step = begins_at(config, manifest, total_steps=limit, events=events)
@@ -151,8 +153,9 @@ def launch(plan: Plan) -> Result:
     backend = choose_backend(job.config.cluster, plan.rank)
     if not plan.writes:
         return backend.run(_work, job, plan.rank)
-    digests = job.config.stream.verify == "digest"
-    verify_corpus(str(job.config.data), plan.manifest, digests=digests)
+    data = str(job.config.data)
+    digests = job.config.stream.verify == "digest" and storage.is_local(data)  # of others when they are fetched
+    verify_corpus(data, plan.manifest, digests=digests)
     with _opened(plan) as end:
         result = backend.run(_work, job, plan.rank)
         end(result.stop or result.lost or (result.bad and result.bad[1]))
@@ -267,6 +270,8 @@ def with_places(config: SomeConfig, *, needed: Sequence[str]) -> SomeConfig:
     update: dict[str, object] = {name: storage.absolute(place) for name, place in places.items() if place is not None}
     if (folder := config.tracking.prometheus_folder) is not None:
         update["tracking"] = config.tracking.model_copy(update={"prometheus_folder": storage.absolute(folder)})
+    if (folder := config.stream.cache_folder) is not None:
+        update["stream"] = config.stream.model_copy(update={"cache_folder": storage.absolute(folder)})
     found = config.model_copy(update=update)
     if found.init_from is not None and origin_run(found.init_from) == str(found.run).rstrip("/"):
         raise ConfigError(f"init_from={config.init_from} is the run itself; use another run=FOLDER, or init_from=null")
@@ -312,6 +317,20 @@ def check_workers(config: Config, rank: Rank | None) -> None:
         check_world_size(num_lanes, rank.world_size, name="the number of processes started")
     check_world_size(num_lanes, cluster.num_workers or 1, name="cluster.num_workers")
     check_world_size(num_lanes, cluster.min_workers or 1, name="cluster.min_workers")
+
+
+def check_room(config: Config, manifest: Manifest, rank: Rank | None) -> None:
+    """Refuses a cache of a remote corpus that is too small, where it is known how many lanes this machine will have.
+
+    Each worker looks again, on its machine.
+    """
+    num_lanes = config.stream.num_lanes
+    if rank is not None:
+        num_lanes = num_lanes * rank.ranks_here // rank.world_size
+    elif config.cluster.kind == "ray":
+        num_lanes = 1
+    shards = manifest.shards_of("train", "valid")
+    check_cache(str(config.data), shards, stream=config.stream, num_lanes=num_lanes)
 
 
 def begins_at(config: Config, manifest: Manifest, *, total_steps: int, events: Sequence[Event]) -> int:

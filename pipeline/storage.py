@@ -488,6 +488,13 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
+def read_pieces(path: str, num_bytes: int) -> Iterator[bytes]:
+    """The whole file in order, so many bytes at a time."""
+    with open_read(path) as file, _reached(path):
+        while piece := file.read(num_bytes):
+            yield piece
+
+
 def read_or_nothing(path: str) -> bytes:
     """The whole file; nothing where there is none.
 

@@ -123,6 +123,10 @@ class EvaluateConfig(Section):
     """Which checkpoint: best (by validation nats), last, or the step of one that is kept."""
     accelerator: Literal["auto", "cpu", "cuda"]
     """The device to score on; auto: CUDA where there is a GPU."""
+    cache_gb: Positive | None
+    """Disk of this machine, in GB, for token shards of a remote corpus; null: as the run has it."""
+    cache_folder: str | None
+    """Where on this machine they are kept; null: as the run has it."""
 
 
 class VerifyConfig(Section):

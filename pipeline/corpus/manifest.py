@@ -120,6 +120,10 @@ class Manifest(Section):
         """What the fingerprint must be."""
         return _fingerprint(splits=self.splits, vocabulary_fingerprint=self.vocabulary_fingerprint)
 
+    def shards_of(self, *splits: str) -> list[Shard]:
+        """The shards of those of some splits that the corpus has."""
+        return [shard for name in splits if name in self.splits for shard in self.splits[name].shards]
+
 
 def _fingerprint(*, splits: Mapping[str, Split], vocabulary_fingerprint: str, **_others: object) -> str:
     shards = {name: [[shard.sha256, shard.num_tokens] for shard in split.shards] for name, split in splits.items()}

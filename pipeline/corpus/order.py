@@ -14,7 +14,7 @@ inside (cycle walking). Source: Black and Rogaway 2002, "Ciphers with arbitrary 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
@@ -116,6 +116,15 @@ def stored_ranges(
     assert order.num_tokens == plan.num_targets, f"an order of {order.num_tokens} tokens for {plan.num_targets} targets"
     starts, stops = lane_places(plan, lanes=lanes, window_start=window_start, window_stop=window_stop)
     return order.stored_of_each(epoch, np.where(stops > starts, np.maximum(starts - 1, 0), stops), stops)
+
+
+def ranges_of(plan: LanePlan, order: Order, lanes: Lanes) -> Callable[[int, int, int], list[list[Range]]]:
+    """`stored_ranges` of some lanes as a function of (epoch, window_start, window_stop)."""
+
+    def ranges(epoch: int, window_start: int, window_stop: int) -> list[list[Range]]:
+        return stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window_start, window_stop=window_stop)
+
+    return ranges
 
 
 def lane_places(plan: LanePlan, *, lanes: Lanes, window_start: int, window_stop: int) -> tuple[_Ints, _Ints]:

@@ -83,6 +83,7 @@ def read_windows(
     stop: int,
     lanes: Sequence[int],
     order: Order | None = None,
+    most_at_once: int | None = None,
 ) -> Iterator[Window]:
     """The windows of steps [start, stop).
 
@@ -96,10 +97,11 @@ def read_windows(
         stop: the end of the steps, exclusive.
         lanes: their numbers, in the order in which the window has them.
         order: in which an epoch reads the split; None: as it lies.
+        most_at_once: windows that are read together; None: `windows_at_once`.
     """
     order = order or Order(num_tokens=plan.num_targets)
     numbers = np.asarray(lanes, dtype=np.int64)
-    most = windows_at_once(plan, num_lanes=len(numbers))
+    most = most_at_once or windows_at_once(plan, num_lanes=len(numbers))
     step, size = start, 1
     while step < stop:
         epoch, window = plan.position(step)

@@ -16,13 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.corpus.cache import ShardCache
 from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, Shard
-from pipeline.corpus.vocabulary import MEND, UNK, UNK_WORD, Vocabulary, open_mapped
+from pipeline.corpus.vocabulary import MEND, UNK, UNK_WORD, Vocabulary
 from pipeline.errors import CorpusError, reason_of
 
 BATCH_TOKENS = 1 << 20
 MAX_UINT16_VOCAB = 1 << 16
 COUNTED_TOKENS = 1 << 22  # at least, at a time
+MOST_OPEN = 512  # shards of a split at once, so that a process stays far below what a system allows of maps and files
 
 Ids = npt.NDArray[np.integer]
 _OpenShard = tuple[list[Ids], list[int]]  # the record batches, on the memory map; where each begins, and the last ends
@@ -156,10 +158,20 @@ def _count(data: str, shards: Sequence[Shard], vocabulary: Vocabulary) -> npt.ND
 class TokenSequence:
     """All shards of a split as one sequence of tokens.
 
-    Local shards are memory-mapped, others read into memory; each when it is first read from, and it then stays open.
+    Local shards are memory-mapped where they lie, others from this machine's cache, or without one read into memory;
+    each when it is first read from. The ones that were read from last stay open.
     """
 
-    def __init__(self, data: str, *, shards: Sequence[Shard], vocabulary_fingerprint: str, vocab_size: int) -> None:
+    def __init__(
+        self,
+        data: str,
+        *,
+        shards: Sequence[Shard],
+        vocabulary_fingerprint: str,
+        vocab_size: int,
+        cache: ShardCache | None = None,
+        most_open: int = MOST_OPEN,
+    ) -> None:
         """Takes what the manifest says; opens nothing yet.
 
         Args:
@@ -167,37 +179,60 @@ class TokenSequence:
             shards: the shards of the split, in order.
             vocabulary_fingerprint: what each shard's metadata must carry.
             vocab_size: decides the type that each shard must have.
+            cache: of a remote corpus; a shard beyond whose end is read makes room there.
+            most_open: shards at once.
         """
         self._data = data
         self._shards = tuple(shards)
         self._fingerprint = vocabulary_fingerprint
         self._type = token_type(vocab_size)
         self._starts = list(accumulate((shard.num_tokens for shard in self._shards), initial=0))
-        self._opened: dict[int, _OpenShard] = {}
+        self._opened: dict[int, _OpenShard] = {}  # the one that was read from last at the end
+        self._cache, self._most_open = cache, most_open
+        if cache is not None:
+            cache.on_release(self.close)
 
     def __len__(self) -> int:
         """Number of tokens."""
         return self._starts[-1]
+
+    def close(self) -> None:
+        """Lets go of all shards; the next read opens those that it needs."""
+        self._opened.clear()
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens [start, stop) of the sequence, across every joint, as a copy: int64 [stop - start].
 
         Raises:
             CorpusError: a shard is missing, truncated or not the manifest's.
+            ConfigError: a remote shard cannot be fetched or kept.
         """
         assert 0 <= start <= stop <= len(self), f"[{start}, {stop}) is not within [0, {len(self)})"
-        pieces: list[Ids] = [np.empty(0, dtype=np.int64)]
+        found, filled = np.empty(stop - start, dtype=np.int64), 0
         for index, first, last in _parts(self._starts, start, stop):
-            batches, starts = self._open(index)
-            pieces += [batches[number][begin:end] for number, begin, end in _parts(starts, first, last)]
-        return np.concatenate(pieces)
+            self._copy(index, first, last, found[filled : filled + last - first])
+            filled += last - first
+            if self._cache is not None and filled < len(found):  # where it ends, the next read begins with its last
+                self._opened.pop(index, None)
+                self._cache.leave(self._shards[index])
+        return found
+
+    def _copy(self, index: int, first: int, last: int, out: npt.NDArray[np.int64]) -> None:
+        """Copies tokens of one shard; a function of its own, so that no view is left of a shard that is let go of."""
+        batches, starts = self._open(index)
+        filled = 0
+        for number, begin, end in _parts(starts, first, last):
+            out[filled : filled + end - begin] = batches[number][begin:end]
+            filled += end - begin
 
     def _open(self, index: int) -> _OpenShard:
-        if index not in self._opened:
-            self._opened[index] = _open_shard(
-                self._data, self._shards[index], fingerprint=self._fingerprint, type_=self._type
-            )
-        return self._opened[index]
+        found = self._opened.pop(index, None) or _open_shard(
+            self._data, self._shards[index], fingerprint=self._fingerprint, type_=self._type, cache=self._cache
+        )
+        self._opened[index] = found
+        for stale in list(self._opened)[: -self._most_open]:
+            self._opened.pop(stale, None)
+        return found
 
 
 def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
@@ -215,11 +250,13 @@ def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, 
         start, index = end, index + 1
 
 
-def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType) -> _OpenShard:
+def _open_shard(
+    data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType, cache: ShardCache | None
+) -> _OpenShard:
     """Opens a shard and compares it with the manifest."""
     path = storage.join(data, shard.name)
     try:
-        schema, batches = _read_batches(path)
+        schema, batches = _read_batches(path if cache is None else cache.open(shard))
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(f"token shard {path} cannot be read ({reason_of(error)}); {MEND}") from error
     expected = pa.field("token", type_, nullable=False)
@@ -238,13 +275,20 @@ def _open_shard(data: str, shard: Shard, *, fingerprint: str, type_: pa.DataType
     return views, starts
 
 
-def _read_batches(path: str) -> tuple[pa.Schema, list[pa.RecordBatch]]:
-    """Schema and record batches of an Arrow file, on its memory map if it lies on this machine."""
-    reader = open_mapped(path)
-    batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    for batch in batches:
-        batch.validate()  # whether the buffers are as long as the header says
-    return reader.schema, batches
+def _read_batches(place: str | pa.Buffer) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Schema and record batches of an Arrow file: of its memory map if it lies on this machine.
+
+    The batches keep the map; the file itself is closed, as a process may have few of them open.
+    """
+    if isinstance(place, str) and storage.is_local(place):
+        source = pa.memory_map(storage.resolve(place)[1])
+    else:
+        source = pa.BufferReader(storage.read_bytes(place) if isinstance(place, str) else place)
+    with source, pa.ipc.open_file(source) as reader:
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate()  # whether the buffers are as long as the header says
+        return reader.schema, batches
 
 
 def _fields(schema: Iterable[pa.Field]) -> str:

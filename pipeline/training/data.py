@@ -56,17 +56,19 @@ def read_batches(
     prepare_targets: Callable[[NDArray[np.int64]], Targets],
     num_sites: int,
     order: Order | None = None,
+    most_at_once: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of steps [start, stop) for the given lanes.
 
     Args:
-        tokens, plan, lanes, order: as in `stream.read_windows`.
+        tokens, plan, lanes, order, most_at_once: as in `stream.read_windows`.
         seed: the experiment's; with step and lane it draws the dropout masks.
         prepare_targets: the output layer's.
         num_sites: places of the model where dropout stands.
     """
     keys_KSL = np.empty((0, num_sites, len(lanes)), dtype=np.int32)
-    for number, window in enumerate(read_windows(tokens, plan, start=start, stop=stop, lanes=lanes, order=order)):
+    windows = read_windows(tokens, plan, start=start, stop=stop, lanes=lanes, order=order, most_at_once=most_at_once)
+    for number, window in enumerate(windows):
         if number % KEY_STEPS == 0:
             steps = range(window.step, min(window.step + KEY_STEPS, stop))
             keys_KSL = keys_of_steps(seed=seed, steps=steps, lanes=lanes, num_sites=num_sites)

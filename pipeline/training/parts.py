@@ -6,8 +6,9 @@ In: sections of the configuration and the manifest. Out: the parts. Refuses a sp
 import torch
 
 from pipeline.config import ModelConfig
+from pipeline.corpus.cache import ShardCache
 from pipeline.corpus.manifest import Manifest
-from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.tokens import MOST_OPEN, TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.model.language_model import LanguageModel
 from pipeline.training.tiling import fitted_model
@@ -18,13 +19,17 @@ def build_model(model: ModelConfig, *, vocab_size: int) -> LanguageModel:
     return LanguageModel(fitted_model(model, vocab_size=vocab_size), vocab_size=vocab_size)
 
 
-def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
+def open_split(
+    data: str, manifest: Manifest, split: str, *, cache: ShardCache | None = None, num_lanes: int = 1
+) -> TokenSequence:
     """The tokens of a split.
 
     Args:
         data: the corpus folder.
         manifest: of the corpus.
         split: its name.
+        cache: of a remote corpus; None: its shards are read into memory.
+        num_lanes: that read from it here.
 
     Raises:
         CorpusError: the corpus has no such split.
@@ -36,6 +41,8 @@ def open_split(data: str, manifest: Manifest, split: str) -> TokenSequence:
         shards=manifest.splits[split].shards,
         vocabulary_fingerprint=manifest.vocabulary_fingerprint,
         vocab_size=manifest.vocab_size,
+        cache=cache,
+        most_open=MOST_OPEN if cache is None else min(2 * num_lanes, MOST_OPEN),  # at a joint a lane has two
     )
 
 

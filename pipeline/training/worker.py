@@ -22,9 +22,10 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import Manifest, read_manifest
-from pipeline.corpus.order import Order
+from pipeline.corpus.order import Order, ranges_of
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import last_name, masked_tree
@@ -87,8 +88,8 @@ def work(place: Place, job: Job) -> Result:
     if bf16_on_cpu and ranks.first and not bf16_is_native():
         log.warning("precision=bf16 is some ten times slower than precision=fp32 on this CPU, which has no AVX-512")
     environment = getattr(scout.strategy, "cluster_environment", None)
-    here = len(set(ranks.from_all(loopback_identity()))) == 1
-    main_address = HERE if here or environment is None else environment.main_address
+    machines = ranks.from_all(loopback_identity())
+    main_address = HERE if len(set(machines)) == 1 or environment is None else environment.main_address
     job = replace(job, attempt=ranks.from_first(job.attempt))  # one that began later found this attempt in the ledger
     manifest = ranks.agree(lambda: _common_ground(job))
     with ExitStack() as until_the_end:
@@ -99,6 +100,7 @@ def work(place: Place, job: Job) -> Result:
         requests = RequestWatch(run, attempt=job.attempt) if ranks.first else None
         if requests is not None:
             until_the_end.callback(requests.close)
+        cache = ranks.agree(lambda: until_the_end.enter_context(_cache(job, manifest, ranks, machines)))
         host = Here(place, folder, requests)
         skipped: set[int] = set()
         suspicion: Suspicion | None = None
@@ -112,6 +114,7 @@ def work(place: Place, job: Job) -> Result:
                     host=host,
                     folder=folder,
                     ledger=ledger,
+                    cache=cache,
                     main_address=main_address,
                     skipped=skipped,
                     suspicion=suspicion,
@@ -204,6 +207,7 @@ def _go_on(
     host: Host,
     folder: RunFolder | None,
     ledger: Ledger | None,
+    cache: ShardCache | None,
     main_address: str,
     skipped: set[int],
     suspicion: Suspicion | None,
@@ -214,6 +218,7 @@ def _go_on(
         place, job, manifest, ranks: of this worker.
         host: where this worker stands.
         folder, ledger: of the first rank; None on the others.
+        cache: of a remote corpus.
         main_address: of the first rank's machine, as the others reach it.
         skipped: windows that are passed over, counted from 0 as they are; gets those that come to it here.
         suspicion: steps that may have to be passed over; None: none.
@@ -229,15 +234,8 @@ def _go_on(
     model = _model(config, manifest, ranks, identity=identity, first_step=first_step)
     ranks.agree(lambda: _check_weights(io, model))
     lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
-    batches = partial(
-        _batches,
-        open_split(config.data, manifest, "train"),
-        plan,
-        order=order,
-        lanes=lanes,
-        seed=config.stream.seed,
-        model=model,
-    )
+    tokens = open_split(config.data, manifest, "train", cache=cache, num_lanes=len(lanes))
+    batches = partial(_batches, tokens, plan, order=order, lanes=lanes, seed=config.stream.seed, model=model)
     module = LanguageModelModule(
         model,
         plan=plan,
@@ -299,7 +297,7 @@ def _go_on(
         ledger=ledger,
         watchdog=watchdog,
     )
-    valid = open_split(config.data, manifest, "valid") if "valid" in manifest.splits else None
+    valid = open_split(config.data, manifest, "valid", cache=cache) if "valid" in manifest.splits else None
     monitor = Monitor(
         cadence=cadence,
         ranks=ranks,
@@ -320,7 +318,7 @@ def _go_on(
     )
     trainer = _trainer(place, job, [io], [sync, monitor, checkpointer])
     loader = StepLoader(
-        lambda start: on_device(batches(start, limit), trainer.strategy.root_device),
+        lambda start: on_device(batches(start, limit, cache=cache), trainer.strategy.root_device),
         current_step=lambda: trainer.global_step,
         total_steps=limit,
     )
@@ -366,6 +364,26 @@ def _take_weights(model: LanguageModel, init_from: str, ranks: Collectives, *, i
         log.info("beginning with the weights of %s", path)
 
 
+def _cache(
+    job: Job, manifest: Manifest, ranks: Collectives, machines: list[str]
+) -> AbstractContextManager[ShardCache | None]:
+    """This machine's cache of a remote corpus, which knows when the lanes of all its ranks come to which shards.
+
+    Args:
+        job, manifest, ranks: of this worker.
+        machines: what each rank's machine is called.
+    """
+    config, plan = job.config, lane_plan(job.config, manifest)
+    order = epoch_order(config, manifest)
+    here = [rank for rank, machine in enumerate(machines) if machine == machines[ranks.rank]]
+    lanes = [each for rank in here for each in rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=rank)]
+    train = manifest.shards_of("train")
+    ranges = ranges_of(plan, order, lanes)
+    future = Future(train, plan, ranges, total_steps=job.total_steps, run_tokens=order.block_tokens)
+    shards = [*train, *manifest.shards_of("valid")]
+    return open_cache(str(config.data), shards, stream=config.stream, num_lanes=len(lanes), future=future)
+
+
 def _batches(
     tokens: TokenSequence,
     plan: LanePlan,
@@ -376,9 +394,10 @@ def _batches(
     lanes: range,
     seed: int,
     model: LanguageModel,
+    cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
-    """A rank's batches of steps [start, stop)."""
-    return read_batches(
+    """A rank's batches of steps [start, stop); a cache is told of each before it is read, and then it alone is read."""
+    batches = read_batches(
         tokens,
         plan,
         start=start,
@@ -388,7 +407,12 @@ def _batches(
         prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
         order=order,
+        most_at_once=None if cache is None else 1,
     )
+    for step in range(start, stop):
+        if cache is not None:
+            cache.at(step)
+        yield next(batches)
 
 
 def _first_step(config: Config, io: BackgroundIO, ledger: Ledger, events: list[Event]) -> int:
