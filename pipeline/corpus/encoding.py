@@ -249,9 +249,9 @@ def _encoded(part: Part, *, vocabulary: WordIds, corpus: CorpusConfig) -> Iterat
     Raises:
         CorpusError: the unit's bytes are no longer those that were counted.
     """
-    units, digest = observed(held([part.unit]))
+    units, digest = observed(held([part.unit], corpus))
     for block in read_blocks(units[0], corpus):
         words = split_words(block, words=corpus.words, lowercase=corpus.lowercase).dictionary_encode()
         yield vocabulary.find(words.dictionary)[as_numpy(words.indices, np.int32)]
-    if unit_key(part.unit, corpus, digest=digest_of(digest, part.unit, corpus)) != part.counted.key:
+    if unit_key(part.unit, corpus, digest=digest_of(digest, units[0], corpus)) != part.counted.key:
         raise changed(part.unit)

@@ -34,7 +34,7 @@ from pipeline.corpus.readers.reader import Tally
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.sources import ReadDigest, range_digest
 from pipeline.corpus.text import split_words
-from pipeline.corpus.units import WorkUnit, chunks, printable, readable
+from pipeline.corpus.units import WorkUnit, printable, readable
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_SCALAR, LINE_END_SCALAR
 from pipeline.corpus.word_order import sort_words
 from pipeline.errors import CorpusError
@@ -204,7 +204,7 @@ def _read_range(
     units: Sequence[WorkUnit], *, corpus: CorpusConfig, data: str, keep_ids: bool, is_first: bool
 ) -> tuple[list[Counted], int]:
     """What the units of a range left, and how many of them had to be read."""
-    units = held(units)
+    units = held(units, corpus)
     if is_first and units[0].content is None:
         return _read_words(units, None, corpus=corpus, data=data, keep_ids=keep_ids), len(units)
     digest = range_digest(units[0], corpus)
@@ -221,7 +221,7 @@ def _read_range(
     return [found[key] for key in keys], len(missing)
 
 
-def held(units: Sequence[WorkUnit]) -> list[WorkUnit]:
+def held(units: Sequence[WorkUnit], corpus: CorpusConfig) -> list[WorkUnit]:
     """Units of one range with its bytes, if these are not many and all that decides their text; else as they are.
 
     Raises:
@@ -231,9 +231,10 @@ def held(units: Sequence[WorkUnit]) -> list[WorkUnit]:
     with readable(first.path):
         if first.packing is not None and storage.size_bytes(first.path) != first.stop:  # it is unpacked to its end
             raise changed(first)
-        if not READERS[first.format].stores_what_decides or first.size_bytes > HELD_BYTES:
+        content_of = READERS[first.format].content_of
+        if content_of is None or first.size_bytes > HELD_BYTES:
             return list(units)
-        content = b"".join(chunks(first.path, first.start, first.stop))
+        content = b"".join(content_of(first, corpus))
     return [replace(unit, content=content) for unit in units]
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from support.corpora import PACK, Calls, config, corpus_config, digests, words
 
 from pipeline import storage
@@ -97,6 +98,23 @@ def test_a_byte_is_read_once_and_a_word_tokenised_once(tmp_path, monkeypatch, re
     )
     assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh") != before
     assert reads["tokenised"] == 2 * first["tokenised"]  # once in each folder
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("shares", [{}, {"valid_fraction": 0.2, "test_fraction": 0.1}])
+def test_a_column_of_parquet_is_read_once(tmp_path, monkeypatch, reads, shares, groups):
+    texts = words("column", 60_000).splitlines()
+    table = pa.table({"text": texts, "other": ["x" * 20] * len(texts)})
+    path = tmp_path / "texts" / "a.parquet"
+    path.parent.mkdir()
+    parquet.write_table(table, path, compression="none", use_dictionary=False, row_group_size=-(-len(texts) // groups))
+    corpus = corpus_config(train=str(path), **shares)
+    whole = made(corpus, tmp_path / "data")
+    column_bytes = sum(len(text.encode()) + 4 for text in texts)
+    assert column_bytes < reads["a.parquet"] < 1.6 * column_bytes  # and the ends of the file, which say where it lies
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    assert made(corpus, tmp_path / "streamed") == whole
+    assert made(corpus, tmp_path / "data", keep_ids=False) == whole
 
 
 @pytest.mark.parametrize("shares", [{}, {"valid_fraction": 0.2}])

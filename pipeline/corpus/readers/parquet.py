@@ -3,8 +3,10 @@
 Of a file only the bytes of this column decide its text; a file is known by its first bytes, whatever its name.
 """
 
+import io
 import itertools
 from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 import pyarrow.parquet as pq
 
@@ -43,7 +45,7 @@ def cut_at_row_groups(path: str, size_bytes: int, corpus: CorpusConfig) -> list[
 def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents | LargeDocument]:
     """The texts of the unit's row groups."""
     with (
-        storage.open_read(unit.path, ahead=False) as file,
+        _opened(unit, corpus) as file,
         pq.ParquetFile(file, pre_buffer=False, buffer_size=_buffer_bytes(unit.path)) as parquet,
     ):
         row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.start))
@@ -52,6 +54,69 @@ def documents(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[Documents | Larg
         for batch in parquet.iter_batches(num_rows, row_groups=groups, columns=[corpus.text_column], use_threads=False):
             yield from documents_of(batch, unit.path, first_row=row, corpus=corpus)
             row += batch.num_rows
+
+
+def _opened(unit: WorkUnit, corpus: CorpusConfig) -> BinaryIO:
+    """The file; the column's bytes come from the unit's content, where it has them."""
+    file = storage.open_read(unit.path, ahead=False)
+    if unit.content is None:
+        return file
+    with pq.ParquetFile(file) as parquet:
+        groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
+    return cast(BinaryIO, _Held(file, list(itertools.chain.from_iterable(groups)), unit.content))
+
+
+class _Held(io.RawIOBase):
+    """A file some ranges of which are at hand.
+
+    Args:
+        file: the file.
+        spans: first byte and number of bytes of each range.
+        content: their bytes, one after the other.
+    """
+
+    def __init__(self, file: BinaryIO, spans: list[tuple[int, int]], content: bytes) -> None:
+        self._file, self._position = file, 0
+        ends = itertools.accumulate((num_bytes for _, num_bytes in spans), initial=0)
+        self._held = [
+            (first, content[at : at + num_bytes]) for (first, num_bytes), at in zip(spans, ends, strict=False)
+        ]
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves there; returns where that is."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence)
+        self._position = self._file.seek(0, whence) + offset if origin is None else origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes."""
+        first, found = next(
+            ((first, held) for first, held in self._held if first <= self._position < first + len(held)), (0, b"")
+        )
+        if found and 0 <= size <= first + len(found) - self._position:
+            data = found[self._position - first : self._position - first + size]
+        else:
+            self._file.seek(self._position)
+            data = self._file.read(size)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
 
 
 def _buffer_bytes(path: str) -> int:
@@ -71,6 +136,9 @@ def _batch_rows(metadata: pq.FileMetaData, groups: list[int], *, column: str) ->
 
 def stored_column(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     """The bytes of the column in the unit's row groups, as they are stored."""
+    if unit.content is not None:
+        yield unit.content
+        return
     with storage.open_read(unit.path, ahead=False) as file, pq.ParquetFile(file) as parquet:
         groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
     for first, num_bytes in itertools.chain.from_iterable(groups):
@@ -100,5 +168,6 @@ PARQUET = Reader(
     is_packable=False,
     cut=cut_at_row_groups,
     deciding_bytes=stored_column,
+    content=stored_column,
     documents=documents,
 )

@@ -141,6 +141,8 @@ class Reader:
         cut: (path, size in bytes, configuration) → the parts that a task each reads, in order.
         deciding_bytes: (unit, configuration) → bytes that decide the unit's text; if they change, it is prepared anew.
             None: the text itself of all documents of the range, with their line ends.
+        content: (unit, configuration) → the bytes of its range that decide its text, where a unit that has them as its
+            `content` is read from there; so a small range is read once. None: there are none but stored bytes.
         version: to be raised when the same bytes give other text than before.
         documents: (unit, configuration) → the rows of a unit as UTF-8, in order, a batch at a time; with
             `null_rows: skip`, None for a row without text. A row may be a `LargeDocument` in place of a batch. If there
@@ -155,6 +157,7 @@ class Reader:
     is_file: bool = True
     cut: Callable[[str, int, CorpusConfig], list[Span]] = cut_whole
     deciding_bytes: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] | None = stored_bytes
+    content: Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] | None = None
     version: int = 1
     documents: Callable[[WorkUnit, CorpusConfig], Iterator[Documents | LargeDocument]] | None = None
     text: Callable[[WorkUnit], Iterator[bytes]] = text_chunks
@@ -163,6 +166,11 @@ class Reader:
     def stores_what_decides(self) -> bool:
         """Whether the bytes of a unit's range, in their order, decide its text, so that one reading gives both."""
         return self.deciding_bytes in (stored_bytes, text_bytes)
+
+    @property
+    def content_of(self) -> Callable[[WorkUnit, CorpusConfig], Iterator[bytes]] | None:
+        """What a small range's `content` is made of; None where the reader takes none."""
+        return stored_bytes if self.content is None and self.stores_what_decides else self.content
 
     def pieces(
         self, units: Sequence[WorkUnit], corpus: CorpusConfig, tallies: Sequence[Tally]
