@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import CorpusConfig
@@ -19,19 +20,27 @@ from pipeline.corpus.folder import kept_paths, receipt_name, shard_name
 from pipeline.corpus.keys import hashed, unit_key
 from pipeline.corpus.merging import MadeVocabulary
 from pipeline.corpus.phases import Phases
-from pipeline.corpus.reading import COUNTS, Counted, changed, digest_of, held, ids_path, ids_type, observed
+from pipeline.corpus.readers.reader import changed
+from pipeline.corpus.reading import COUNTS, Counted, digest_after, held, ids_path, ids_type, observed
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 from pipeline.corpus.text import split_words
-from pipeline.corpus.tokens import Ids, write_shard
+from pipeline.corpus.tokens import Ids, WrittenShard, write_shard
 from pipeline.corpus.units import SPLITS, WorkUnit
-from pipeline.corpus.vocabulary import open_mapped
 from pipeline.corpus.word_ids import WordIds, word_ids
 
 READ_WORDS = 1 << 20  # of the numbered ones, at a time
 
 
 class KeptIdsError(Exception):
-    """The numbered words of a unit are not what its receipt says; its text is there to be read again."""
+    """What is kept of a unit's words is not what its receipt says; its text is there to be read again.
+
+    Attributes:
+        key: of the unit.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -187,9 +196,16 @@ def encode_shard(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: Cor
     Raises:
         CorpusError: the bytes of a unit that is read are no longer those that were counted.
     """
-    vocabulary_ids = word_ids(vocabulary, data)
-    remapped = partial(_remapped, vocabulary=vocabulary_ids, data=data)
-    encoded = partial(_encoded, vocabulary=vocabulary_ids, corpus=corpus)
+    ids_of = word_ids(vocabulary, data)
+    from_text = {part.counted.key for part in shard.parts if part.counted.ids_sha256 is None}
+
+    def tokens() -> Iterator[Ids]:
+        for part in shard.parts:
+            if part.counted.key in from_text:
+                yield from _encoded(part, vocabulary=ids_of, corpus=corpus)
+            else:
+                yield from _remapped(part, vocabulary=ids_of, data=data)
+
     write = partial(
         write_shard,
         storage.join(data, shard.name),
@@ -197,10 +213,13 @@ def encode_shard(shard: PlannedShard, *, vocabulary: MadeVocabulary, corpus: Cor
         vocab_size=vocabulary.size,
         source=shard.source,
     )
-    try:
-        written = write(ids for part in shard.parts for ids in remapped(part))
-    except KeptIdsError:
-        written = write(ids for part in shard.parts for ids in encoded(part))
+    written: WrittenShard | None = None
+    while written is None:
+        try:
+            written = write(tokens())
+        except KeptIdsError as damaged:
+            from_text.add(damaged.key)
+            storage.remove(kept_paths(data, COUNTS, damaged.key)[1])  # so that a rerun reads the unit, and keeps them
     tallies = [part.counted for part in shard.parts]
     receipt = ShardReceipt(
         shard.key,
@@ -220,14 +239,17 @@ def _remapped(part: Part, *, vocabulary: WordIds, data: str) -> Iterator[Ids]:
     """The tokens of a unit, from its numbered words: each distinct word of a run is looked up once.
 
     Raises:
-        KeptIdsError: the numbered words were not kept, or are not whole.
+        KeptIdsError: the numbered words, or the words that they stand for, are not whole.
     """
-    counted, path = part.counted, ids_path(data, part.counted.key)
-    if counted.ids_sha256 is None or not storage.exists(path):
-        raise KeptIdsError(path)
-    tables = open_mapped(kept_paths(data, COUNTS, counted.key)[0])
+    counted, tables_path = part.counted, kept_paths(data, COUNTS, part.counted.key)[0]
+    if not is_whole(tables_path, sha256=counted.sha256) or not storage.exists(ids_path(data, counted.key)):
+        raise KeptIdsError(counted.key)
     digest = hashlib.sha256()
-    with storage.open_read(path) as file:
+    with (
+        storage.open_read(tables_path, ahead=False) as tables_file,
+        pa.ipc.open_file(tables_file) as tables,
+        storage.open_read(ids_path(data, counted.key)) as file,
+    ):
         for number, num_words in enumerate(counted.words_of_runs):
             distinct = tables.get_batch(number).column(0)
             ids = vocabulary.find(distinct)
@@ -237,10 +259,10 @@ def _remapped(part: Part, *, vocabulary: WordIds, data: str) -> Iterator[Ids]:
                 digest.update(content)
                 rows = np.frombuffer(content, row_type)
                 if len(rows) and rows.max() >= len(ids):
-                    raise KeptIdsError(path)
+                    raise KeptIdsError(counted.key)
                 yield ids[rows]
     if digest.hexdigest() != counted.ids_sha256:
-        raise KeptIdsError(path)
+        raise KeptIdsError(counted.key)
 
 
 def _encoded(part: Part, *, vocabulary: WordIds, corpus: CorpusConfig) -> Iterator[Ids]:
@@ -253,5 +275,5 @@ def _encoded(part: Part, *, vocabulary: WordIds, corpus: CorpusConfig) -> Iterat
     for block in read_blocks(units[0], corpus):
         words = split_words(block, words=corpus.words, lowercase=corpus.lowercase).dictionary_encode()
         yield vocabulary.find(words.dictionary)[as_numpy(words.indices, np.int32)]
-    if unit_key(part.unit, corpus, digest=digest_of(digest, units[0], corpus)) != part.counted.key:
+    if unit_key(part.unit, corpus, digest=digest_after(digest, units[0], corpus)) != part.counted.key:
         raise changed(part.unit)

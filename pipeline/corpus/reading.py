@@ -11,8 +11,10 @@ their bytes, and its words as numbers of rows there, in the smallest unsigned ty
 `encoding` looks up each distinct word of a run once, and each number in a table.
 """
 
+import secrets
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import BinaryIO
@@ -27,17 +29,17 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.blocks import read_shares
 from pipeline.corpus.folder import WORK, kept_paths
-from pipeline.corpus.keys import hashed, unit_key
+from pipeline.corpus.keys import unit_key
 from pipeline.corpus.phases import Kept, Phases
 from pipeline.corpus.readers import READERS
-from pipeline.corpus.readers.reader import Tally
+from pipeline.corpus.readers.reader import Tally, changed
 from pipeline.corpus.receipts import sound_receipt, write_receipt
 from pipeline.corpus.sources import ReadDigest, range_digest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.units import WorkUnit, printable, readable
 from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_SCALAR, LINE_END_SCALAR
 from pipeline.corpus.word_order import sort_words
-from pipeline.errors import CorpusError
+from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import masked
 
 COUNTS = "counts"  # folders of the work folder
@@ -181,22 +183,23 @@ def read_portion(
 
     Raises:
         CorpusError: a file is damaged, or changes while it is read.
+        ConfigError: a file cannot be reached, or the work folder cannot be written to.
     """
     found: list[Counted] = []
-    failed: list[CorpusError] = []
+    failed: list[CorpusError | ConfigError] = []
     num_read = 0
     for units in portion.ranges:
         try:
             counted, num_missing = _read_range(units, corpus=corpus, data=data, keep_ids=keep_ids, is_first=is_first)
-        except CorpusError as error:
+        except (CorpusError, ConfigError) as error:
             span = f" (in {units[0].name})" if portion.unit is None else ""  # of the only range its phase says it
-            failed.append(CorpusError(f"{error}{span}"))
+            failed.append(type(error)(f"{error}{span}"))
             continue
         found += counted
         num_read += num_missing
     if failed:
         more = f" | and {len(failed) - 1} more of {len(portion.ranges)} small files" if len(failed) > 1 else ""
-        raise CorpusError(f"{failed[0]}{more}")
+        raise type(failed[0])(f"{failed[0]}{more}")
     return tuple(found) if num_read else Kept(tuple(found))
 
 
@@ -205,15 +208,16 @@ def _read_range(
 ) -> tuple[list[Counted], int]:
     """What the units of a range left, and how many of them had to be read."""
     units = held(units, corpus)
-    if is_first and units[0].content is None:
-        return _read_words(units, None, corpus=corpus, data=data, keep_ids=keep_ids), len(units)
+    if is_first and units[0].content is None and shows_what_decides(units[0]):
+        with suppress(UnseenError):
+            return _read_words(units, None, corpus=corpus, data=data, keep_ids=keep_ids), len(units)
     digest = range_digest(units[0], corpus)
     keys = [unit_key(unit, corpus, digest=digest) for unit in units]
     found: dict[str, Counted] = {}
     for key in keys:
         path, receipt = kept_paths(data, COUNTS, key)
         kept = sound_receipt(receipt, Counted, key=key, artifact=path)
-        if kept is not None:
+        if kept is not None and (kept.ids_sha256 is not None or not keep_ids):
             found[key] = kept
     missing = [unit for unit, key in zip(units, keys, strict=True) if key not in found]
     if missing:
@@ -238,23 +242,38 @@ def held(units: Sequence[WorkUnit], corpus: CorpusConfig) -> list[WorkUnit]:
     return [replace(unit, content=content) for unit in units]
 
 
-def changed(unit: WorkUnit) -> CorpusError:
-    """What is told of a file that is not what it was."""
-    return CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
-
-
 def observed(units: Sequence[WorkUnit]) -> tuple[list[WorkUnit], ReadDigest]:
     """Units of one range, and what takes the digest of the range while they are read."""
     digest = ReadDigest(units[0])
     return [replace(units[0], observe=digest), *units[1:]], digest
 
 
-def digest_of(digest: ReadDigest, unit: WorkUnit, corpus: CorpusConfig) -> str:
-    """The digest of a range that has been read; its bytes are read once more where the reader did not show them all."""
+class UnseenError(Exception):
+    """A reader did not show all the bytes that decide a range's text."""
+
+
+def shows_what_decides(unit: WorkUnit) -> bool:
+    """Whether whoever observes the reading of a unit sees what decides its text."""
     reader = READERS[unit.format]
-    is_complete = reader.stores_what_decides and digest.num_bytes == unit.stop - unit.start
-    if is_complete or reader.deciding_bytes is None:
-        return digest.hexdigest()
+    return reader.stores_what_decides or reader.deciding_bytes is None
+
+
+def seen_digest(digest: ReadDigest, unit: WorkUnit) -> str:
+    """The digest of a range that has been read.
+
+    Raises:
+        UnseenError: the reader did not show all of it.
+    """
+    stored = READERS[unit.format].deciding_bytes is not None
+    if not shows_what_decides(unit) or (stored and digest.num_bytes != unit.stop - unit.start):
+        raise UnseenError(unit.path)
+    return digest.hexdigest()
+
+
+def digest_after(digest: ReadDigest, unit: WorkUnit, corpus: CorpusConfig) -> str:
+    """The digest of a range that has been read, for comparison with that from before: seen, or else read once more."""
+    with suppress(UnseenError):
+        return seen_digest(digest, unit)
     return range_digest(unit, corpus)
 
 
@@ -267,22 +286,24 @@ def _read_words(
         units: as `held` gives them.
         digest: of the range; None if it is not known yet.
         corpus, data, keep_ids: as in `read_portion`.
+
+    Raises:
+        CorpusError: the range has another digest.
+        UnseenError: it was not known, and the reader did not show it.
     """
     tallies = [Tally() for _ in units]
     watched, found = observed(units)
     with ExitStack() as until_done:
-        names = [hashed([unit.path, unit.start, unit.low, "not known yet"]) for unit in units]
+        names = [f"new-{secrets.token_hex(16)}" for _ in units]
         if digest is not None:
             names = [unit_key(unit, corpus, digest=digest) for unit in units]
         writers = [until_done.enter_context(_Words(data, name, keep_ids=keep_ids)) for name in names]
         for index, block in read_shares(watched, corpus, tallies):
             writers[index].add(split_words(block, words=corpus.words, lowercase=corpus.lowercase))
-        if units[0].content is None:
-            read = digest_of(found, units[0], corpus)
-            if digest not in (None, read):
-                raise changed(units[0])
-            digest = read
-    assert digest is not None
+        if digest is None:
+            digest = seen_digest(found, units[0])
+        elif units[0].content is None and digest_after(found, units[0], corpus) != digest:
+            raise changed(units[0])
     keys = [unit_key(unit, corpus, digest=digest) for unit in units]
     return [writer.publish(key, tally) for writer, key, tally in zip(writers, keys, tallies, strict=True)]
 
@@ -325,7 +346,7 @@ class _Words:
         if self._ids is not None:
             self._ids.write(ids.tobytes())
         # Where the sampling begins depends on what the run holds, so that small runs too are sampled evenly.
-        rows = range(len(ids) % SAMPLE_ROWS, table.num_rows, SAMPLE_ROWS)
+        rows = range(zlib.crc32(ids.tobytes()) % SAMPLE_ROWS, table.num_rows, SAMPLE_ROWS)
         self._samples += [table.column(0)[row].as_py() for row in rows]
         self._words_of_runs.append(len(ids))
         self._num_rows += table.num_rows

@@ -3,6 +3,8 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +16,15 @@ from support.corpora import PACK, Calls, config, corpus_config, digests, words
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
-from pipeline.corpus import reading
+from pipeline.corpus import encoding, reading
 from pipeline.corpus.manifest import read_manifest
 from pipeline.corpus.prepare import prepare
-from pipeline.corpus.readers import dataset
+from pipeline.corpus.readers import READERS, dataset
 from pipeline.corpus.reading import ids_type, numbered
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.word_order import sort_words
+from pipeline.errors import ConfigError
 
 VOCABULARY = {"size": None, "min_count": 1, "path": None}
 
@@ -204,6 +207,149 @@ def test_the_key_of_a_range_is_the_same_whether_it_is_held_or_streamed(tmp_path,
             monkeypatch.setattr(reading, "HELD_BYTES", held_bytes)
             prepare(corpus, str(tmp_path / f"{name}{held_bytes}"), run_tasks=run_here)
         assert digests(tmp_path / f"{name}0") == digests(tmp_path / f"{name}{1 << 20}")
+
+
+def write_column(path, texts):
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pa.table({"text": texts}), path.with_suffix(".new"), compression="none", use_dictionary=False)
+    path.with_suffix(".new").rename(path)
+
+
+def test_a_large_column_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    path = tmp_path / "texts" / "a.parquet"
+    write_column(path, ["old one"] * 20)
+    corpus, read = corpus_config(train=str(path)), reading.read_shares
+
+    def read_then_change(*args):
+        yield from read(*args)
+        write_column(path, ["new two"] * 20)
+
+    with monkeypatch.context() as patch, pytest.raises(reading.CorpusError, match=r"a\.parquet changed while"):
+        patch.setattr(reading, "read_shares", read_then_change)
+        prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+    assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh")
+
+
+def test_a_held_column_whose_file_is_replaced_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "texts" / "a.parquet"
+    write_column(path, ["old one"] * 20)
+    hold = reading.held
+
+    def hold_then_change(*args):
+        found = hold(*args)
+        write_column(path, ["new and longer"] * 20)
+        return found
+
+    monkeypatch.setattr(reading, "held", hold_then_change)
+    with pytest.raises(reading.CorpusError, match=r"a\.parquet changed while"):
+        prepare(corpus_config(train=str(path)), str(tmp_path / "data"), run_tasks=run_here)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 20])
+def test_a_reader_that_opens_its_file_itself_is_not_believed_blindly(tmp_path, monkeypatch, held_bytes):
+    """It shows nothing of what it reads, so that its range is read once more for the digest."""
+    monkeypatch.setattr(reading, "HELD_BYTES", held_bytes)
+    own = replace(READERS["text"], text=lambda unit: iter([Path(unit.path).read_bytes()]))
+    monkeypatch.setitem(READERS, "text", own)
+    path = tmp_path / "a.txt"
+    path.write_text("old one\n")
+    corpus = corpus_config(train=str(path))
+    first = made(corpus, tmp_path / "data")
+    path.write_text("new two\n")
+    assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh") != first
+
+
+def test_null_rows_of_a_data_set_count_though_they_leave_no_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    corpus = corpus_config(source="datasets", dataset="json", train=str(path), null_rows="skip")
+    rows = ['{"text": "a b"}'] * 3
+    for content in (rows, [*rows, *['{"text": null}'] * 3]):
+        path.write_text("\n".join(content) + "\n")
+        manifest = prepare(corpus, str(tmp_path / "data"), run_tasks=run_here)
+        assert manifest.splits["train"].num_null_rows == len(content) - 3
+        fresh = prepare(corpus, str(tmp_path / str(len(content))), run_tasks=run_here)
+        assert fresh == manifest
+
+
+def test_ids_are_kept_again_once_they_are_to_be(texts, tmp_path):
+    whole = made(config(texts), tmp_path / "data", keep_ids=False)
+    assert made(config(texts), tmp_path / "data") == whole
+    assert len(list((tmp_path / "data" / ".work").glob("ids/*"))) > 3
+
+
+def test_of_a_shared_shard_only_the_part_without_ids_is_read_again(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"w{number} x\n" * 9)
+    corpus = corpus_config(train=f"{tmp_path}/texts", shard_tokens=1000)
+    whole = made(corpus, tmp_path / "data")
+    damaged = sorted((tmp_path / "data" / ".work" / "ids").iterdir())[4]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1\1")
+    (tmp_path / "data" / "train" / "00000.arrow").unlink()
+    units, read = [], encoding.read_blocks
+    monkeypatch.setattr(encoding, "read_blocks", lambda unit, *rest: units.append(unit) or read(unit, *rest))
+    assert made(corpus, tmp_path / "data") == whole
+    assert len(units) == 1
+    assert made(corpus, tmp_path / "data") == whole  # reads that unit anew, and keeps its words again
+    (tmp_path / "data" / "train" / "00000.arrow").unlink()
+    assert made(corpus, tmp_path / "data") == whole
+    assert len(units) == 1
+
+
+def test_a_count_table_that_is_damaged_is_not_looked_up(texts, tmp_path):
+    whole = made(config(texts), tmp_path / "data")
+
+    def damage_then_encode(function, items):
+        if function.function.func.__name__ == "encode_shard":
+            for path in (tmp_path / "data" / ".work" / "counts").glob("*.arrow"):
+                content = bytearray(path.read_bytes())
+                at = content.rindex(b"w1")
+                content[at : at + 2] = b"w9"
+                path.write_bytes(content)
+        return run_here(function, items)
+
+    assert made(config(texts), tmp_path / "other", run_tasks=run_here) == whole
+    for path in (tmp_path / "data" / "train").iterdir():
+        path.unlink()
+    assert made(config(texts), tmp_path / "data", run_tasks=damage_then_encode) == whole
+
+
+def test_small_runs_are_sampled_too(tmp_path):
+    (tmp_path / "texts").mkdir()
+    draw = random.Random(3)
+    for number in range(400):
+        (tmp_path / "texts" / f"{number}.txt").write_text(" ".join(f"w{draw.randrange(10**6)}" for _ in range(400)))
+    samples, rows = [], 0
+
+    def watched(function, items):
+        nonlocal rows
+        for index, ended in run_here(function, items):
+            if function.function.func.__name__ == "read_portion":
+                samples.extend(word for counted in ended.result for word in counted.samples)
+                rows += sum(counted.num_rows for counted in ended.result)
+            yield index, ended
+
+    prepare(corpus_config(train=f"{tmp_path}/texts"), str(tmp_path / "data"), run_tasks=watched)
+    assert 0.4 < len(samples) * reading.SAMPLE_ROWS / rows < 2.5
+    assert len({word[:2] for word in samples}) > 3
+
+
+def test_one_file_of_many_that_cannot_be_reached_leaves_the_others_be(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"w{number} x\n")
+    hold = reading.held
+
+    def forbidden(units, corpus):
+        if units[0].path.endswith("4.txt"):
+            raise ConfigError(f"{units[0].path} cannot be reached (forbidden)")
+        return hold(units, corpus)
+
+    monkeypatch.setattr(reading, "held", forbidden)
+    with pytest.raises(ConfigError, match=r"4\.txt cannot be reached \(forbidden\) \(in 4\.txt\[0:5\]\)"):
+        prepare(corpus_config(train=f"{tmp_path}/texts"), str(tmp_path / "data"), run_tasks=run_here)
+    assert len(list((tmp_path / "data" / ".work" / "counts").glob("*.json"))) == 8
 
 
 def test_many_small_files_are_read_by_few_tasks(tmp_path):

@@ -6,6 +6,7 @@ Of a file only the bytes of this column decide its text; a file is known by its 
 import io
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import BinaryIO, cast
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from pipeline import storage
 from pipeline.config import CorpusConfig
 from pipeline.corpus.packing import CHUNK_BYTES
 from pipeline.corpus.readers.columns import BATCH_ROWS, check_column, documents_of
-from pipeline.corpus.readers.reader import LARGE_BYTES, Documents, LargeDocument, Reader, Span
+from pipeline.corpus.readers.reader import LARGE_BYTES, Documents, LargeDocument, Reader, Span, changed
 from pipeline.corpus.units import WorkUnit, chunks
 
 
@@ -61,9 +62,15 @@ def _opened(unit: WorkUnit, corpus: CorpusConfig) -> BinaryIO:
     file = storage.open_read(unit.path, ahead=False)
     if unit.content is None:
         return file
-    with pq.ParquetFile(file) as parquet:
-        groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
-    return cast(BinaryIO, _Held(file, list(itertools.chain.from_iterable(groups)), unit.content))
+    with ExitStack() as on_error:
+        on_error.callback(file.close)
+        with pq.ParquetFile(file) as parquet:
+            groups = column_spans(parquet.metadata, column=corpus.text_column)[unit.start : unit.stop]
+        spans = list(itertools.chain.from_iterable(groups))
+        if sum(num_bytes for _, num_bytes in spans) != len(unit.content):
+            raise changed(unit)
+        on_error.pop_all()
+    return cast(BinaryIO, _Held(file, spans, unit.content))
 
 
 class _Held(io.RawIOBase):

@@ -23,8 +23,10 @@ from pipeline.corpus.units import (
     text_chunks,
     valid_chunks,
 )
+from pipeline.errors import CorpusError
 
 TAIL_BYTES = 4096
+NULL_ROW = b"\xff\0"  # what an observer sees of a row without text: no text has it in it
 LARGE_BYTES = 16 << 20  # a line or a row of more than this is taken in pieces
 
 Documents = list[bytes | None]
@@ -120,6 +122,11 @@ def text_bytes(unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
     return valid_chunks(stored) if unit.is_share and unit.packing is None else stored
 
 
+def changed(unit: WorkUnit) -> CorpusError:
+    """What is told of a file that is not what it was."""
+    return CorpusError(f"{unit.path} changed while it was prepared; leave it as it is and prepare again")
+
+
 # --- the reader
 
 
@@ -192,9 +199,13 @@ class Reader:
         return ((0, piece) for piece in _pieces_of_text(self.text(units[0]), units[0], corpus))
 
     def text_of_range(self, unit: WorkUnit, corpus: CorpusConfig) -> Iterator[bytes]:
-        """The text of all documents of a unit's range, whichever of them the unit wants."""
-        whole = replace(unit, low=0.0, high=1.0)
-        return (piece for _, piece in self.pieces([whole], corpus, [Tally()]))
+        """What an observer sees of a unit's range: the text of all its documents, whichever of them the unit wants."""
+        seen: list[bytes] = []
+        whole = replace(unit, low=0.0, high=1.0, observe=seen.append)
+        for _ in self.pieces([whole], corpus, [Tally()]):
+            yield from seen
+            seen.clear()
+        yield from seen
 
     @property
     def _whole(self) -> bool:
@@ -231,6 +242,8 @@ def _pieces_of_rows(
             yield from _dealt(texts, units)
         else:
             yield 0, b"".join(text for _, text in texts)
+        if observe is not None:
+            observe(NULL_ROW * batch.count(None))  # which leave no text, and are counted all the same
 
 
 def _observed(texts: Iterable[tuple[bytes, bytes]], observe: Callable[[bytes], None]) -> Iterator[tuple[bytes, bytes]]:
