@@ -588,18 +588,21 @@ def move(path: str, target: str) -> None:
     """Gives a file another name in the same file system; what had that name is replaced.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ConfigError: the place cannot be written to or reached.
     """
     if is_local(path):
+        source = Path(resolve(path)[1])
+        source.lstat()  # what is missing is told of the source, and not of where it is to go
         with _writable(target):
-            Path(resolve(path)[1]).replace(resolve(target)[1])
+            source.replace(resolve(target)[1])
         return
     with _reached(path) as (filesystem, name):
         filesystem.mv(name, resolve(target)[1])
 
 
 @contextmanager
-def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
+def publish(path: str, *, lasting: bool = True, shared: bool = False) -> Iterator[BinaryIO]:
     """Writes a file whole or not at all.
 
     On a local disk the bytes go to `<path>.tmp` in the same folder, are flushed to the disk and renamed; the folder is
@@ -611,7 +614,10 @@ def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
     Args:
         path: the name under which the artifact appears; its folder is made if need be.
         lasting: whether it must survive that the machine stops. What can be made anew, and is known by its digest, is
-            not flushed to a local disk, and several processes may write it at once, each to a temporary of its own.
+            not flushed to a local disk.
+        shared: whether several processes may write it at once, as tasks do: a task is tried again while its first trial
+            may still live. Then each has a temporary of its own, `<path>.<8 hexadecimal digits>.tmp`, and whoever
+            made the folder removes what a kill leaves of them. What is not lasting is shared.
 
     Yields:
         a binary file to write to.
@@ -619,15 +625,16 @@ def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: the place cannot be written to or reached, or its disk is full.
     """
-    with _renamed(path, lasting=lasting) if is_local(path) else _uploaded(path) as file:
+    with _renamed(path, lasting=lasting, shared=shared) if is_local(path) else _uploaded(path) as file:
         yield file
 
 
 @contextmanager
-def _renamed(path: str, *, lasting: bool) -> Iterator[BinaryIO]:
+def _renamed(path: str, *, lasting: bool, shared: bool) -> Iterator[BinaryIO]:
     """`publish` on a local disk."""
     target = Path(resolve(path)[1])
-    temporary = target.with_name(f"{target.name}{'' if lasting else '.' + secrets.token_hex(4)}.tmp")
+    own = f".{secrets.token_hex(4)}" if shared or not lasting else ""
+    temporary = target.with_name(f"{target.name}{own}.tmp")
     with _writable(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("wb")
@@ -777,7 +784,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def publish_bytes(path: str, data: bytes, *, lasting: bool = True) -> None:
-    """`publish` for content that is at hand."""
+    """`publish`, by one writer if it is to last, for content that is at hand."""
     with publish(path, lasting=lasting) as file:
         file.write(data)
 

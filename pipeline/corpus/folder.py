@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, CorpusError
 
 WORK = ".work"  # what a rerun need not redo; hidden, so that it is never taken for text or for a folder of the user's
 LOCK_NAME = "lock"
-SHARD_NAME = re.compile(r"\d{5,}\.arrow(\.tmp)?")
+SHARD_NAME = re.compile(r"\d{5,}\.arrow((\.[0-9a-f]{8})?\.tmp)?")  # and what a killed task left of one
 MEND = "use another data=FOLDER"
 
 

@@ -15,6 +15,7 @@ what IEEE 754 rounds correctly (a power of -3/2 is a square root, a product and 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -31,6 +32,7 @@ from pipeline.errors import ConfigError
 FORMAT = 1  # to be raised when the same seed would give other bytes
 RECORD_NAME = ".synthesis.json"  # hidden, as is the lock: whoever reads the folder as text passes them over
 LOCK_NAME = ".synthesis.lock"
+HALF_WRITTEN = re.compile(r"(.*\.txt)(\.[0-9a-f]{8})?\.tmp")  # a file that a killed task left
 MEND = "use another to=FOLDER"
 
 PART_WORDS = 10_000_000
@@ -99,6 +101,9 @@ def synthesize(synthesis: Synthesis, to: str, *, run_tasks: RunTasks, progress: 
     check_target(synthesis, to)
     with locked(storage.join(to, LOCK_NAME), busy=f"to={to} is written to by another process; wait for it or {MEND}"):
         there = check_target(synthesis, to)
+        for path in storage.list_files(to):
+            if HALF_WRITTEN.fullmatch(path.rpartition("/")[2]):
+                storage.remove(path)
         storage.publish_bytes(storage.join(to, RECORD_NAME), _record(synthesis))
         missing = [part for part in _parts(synthesis, to) if _name(part.number) not in there]
         run = Phases(run_tasks, progress or NoProgress(), ())
@@ -123,16 +128,22 @@ def check_target(synthesis: Synthesis, to: str) -> set[str]:
             f" give the same num_words and seed, or {MEND}"
         )
     parts = {_name(part.number) for part in _parts(synthesis, to)} if record else set()
-    if others := sorted(names - parts - {f"{name}.tmp" for name in parts}):
+    if others := sorted(name for name in names if _whole_name(name) not in parts):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(f"to={to} holds {others[0]}{more}, which synthesize did not write there; {MEND}")
     return names & parts
 
 
+def _whole_name(name: str) -> str:
+    """The name itself, or that of the file of which a killed task left a half under this name."""
+    half = HALF_WRITTEN.fullmatch(name)
+    return half[1] if half else name
+
+
 def make_part(part: Part) -> Made:
     """Publishes a file."""
     size_bytes = 0
-    with storage.publish(part.path) as file:
+    with storage.publish(part.path, shared=True) as file:
         for block in made_blocks(part.num_words, seed=part.seed, number=part.number):
             size_bytes += file.write(block)
     return Made(part.num_words, size_bytes)
