@@ -294,23 +294,53 @@ def list_files(pattern: str) -> list[str]:
     Raises:
         ConfigError: a folder on the way cannot be listed; a URL of the web that is no file's, since it lists nothing.
     """
+    return list(list_sizes(pattern))
+
+
+def list_sizes(pattern: str) -> dict[str, int | None]:
+    """`list_files`, with the size of each file in bytes where the listing tells it, as that of an object store does.
+
+    Raises:
+        ConfigError: as there.
+    """
     if is_local(pattern):
-        return _list_local(resolve(pattern)[1])
+        return dict.fromkeys(_list_local(resolve(pattern)[1]))
     if is_web(pattern):
         if "*" in pattern or pattern.endswith("/"):
             raise ConfigError(f"{pattern} names no file, and the web cannot be listed; name each file by its URL")
-        return [pattern] if exists(pattern) else []
+        return {pattern: None} if exists(pattern) else {}
     with _reached(pattern) as (filesystem, name):
         if filesystem.isfile(name):
-            found = [name]
+            found = {name: None}
         elif filesystem.isdir(name):
             root = name.rstrip("/") + "/"
-            found = [str(each) for each in filesystem.find(name) if not str(each).endswith("/")]
-            found = [each for each in found if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
+            listed = {str(each): info for each, info in filesystem.find(name, detail=True).items()}
+            found = {
+                each: info.get("size")
+                for each, info in listed.items()
+                if not each.endswith("/") and not any(part.startswith(".") for part in each[len(root) :].split("/"))
+            }
         else:
-            types = {str(each): info["type"] for each, info in filesystem.glob(name, detail=True).items()}
-            found = [each for each, of in types.items() if of == "file"]
-        return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
+            listed = {str(each): info for each, info in filesystem.glob(name, detail=True).items()}
+            found = {each: info.get("size") for each, info in listed.items() if info["type"] == "file"}
+        return {str(filesystem.unstrip_protocol(each)): found[each] for each in sorted(found)}
+
+
+def sizes_below(folder: str) -> dict[str, int]:
+    """The sizes in bytes of the files below a folder, by their names from there on; without hidden ones.
+
+    An object store is asked for a listing, and not for each file. Empty if there is no such folder.
+
+    Raises:
+        ConfigError: it cannot be listed.
+    """
+    filesystem, name = resolve(folder)
+    root = (name if is_local(folder) else str(filesystem.unstrip_protocol(name))).rstrip("/") + "/"
+    return {
+        path.removeprefix(root): size_bytes(path) if size is None else size
+        for path, size in list_sizes(folder).items()
+        if path.startswith(root)
+    }
 
 
 def folders_in(folder: str) -> list[str]:

@@ -259,6 +259,16 @@ def test_a_line_that_has_no_room_is_told(filled):
 # --- list_files
 
 
+def test_sizes_below_a_folder(root):
+    for name, content in (("f/a", b"1"), ("f/sub/b", b"22"), ("f/.work/c", b"333"), ("g", b"4444")):
+        publish_bytes(storage.join(root, name), content)
+    assert storage.sizes_below(storage.join(root, "f")) == {"a": 1, "sub/b": 2}
+    assert storage.sizes_below(storage.join(root, "f/")) == {"a": 1, "sub/b": 2}
+    assert storage.sizes_below(storage.join(root, "f/.work")) == {"c": 3}
+    for name in ("missing", "g", "[f]"):
+        assert storage.sizes_below(storage.join(root, name)) == {}
+
+
 def fill(folder, *names):
     for name in names:
         publish_bytes(storage.join(folder, *name.split("/")), b"x")

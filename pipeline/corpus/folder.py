@@ -87,7 +87,7 @@ def check_sources(data: str, corpus: CorpusConfig, sources: Sequence[Source]) ->
 
 
 @contextmanager
-def held(data: str) -> Iterator[None]:
+def reserved(data: str) -> Iterator[None]:
     """Keeps a corpus folder to this process until the context or the process ends, however it ends.
 
     In an object store nothing is held: a lock there would be an object, which outlives a process that is killed.

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.corpus.arrays import as_arrow, strings
 from pipeline.corpus.folder import locked
 from pipeline.corpus.phases import NoProgress, Phases, Progress, RunTasks
 from pipeline.errors import ConfigError
@@ -157,7 +158,7 @@ def made_blocks(num_words: int, *, seed: int, number: int) -> Iterator[pa.Buffer
         rare = np.flatnonzero(ranks > SPELLED)
         words = pa.concat_arrays([_common_words(), spell(ranks[rare] - 1)])
         ranks[rare] = np.arange(SPELLED + 1, SPELLED + 1 + len(rare))
-        yield _joined(words.take(_as_arrow(ranks)))
+        yield _joined(words.take(as_arrow(ranks)))
 
 
 def _parts(synthesis: Synthesis, to: str) -> list[Part]:
@@ -231,7 +232,7 @@ def spell(numbers: Integers) -> pa.Array:
         pieces[rest, place] = np.where(left > 0, (left - 1) & (len(SYLLABLES) - 1), len(SYLLABLES))
         rest, left = rest[left > 0], (left[left > 0] - 1) >> DIGIT_BITS
     flat = pieces >= 0
-    joined = pa.array([*SYLLABLES, " "], pa.binary()).take(_as_arrow(pieces[flat]))
+    joined = strings(*SYLLABLES, " ").cast(pa.binary()).take(as_arrow(pieces[flat]))
     offsets = np.frombuffer(joined.buffers()[1], dtype=np.int32)[np.append(0, np.cumsum(flat.sum(axis=1)))]
     return pa.Array.from_buffers(pa.binary(), len(numbers), [None, pa.py_buffer(offsets), joined.buffers()[2]])
 
@@ -239,7 +240,7 @@ def spell(numbers: Integers) -> pa.Array:
 @cache
 def _common_words() -> pa.Array:
     """What stands for the ranks 0 … `SPELLED` in a text."""
-    marks = {rank: pa.array([mark], pa.binary()) for rank, mark in ((LINE_END, b".\n"), (COMMA, b", "))}
+    marks = {rank: strings(mark).cast(pa.binary()) for rank, mark in ((LINE_END, ".\n"), (COMMA, ", "))}
     return pa.concat_arrays([marks[LINE_END], spell(np.array([1])), marks[COMMA], spell(np.arange(2, SPELLED))])
 
 
@@ -247,8 +248,3 @@ def _joined(words: pa.Array) -> pa.Buffer:
     """The bytes of an array of words, one after the other."""
     _, offsets, data = words.buffers()
     return data.slice(0, int(np.frombuffer(offsets, dtype=np.int32)[len(words)]))
-
-
-def _as_arrow(integers: Integers) -> pa.Array:
-    """Without a copy; `pa.array` would load pandas."""
-    return pa.Array.from_buffers(pa.int64(), len(integers), [None, pa.py_buffer(integers)])
