@@ -25,7 +25,7 @@ from torch import nn
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, read_manifest, write_manifest
 from pipeline.corpus.tokens import write_shard
-from pipeline.corpus.vocabulary import count_words, cut_vocabulary, write_vocabulary
+from pipeline.corpus.vocabulary import BATCH_ROWS, SPECIAL, Vocabulary, table_of, write_words
 from pipeline.runner import train
 from pipeline.training.parts import choose_device, open_split
 
@@ -41,8 +41,9 @@ def make_corpus(data: str, *, num_tokens: int) -> None:
     shares = 1 / np.arange(3, VOCAB + 1)
     ids = generator.choice(VOCAB - 2, size=num_tokens, p=shares / shares.sum()) + 2
     names = pa.array([f"w{i:05}" for i in range(2, VOCAB)])
-    vocabulary = cut_vocabulary(count_words(names), size=None, min_count=1)
-    write_vocabulary(vocabulary, f"{data}/vocabulary.arrow")
+    vocabulary = Vocabulary(words=pa.concat_arrays([SPECIAL, names]), counts=np.array([0, 0, *[1] * len(names)]))
+    table = table_of(vocabulary.words, vocabulary.counts)
+    write_words([table], f"{data}/vocabulary.arrow", index_path=None, batch_rows=BATCH_ROWS)
     receipt = write_shard(
         f"{data}/train/00000.arrow",
         [ids],

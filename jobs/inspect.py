@@ -2,7 +2,7 @@
 
 In: `data=FOLDER`. Out: splits, words, what the first words cover, which held-out lines stand in train too, and the
 first windows of lane 0; with `plot=FILE.svg` the counts over the ranks, as SVG and PNG. Refuses a corpus that is not
-what its manifest says; without the extra `report` a picture, after the numbers.
+what its manifest says; without the extra `report` a picture, before the corpus is read.
 """
 
 import json
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     data = given("data", config.data)
     if config.plot is not None and not config.plot.endswith(".svg"):
         raise ConfigError(f"plot={config.plot} is no name of a picture; use plot=FILE.svg")
+    if config.plot is not None:
+        charts.check_installed(verb="inspect")
     found = _inspect_shown(data, config)
     if "--json" in arguments:
         print(json.dumps(as_json(data, found), allow_nan=False))
@@ -118,7 +120,6 @@ def _inspect_shown(data: str, config: InspectConfig) -> Inspection:
 
 def _draw(data: str, found: Inspection, path: str) -> Iterator[str]:
     """Writes the picture as SVG and as PNG; gives their paths."""
-    charts.check_installed(verb="inspect")
     counts = found.vocabulary.counts
     if not found.coverage:
         raise ConfigError(f"data={data} counts no word, so there is nothing to draw; leave plot out")
@@ -224,7 +225,7 @@ def _words(found: Inspection) -> Table:
 
 
 def _cells(word: CountedWord) -> tuple[str, Text, str]:
-    return f"{word.id:,}", Text(printable(word.word[:MOST_CHARACTERS])), f"{word.count:,}"
+    return f"{word.id:,}", Text(escaped(word.word[:MOST_CHARACTERS])), f"{word.count:,}"
 
 
 def _coverage(found: Inspection) -> Table:
@@ -266,10 +267,10 @@ def _windows(found: Inspection) -> Table:
 
 
 def _line(words: Sequence[str]) -> str:
-    return " ".join(printable(each if len(each) <= MOST_CHARACTERS else f"{each[:MOST_CHARACTERS]}…") for each in words)
+    return " ".join(escaped(each if len(each) <= MOST_CHARACTERS else f"{each[:MOST_CHARACTERS]}…") for each in words)
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with what a terminal would obey or hide, such as control characters and turns of direction, escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 

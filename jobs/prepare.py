@@ -26,6 +26,7 @@ from pipeline.submission.standing import shown_seconds
 Clock = Callable[[], float]
 
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal to draw on
+READ = "read"  # the phase that `reading` runs
 ODD: tuple[Outcome, ...] = ("kept", "failed")  # outcomes that are told beside the number of tasks
 
 
@@ -145,8 +146,8 @@ class Bar:
 
     @property
     def input(self) -> Reported | None:
-        """The first phase that reads bytes: it reads the input, once; None if there was none."""
-        return next((phase for phase in self._phases if phase.num_bytes), None)
+        """The phase that reads the input, if its bytes are known; None if there was none."""
+        return next((phase for phase in self._phases if phase.name == READ and phase.num_bytes), None)
 
     def speeds(self, seconds: float) -> Iterator[str]:
         """Of the whole, by the bytes of input and the words that were read in some seconds; without what was kept."""
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str]) -> None:
         PipelineError: the configuration or the text cannot be.
     """
     config = load(Config, arguments)
-    data = check_preparation(config)
+    data, sources = check_preparation(config)
     console = Console()
     begun_seconds = time.monotonic()
     with task_runner(config.cluster) as run_tasks, Bar(console) as bar:
@@ -220,6 +221,7 @@ def main(arguments: Sequence[str]) -> None:
             keep_ids=config.prepare.keep_ids,
             progress=bar,
             extensions=config.extensions,
+            sources=sources,
         )
         seconds = time.monotonic() - ready_seconds
     around_seconds = time.monotonic() - begun_seconds - seconds

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.corpus.manifest import Manifest
     from pipeline.corpus.phases import Progress
+    from pipeline.corpus.units import Source
     from pipeline.evaluation import Evaluation
     from pipeline.runner import Conclusion
     from pipeline.training.restore import TrainedModel
@@ -48,7 +49,7 @@ def prepare(config: Config, *, progress: "Progress | None" = None) -> "Manifest"
     from pipeline.cluster.tasks import task_runner
     from pipeline.corpus.prepare import prepare as prepare_corpus
 
-    data = check_preparation(config)
+    data, sources = check_preparation(config)
     with task_runner(config.cluster) as run_tasks:
         return prepare_corpus(
             config.corpus,
@@ -57,11 +58,12 @@ def prepare(config: Config, *, progress: "Progress | None" = None) -> "Manifest"
             keep_ids=config.prepare.keep_ids,
             progress=progress,
             extensions=config.extensions,
+            sources=sources,
         )
 
 
-def check_preparation(config: Config) -> str:
-    """The corpus folder, if all that can be known before anything is started allows to prepare in it.
+def check_preparation(config: Config) -> "tuple[str, list[Source]]":
+    """The corpus folder and what is to be read, if all that can be known before anything is started allows it.
 
     Raises:
         ConfigError: `data` is missing, or the folder is not one to prepare in.
@@ -73,8 +75,7 @@ def check_preparation(config: Config) -> str:
     data = given("data", config.data)
     if storage.exists(storage.join(data, METRICS_NAME)):
         raise ConfigError(f"data={data} is a run folder, as it holds {METRICS_NAME}; use another data=FOLDER")
-    check_inputs(config.corpus, data)
-    return data
+    return data, check_inputs(config.corpus, data)
 
 
 def train(config: Config) -> "Conclusion":

@@ -294,23 +294,53 @@ def list_files(pattern: str) -> list[str]:
     Raises:
         ConfigError: a folder on the way cannot be listed; a URL of the web that is no file's, since it lists nothing.
     """
+    return list(list_sizes(pattern))
+
+
+def list_sizes(pattern: str) -> dict[str, int | None]:
+    """`list_files`, with the size of each file in bytes where the listing tells it, as that of an object store does.
+
+    Raises:
+        ConfigError: as there.
+    """
     if is_local(pattern):
-        return _list_local(resolve(pattern)[1])
+        return dict.fromkeys(_list_local(resolve(pattern)[1]))
     if is_web(pattern):
         if "*" in pattern or pattern.endswith("/"):
             raise ConfigError(f"{pattern} names no file, and the web cannot be listed; name each file by its URL")
-        return [pattern] if exists(pattern) else []
+        return {pattern: None} if exists(pattern) else {}
     with _reached(pattern) as (filesystem, name):
         if filesystem.isfile(name):
-            found = [name]
+            found = {name: None}
         elif filesystem.isdir(name):
             root = name.rstrip("/") + "/"
-            found = [str(each) for each in filesystem.find(name) if not str(each).endswith("/")]
-            found = [each for each in found if not any(part.startswith(".") for part in each[len(root) :].split("/"))]
+            listed = {str(each): info for each, info in filesystem.find(name, detail=True).items()}
+            found = {
+                each: info.get("size")
+                for each, info in listed.items()
+                if not each.endswith("/") and not any(part.startswith(".") for part in each[len(root) :].split("/"))
+            }
         else:
-            types = {str(each): info["type"] for each, info in filesystem.glob(name, detail=True).items()}
-            found = [each for each, of in types.items() if of == "file"]
-        return sorted(str(filesystem.unstrip_protocol(each)) for each in found)
+            listed = {str(each): info for each, info in filesystem.glob(name, detail=True).items()}
+            found = {each: info.get("size") for each, info in listed.items() if info["type"] == "file"}
+        return {str(filesystem.unstrip_protocol(each)): found[each] for each in sorted(found)}
+
+
+def sizes_below(folder: str) -> dict[str, int]:
+    """The sizes in bytes of the files below a folder, by their names from there on; without hidden ones.
+
+    An object store is asked for a listing, and not for each file. Empty if there is no such folder.
+
+    Raises:
+        ConfigError: it cannot be listed.
+    """
+    filesystem, name = resolve(folder)
+    root = (name if is_local(folder) else str(filesystem.unstrip_protocol(name))).rstrip("/") + "/"
+    return {
+        path.removeprefix(root): size_bytes(path) if size is None else size
+        for path, size in list_sizes(folder).items()
+        if path.startswith(root)
+    }
 
 
 def folders_in(folder: str) -> list[str]:
@@ -588,18 +618,21 @@ def move(path: str, target: str) -> None:
     """Gives a file another name in the same file system; what had that name is replaced.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ConfigError: the place cannot be written to or reached.
     """
     if is_local(path):
+        source = Path(resolve(path)[1])
+        source.lstat()  # what is missing is told of the source, and not of where it is to go
         with _writable(target):
-            Path(resolve(path)[1]).replace(resolve(target)[1])
+            source.replace(resolve(target)[1])
         return
     with _reached(path) as (filesystem, name):
         filesystem.mv(name, resolve(target)[1])
 
 
 @contextmanager
-def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
+def publish(path: str, *, lasting: bool = True, shared: bool = False) -> Iterator[BinaryIO]:
     """Writes a file whole or not at all.
 
     On a local disk the bytes go to `<path>.tmp` in the same folder, are flushed to the disk and renamed; the folder is
@@ -611,7 +644,10 @@ def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
     Args:
         path: the name under which the artifact appears; its folder is made if need be.
         lasting: whether it must survive that the machine stops. What can be made anew, and is known by its digest, is
-            not flushed to a local disk, and several processes may write it at once, each to a temporary of its own.
+            not flushed to a local disk.
+        shared: whether several processes may write it at once, as tasks do: a task is tried again while its first trial
+            may still live. Then each has a temporary of its own, `<path>.<8 hexadecimal digits>.tmp`, and whoever
+            made the folder removes what a kill leaves of them. What is not lasting is shared.
 
     Yields:
         a binary file to write to.
@@ -619,15 +655,16 @@ def publish(path: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: the place cannot be written to or reached, or its disk is full.
     """
-    with _renamed(path, lasting=lasting) if is_local(path) else _uploaded(path) as file:
+    with _renamed(path, lasting=lasting, shared=shared) if is_local(path) else _uploaded(path) as file:
         yield file
 
 
 @contextmanager
-def _renamed(path: str, *, lasting: bool) -> Iterator[BinaryIO]:
+def _renamed(path: str, *, lasting: bool, shared: bool) -> Iterator[BinaryIO]:
     """`publish` on a local disk."""
     target = Path(resolve(path)[1])
-    temporary = target.with_name(f"{target.name}{'' if lasting else '.' + secrets.token_hex(4)}.tmp")
+    own = f".{secrets.token_hex(4)}" if shared or not lasting else ""
+    temporary = target.with_name(f"{target.name}{own}.tmp")
     with _writable(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("wb")
@@ -777,7 +814,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def publish_bytes(path: str, data: bytes, *, lasting: bool = True) -> None:
-    """`publish` for content that is at hand."""
+    """`publish`, by one writer if it is to last, for content that is at hand."""
     with publish(path, lasting=lasting) as file:
         file.write(data)
 

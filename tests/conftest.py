@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import settings
 from support.typed import over
+from support.vocabularies import count_words, cut_vocabulary, write_vocabulary
 
 from pipeline.config import Config, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
-from pipeline.corpus.vocabulary import count_words, cut_vocabulary, merge_counts, write_vocabulary
+from pipeline.corpus.vocabulary import merge_counts
 
 pytest_plugins = ["support.worlds"]
 

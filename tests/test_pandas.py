@@ -32,6 +32,8 @@ def test_no_command_loads_pandas(tmp_path: Path) -> None:
         ["prepare", "data=data", *corpus, *QUIET],
         ["prepare", "data=data", *corpus, *QUIET],  # which finds all of it there
         ["verify", "data=data"],
+        ["inspect", "data=data"],
+        ["synthesize", "to=made", "num_words=1000"],
         ["plan", *run],
         ["train", *run],
         ["evaluate", "run=run", "split=valid"],

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.vocabularies import write_vocabulary
 
 from pipeline.config import Config, groups, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.tokens import write_shard
-from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary, write_vocabulary
+from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary
 from pipeline.runner import train
 from pipeline.training.optimization import learning_rate
 from pipeline.training.parts import build_model, fitted_model

@@ -122,6 +122,34 @@ def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["c.bin"]
 
 
+@pytest.mark.parametrize("how", [{"shared": True}, {"lasting": False}])
+def test_two_writers_of_one_name_do_not_meet(tmp_path, how):
+    """A task that is tried again, while its first trial goes on."""
+    path = str(tmp_path / "c.bin")
+    with publish(path, **how) as first:
+        first.write(b"first, ")
+        first.flush()
+        with publish(path, **how) as second:
+            second.write(b"second")
+        assert read_bytes(path) == b"second"
+        first.write(b"and on")
+        first.flush()
+        assert read_bytes(path) == b"second"
+    assert read_bytes(path) == b"first, and on"
+    assert [each.name for each in tmp_path.iterdir()] == ["c.bin"]
+
+
+def test_a_move_tells_which_of_two_places_is_at_fault(tmp_path):
+    there, missing = str(tmp_path / "a"), str(tmp_path / "b")
+    publish_bytes(there, b"x")
+    with pytest.raises(FileNotFoundError, match=f"'{missing}'"):
+        storage.move(missing, there)
+    with pytest.raises(ConfigError, match=f"{missing}/c cannot be written"):
+        storage.move(there, f"{missing}/c")
+    storage.move(there, missing)
+    assert [each.name for each in tmp_path.iterdir()] == ["b"]
+
+
 def test_publishing_over_a_folder_fails_and_leaves_no_temporary(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
@@ -229,6 +257,16 @@ def test_a_line_that_has_no_room_is_told(filled):
 
 
 # --- list_files
+
+
+def test_sizes_below_a_folder(root):
+    for name, content in (("f/a", b"1"), ("f/sub/b", b"22"), ("f/.work/c", b"333"), ("g", b"4444")):
+        publish_bytes(storage.join(root, name), content)
+    assert storage.sizes_below(storage.join(root, "f")) == {"a": 1, "sub/b": 2}
+    assert storage.sizes_below(storage.join(root, "f/")) == {"a": 1, "sub/b": 2}
+    assert storage.sizes_below(storage.join(root, "f/.work")) == {"c": 3}
+    for name in ("missing", "g", "[f]"):
+        assert storage.sizes_below(storage.join(root, name)) == {}
 
 
 def fill(folder, *names):

@@ -4,7 +4,8 @@ In: `ClusterConfig`, a function of one argument and its items, all of which can 
 order in which they are done, with an error in place of the result of a task that failed, so that the others go on.
 
     a PipelineError     is a value at once: the input is what it is, and another trial would meet it again
-    one of TRANSIENT    a disk, a network or memory fell short: Ray tries the task again, maybe on another machine
+    one of TRANSIENT    memory fell short, or the work folder could not be read: Ray tries the task again, maybe on
+                        another machine. Text that cannot be read, or a place that cannot be written, is a PipelineError
     a worker is gone    or its machine: Ray tries the task again
     anything else       is a mistake of ours, and ends the tasks with its stack trace
 

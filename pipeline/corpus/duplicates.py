@@ -191,6 +191,7 @@ class _Table:
 
     def __init__(self, parts: Iterable[tuple[str, Lines]], *, values: Hashes, hash_bits: int) -> None:
         self.lines = lines_of(np.concatenate([lines.tokens for _, lines in parts]))
+        self._has_unk = _num_known(self.lines) < self.lines.lengths
         self._values, self._mask = values, np.uint64((1 << hash_bits) - 1)
         self._hashes = self._hash(self.lines)
         self._is_found = np.zeros(len(self._hashes), bool)
@@ -220,10 +221,9 @@ class _Table:
         rows = np.flatnonzero(self._is_found[part]) + part.start
         found.num_duplicates += len(rows)
         found.num_duplicate_words += int(self.lines.lengths[rows].sum())
-        has_unk = _num_known(self.lines) < self.lines.lengths
-        found.num_without_unk += int(np.count_nonzero(~has_unk[rows]))
+        found.num_without_unk += int(np.count_nonzero(~self._has_unk[rows]))
         rows = rows[np.sort(np.unique(self._hashes[rows], return_index=True)[1])]
-        for row in rows[np.lexsort((-self.lines.lengths[rows], has_unk[rows]))[:num_examples]]:
+        for row in rows[np.lexsort((-self.lines.lengths[rows], self._has_unk[rows]))[:num_examples]]:
             start = self.lines.starts[row]
             example = self.lines.tokens[start : start + self.lines.lengths[row]].tolist()
             if example not in found.examples:

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, CorpusError
 
 WORK = ".work"  # what a rerun need not redo; hidden, so that it is never taken for text or for a folder of the user's
 LOCK_NAME = "lock"
-SHARD_NAME = re.compile(r"\d{5,}\.arrow(\.tmp)?")
+SHARD_NAME = re.compile(r"\d{5,}\.arrow((\.[0-9a-f]{8})?\.tmp)?")  # and what a killed task left of one
 MEND = "use another data=FOLDER"
 
 
@@ -87,7 +87,7 @@ def check_sources(data: str, corpus: CorpusConfig, sources: Sequence[Source]) ->
 
 
 @contextmanager
-def held(data: str) -> Iterator[None]:
+def reserved(data: str) -> Iterator[None]:
     """Keeps a corpus folder to this process until the context or the process ends, however it ends.
 
     In an object store nothing is held: a lock there would be an object, which outlives a process that is killed.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from pipeline.corpus.arrays import as_arrow
 from pipeline.corpus.duplicates import Duplicates, find_duplicates
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest, Shard, read_manifest, verify_corpus
@@ -178,9 +178,7 @@ def rank_rows(counts: Counts, *, most: int) -> list[Row]:
 
 def words_of(vocabulary: Vocabulary, ids: Ids) -> list[str]:
     """Words by their ids."""
-    # pa.array would import pandas
-    rows = pa.Array.from_buffers(pa.int64(), len(ids), [None, pa.py_buffer(ids.astype(np.int64))])
-    words: list[str] = vocabulary.words.take(rows).to_pylist()
+    words: list[str] = vocabulary.words.take(as_arrow(ids.astype(np.int64))).to_pylist()
     return words
 
 

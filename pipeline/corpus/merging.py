@@ -9,7 +9,9 @@ Refuses: what `vocabulary` refuses of a vocabulary that is given or too small.
     vocabulary    the ranked words of all ranges → one stream by rank
 
 All words are cut into ranges that hold about as many rows. A task holds a bounded number of rows, whatever the corpus:
-a range that turns out too large is cut further by the task that merges it.
+a range that turns out too large is cut further by the task that merges it. The driver and each task that merges hold
+a number of mostly four bytes for each file and range. There are about as many of both as `RANGE_ROWS` goes into the
+rows of all tables, so this grows as the square of the rows: 100 MB for 2.6 billion.
 """
 
 import shutil
@@ -23,6 +25,7 @@ from functools import partial
 from itertools import chain, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -59,8 +62,6 @@ ROW_BYTES = 12  # of a row beside its word
 SORTED_ROWS = 1 << 19  # words that the vocabulary's task sorts at once
 INDEXED_WORDS = 1 << 17  # of a smaller vocabulary, a process makes an index as quickly as it reads one
 
-Range = tuple[str, str | None]  # of words: [first, next); None has no end
-
 
 @dataclass(frozen=True)
 class MadeVocabulary:
@@ -81,17 +82,18 @@ class MadeVocabulary:
     index_sha256: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CutFile:
     """Sums of some count tables, cut at the ends of the ranges.
 
     Attributes:
         path: of the file, in which an Arrow IPC stream for each range follows the other.
-        ends: where each ends, in bytes; one that holds no words has no bytes.
+        ends: where each ends, in bytes, [ranges]; one that holds no words has no bytes. Of the smallest type that
+            holds them.
     """
 
     path: str
-    ends: tuple[int, ...]
+    ends: npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def merge_vocabulary(
     train_keys = [each.key for each in counted]
     given = vocabulary.path
     size = vocabulary.size if given is None else None
-    key = hashed([FORMAT, *sorted(train_keys), size, vocabulary.min_count, given and storage.sha256(given)])
+    given_sha256 = None if given is None else storage.sha256(given)
+    key = hashed([FORMAT, *sorted(train_keys), size, vocabulary.min_count, given_sha256])
     path, receipt = kept_paths(data, VOCABULARY, key)
     kept = sound_receipt(receipt, MadeVocabulary, key=key, artifact=path)
     if kept is not None and _is_index_whole(kept, data):
@@ -150,11 +153,12 @@ def merge_vocabulary(
     cuts = _cuts(counted)
     partition = partial(partition_tables, cuts=cuts, data=data, max_bytes=RANGE_BYTES)
     files = list(chain.from_iterable(run("partition", partition, _groups(counted))))
-    merge = partial(merge_range, data=data, size=size, min_count=vocabulary.min_count, max_bytes=RANGE_BYTES)
-    ranges = [_pieces(files, number) for number in range(len(cuts) + 1)]
-    parts = chain.from_iterable(run("merge", merge, [pieces for pieces in ranges if pieces]))
+    merge = partial(
+        merge_range, files=files, data=data, size=size, min_count=vocabulary.min_count, max_bytes=RANGE_BYTES
+    )
+    parts = chain.from_iterable(run("merge", merge, _ranges_with_words(files)))
     limits = Limits(sorted_rows=SORTED_ROWS, batch_rows=BATCH_ROWS, indexed_words=INDEXED_WORDS)
-    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary, limits=limits)
+    make = partial(make_vocabulary, key=key, data=data, vocabulary=vocabulary, given_sha256=given_sha256, limits=limits)
     (made,) = run("vocabulary", make, [tuple(parts) if counted else None])
     return made
 
@@ -195,10 +199,16 @@ def _groups(counted: Sequence[Counted]) -> list[tuple[tuple[str, int], ...]]:
     return [tuple(group) for group in groups]
 
 
-def _pieces(files: Sequence[CutFile], number: int) -> tuple[Piece, ...]:
+def _ranges_with_words(files: Sequence[CutFile]) -> list[int]:
+    """The numbers of the ranges of which some file holds words."""
+    with_words = [np.flatnonzero(np.diff(each.ends, prepend=each.ends.dtype.type(0))) for each in files]
+    return sorted(set(chain.from_iterable(numbers.tolist() for numbers in with_words)))
+
+
+def _pieces(files: Sequence[CutFile], number: int) -> list[Piece]:
     """Where the words of a range stand."""
-    pieces = (Piece(each.path, each.ends[number - 1] if number else 0, each.ends[number]) for each in files)
-    return tuple(piece for piece in pieces if piece.start < piece.stop)
+    pieces = (Piece(each.path, int(each.ends[number - 1]) if number else 0, int(each.ends[number])) for each in files)
+    return [piece for piece in pieces if piece.start < piece.stop]
 
 
 # --- partition
@@ -253,7 +263,8 @@ def _sum(runs: Sequence[pa.Table]) -> pa.Table:
 
 
 def _publish_cut(run: pa.Table, cuts: Sequence[str], path: str) -> CutFile:
-    places = [*(_place(run, cut) for cut in cuts), run.num_rows]
+    words = run["word"].combine_chunks()
+    places = [*(_place(words, cut) for cut in cuts), run.num_rows]
     ends: list[int] = []
     with storage.publish(path, lasting=False) as file:
         for start, stop in pairwise([0, *places]):
@@ -261,19 +272,31 @@ def _publish_cut(run: pa.Table, cuts: Sequence[str], path: str) -> CutFile:
                 with pa.ipc.new_stream(file, COUNTS_SCHEMA) as writer:
                     writer.write_table(run.slice(start, stop - start))
             ends.append(file.tell())
-    return CutFile(path, tuple(ends))
+    return CutFile(path, np.array(ends, np.min_scalar_type(ends[-1])))
 
 
-def _place(run: pa.Table, word: str) -> int:
-    """The first row of a run whose word is not before this one."""
-    column = run["word"].combine_chunks()
-    return bisect_left(range(len(column)), word.encode(), key=lambda row: column[row].as_py().encode())
+def _place(words: pa.Array, word: str) -> int:
+    """The number of the first of a run's words that is not before this one."""
+    return bisect_left(range(len(words)), word.encode(), key=lambda row: words[row].as_py().encode())
 
 
 # --- merge
 
 
-def merge_range(pieces: Sequence[Piece], *, data: str, size: int | None, min_count: int, max_bytes: int) -> list[Part]:
+def merge_range(
+    number: int, *, files: Sequence[CutFile], data: str, size: int | None, min_count: int, max_bytes: int
+) -> list[Part]:
+    """`merge_pieces` of a range.
+
+    Args:
+        number: of the range.
+        files: in which its words stand among others.
+        data, size, min_count, max_bytes: as there.
+    """
+    return merge_pieces(_pieces(files, number), data=data, size=size, min_count=min_count, max_bytes=max_bytes)
+
+
+def merge_pieces(pieces: Sequence[Piece], *, data: str, size: int | None, min_count: int, max_bytes: int) -> list[Part]:
     """Publishes the ranked sums of a range of words.
 
     Args:
@@ -287,16 +310,26 @@ def merge_range(pieces: Sequence[Piece], *, data: str, size: int | None, min_cou
     Returns:
         the parts of the range, in the order of their words.
     """
-    cuts = _further_cuts(pieces, max_bytes=max_bytes)
     name = hashed([*((piece.path, piece.start, piece.stop) for piece in pieces), size, min_count, max_bytes])
     parts: list[Part] = []
-    for words in zip(["", *cuts], [*cuts, None], strict=True):
-        merged = _sum([_slice(_read(piece), words) for piece in pieces])
-        ranked = rank(merged, size=size, min_count=min_count)
-        path = storage.join(data, WORK, MERGED, f"{name}-{len(parts)}.arrow")
-        write_counts(ranked.words, path)
-        parts.append(Part(path, ranked.num_eos, ranked.num_unk, ranked.most))
+    with tempfile.TemporaryDirectory() as folder:
+        for few in _divided(pieces, folder, max_bytes=max_bytes):
+            ranked = rank(_sum([_read(piece) for piece in few]), size=size, min_count=min_count)
+            path = storage.join(data, WORK, MERGED, f"{name}-{len(parts)}.arrow")
+            write_counts(ranked.words, path)
+            parts.append(Part(path, ranked.num_eos, ranked.num_unk, ranked.most))
     return parts
+
+
+def _divided(pieces: Sequence[Piece], folder: str, *, max_bytes: int) -> Iterator[Sequence[Piece]]:
+    """The pieces, a further range at a time if they are too large together: then each is read and cut into a folder."""
+    cuts = _further_cuts(pieces, max_bytes=max_bytes)
+    if not cuts:
+        yield pieces
+        return
+    files = [_publish_cut(_read(piece), cuts, storage.join(folder, str(number))) for number, piece in enumerate(pieces)]
+    for number in _ranges_with_words(files):
+        yield _pieces(files, number)
 
 
 def _further_cuts(pieces: Sequence[Piece], *, max_bytes: int) -> list[str]:
@@ -326,12 +359,6 @@ def _read(piece: Piece) -> pa.Table:
     return pa.ipc.open_stream(storage.read_range(piece.path, piece.start, piece.stop)).read_all()
 
 
-def _slice(run: pa.Table, words: Range) -> pa.Table:
-    """The rows of a run whose words lie in a range; a copy if they are not all, so that the others can be let go."""
-    start, stop = _place(run, words[0]), run.num_rows if words[1] is None else _place(run, words[1])
-    return run if stop - start == run.num_rows else run.take(as_arrow(np.arange(start, stop)))
-
-
 # --- vocabulary
 
 
@@ -341,6 +368,7 @@ def make_vocabulary(
     key: str,
     data: str,
     vocabulary: VocabularyConfig,
+    given_sha256: str | None,
     limits: Limits,
 ) -> MadeVocabulary:
     """Publishes the vocabulary in the work folder, with an index if it is large, then its receipt.
@@ -350,13 +378,18 @@ def make_vocabulary(
         key: of what it is made of.
         data: the corpus folder.
         vocabulary: which words get an id.
+        given_sha256: digest of the vocabulary that is given, of which the key was made; None if none is given.
         limits: of its memory.
+
+    Raises:
+        CorpusError: the vocabulary that is given has changed since; it is damaged, or there are no words.
+        ConfigError: `min_count` cuts every word.
     """
     path, receipt = kept_paths(data, VOCABULARY, key)
     with _on_this_machine([part.path for part in parts or ()]) as paths:
         if vocabulary.path is not None:
             counts = None if parts is None else chain([_special(parts)], map(read_counts, paths))
-            given = given_vocabulary(vocabulary.path, counts=counts)
+            given = given_vocabulary(vocabulary.path, counts=counts, sha256=given_sha256)
             size, tables = given.size, iter([table_of(given.words, given.counts)])
         else:
             size, tables = _rank_all(parts or (), paths, vocabulary, sorted_rows=limits.sorted_rows)
@@ -378,7 +411,7 @@ def _on_this_machine(paths: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _fetch(path: str, target: str) -> str:
-    with storage.open_read(path) as source, storage.publish(target) as file:
+    with storage.open_read(path) as source, storage.publish(target, lasting=False) as file:
         shutil.copyfileobj(source, file)
     return target
 

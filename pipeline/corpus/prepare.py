@@ -23,7 +23,7 @@ from functools import partial
 from pipeline import __version__, storage
 from pipeline.config import CorpusConfig, VocabularyConfig
 from pipeline.corpus.encoding import PlannedShard, ShardReceipt, encode_shards, plan_shards, sound_shards
-from pipeline.corpus.folder import LOCK_NAME, WORK, check_folder, check_sources, held, kept_paths, shard_files
+from pipeline.corpus.folder import LOCK_NAME, WORK, check_folder, check_sources, kept_paths, reserved, shard_files
 from pipeline.corpus.manifest import (
     VOCABULARY_NAME,
     Manifest,
@@ -54,6 +54,7 @@ def prepare(
     keep_ids: bool = True,
     progress: Progress | None = None,
     extensions: Sequence[str] = (),
+    sources: Sequence[Source] | None = None,
 ) -> Manifest:
     """Prepares the corpus folder `data`, doing only what is not there yet.
 
@@ -65,6 +66,7 @@ def prepare(
             room, so that another vocabulary reads no text; else shards are made of the text, read a second time.
         progress: receives reports of phases and tasks.
         extensions: modules that the processes of tasks import first, since they add text formats.
+        sources: what `check_inputs` has just given for this; None: it is called.
 
     Returns:
         the manifest, as it was written or, if nothing had changed, as it was found.
@@ -74,8 +76,9 @@ def prepare(
         ConfigError: the vocabulary's size leaves no room for a word; the folder is not one to prepare in, or another
             process does.
     """
-    sources = check_inputs(corpus, data)
-    with held(data):
+    if sources is None:
+        sources = check_inputs(corpus, data)
+    with reserved(data):
         run = Phases(run_tasks, progress or NoProgress(), tuple(extensions))
         return _prepare(sources, corpus, data, keep_ids=keep_ids, run=run)
 
@@ -265,10 +268,11 @@ def _is_published(manifest: Manifest, vocabulary: MadeVocabulary, data: str) -> 
 
 def _check_sizes(manifest: Manifest, data: str) -> None:
     """The last look before the manifest: every shard is there with the size of its receipt."""
-    for split in manifest.splits.values():
+    for name, split in manifest.splits.items():
+        sizes = storage.sizes_below(storage.join(data, name))
         for shard in split.shards:
             path = storage.join(data, shard.name)
-            found = storage.size_bytes(path) if storage.exists(path) else None
+            found = sizes.get(shard.name.removeprefix(f"{name}/"))
             if found != shard.size_bytes:
                 raise CorpusError(f"{path} has {found} bytes, needed {shard.size_bytes}: who changed it? prepare again")
 

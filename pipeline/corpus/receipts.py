@@ -40,11 +40,9 @@ def write_receipt(path: str, receipt: Receipt) -> None:
 
 def read_receipt(path: str, kind: type[Kind]) -> Kind | None:
     """The receipt that `write_receipt` wrote; None if there is none, or not just what was written."""
-    if not storage.exists(path):
-        return None
     try:
         content = json.loads(storage.read_bytes(path))
-    except (ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or content.pop(SEAL, None) != _seal(content):
         return None
@@ -68,7 +66,10 @@ def sound_receipt(path: str, kind: type[Kind], *, key: str, artifact: str) -> Ki
 
 def is_whole(path: str, *, sha256: str) -> bool:
     """Whether an artifact is there and has the digest of its receipt."""
-    return storage.exists(path) and storage.sha256(path) == sha256
+    try:
+        return storage.sha256(path) == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _seal(content: object) -> str:

@@ -124,19 +124,21 @@ def _files(pattern: str, *, key: str) -> dict[str, str]:
 
     Of several names of one file that counts under which it really lies, or else the first.
     """
-    found = storage.list_files(pattern)
+    found = storage.list_sizes(pattern)
     if not found:
         what = "a folder without files" if storage.is_folder(pattern) else "missing, or a glob that matches no file"
         raise CorpusError(f"{key}={pattern} is {what}; needed text files; mend the path")
     filled: dict[str, str] = {}
-    for path in found:
-        status = _status(path)
+    for path, size_bytes in found.items():
+        status = _status(path) if size_bytes is None else storage.FileStatus(size_bytes, identity=path)
         if status.size_bytes:
             known = filled.setdefault(status.identity, path)
             if known != path and storage.absolute(known) != known and storage.absolute(path) == path:
                 filled[status.identity] = path
     if not filled:
-        raise CorpusError(f"{key}={pattern}: found 0 bytes in {found[0]}, needed text; fill it or leave it out")
+        raise CorpusError(
+            f"{key}={pattern}: found 0 bytes in {next(iter(found))}, needed text; fill it or leave it out"
+        )
     return dict(sorted(filled.items(), key=lambda item: item[1]))
 
 

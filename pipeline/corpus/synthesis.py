@@ -15,6 +15,7 @@ what IEEE 754 rounds correctly (a power of -3/2 is a square root, a product and 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.corpus.arrays import as_arrow, strings
 from pipeline.corpus.folder import locked
 from pipeline.corpus.phases import NoProgress, Phases, Progress, RunTasks
 from pipeline.errors import ConfigError
@@ -31,6 +33,7 @@ from pipeline.errors import ConfigError
 FORMAT = 1  # to be raised when the same seed would give other bytes
 RECORD_NAME = ".synthesis.json"  # hidden, as is the lock: whoever reads the folder as text passes them over
 LOCK_NAME = ".synthesis.lock"
+HALF_WRITTEN = re.compile(r"(.*\.txt)(\.[0-9a-f]{8})?\.tmp")  # a file that a killed task left
 MEND = "use another to=FOLDER"
 
 PART_WORDS = 10_000_000
@@ -99,6 +102,9 @@ def synthesize(synthesis: Synthesis, to: str, *, run_tasks: RunTasks, progress: 
     check_target(synthesis, to)
     with locked(storage.join(to, LOCK_NAME), busy=f"to={to} is written to by another process; wait for it or {MEND}"):
         there = check_target(synthesis, to)
+        for path in storage.list_files(to):
+            if HALF_WRITTEN.fullmatch(path.rpartition("/")[2]):
+                storage.remove(path)
         storage.publish_bytes(storage.join(to, RECORD_NAME), _record(synthesis))
         missing = [part for part in _parts(synthesis, to) if _name(part.number) not in there]
         run = Phases(run_tasks, progress or NoProgress(), ())
@@ -123,16 +129,22 @@ def check_target(synthesis: Synthesis, to: str) -> set[str]:
             f" give the same num_words and seed, or {MEND}"
         )
     parts = {_name(part.number) for part in _parts(synthesis, to)} if record else set()
-    if others := sorted(names - parts - {f"{name}.tmp" for name in parts}):
+    if others := sorted(name for name in names if _whole_name(name) not in parts):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(f"to={to} holds {others[0]}{more}, which synthesize did not write there; {MEND}")
     return names & parts
 
 
+def _whole_name(name: str) -> str:
+    """The name itself, or that of the file of which a killed task left a half under this name."""
+    half = HALF_WRITTEN.fullmatch(name)
+    return half[1] if half else name
+
+
 def make_part(part: Part) -> Made:
     """Publishes a file."""
     size_bytes = 0
-    with storage.publish(part.path) as file:
+    with storage.publish(part.path, shared=True) as file:
         for block in made_blocks(part.num_words, seed=part.seed, number=part.number):
             size_bytes += file.write(block)
     return Made(part.num_words, size_bytes)
@@ -146,7 +158,7 @@ def made_blocks(num_words: int, *, seed: int, number: int) -> Iterator[pa.Buffer
         rare = np.flatnonzero(ranks > SPELLED)
         words = pa.concat_arrays([_common_words(), spell(ranks[rare] - 1)])
         ranks[rare] = np.arange(SPELLED + 1, SPELLED + 1 + len(rare))
-        yield _joined(words.take(_as_arrow(ranks)))
+        yield _joined(words.take(as_arrow(ranks)))
 
 
 def _parts(synthesis: Synthesis, to: str) -> list[Part]:
@@ -220,7 +232,7 @@ def spell(numbers: Integers) -> pa.Array:
         pieces[rest, place] = np.where(left > 0, (left - 1) & (len(SYLLABLES) - 1), len(SYLLABLES))
         rest, left = rest[left > 0], (left[left > 0] - 1) >> DIGIT_BITS
     flat = pieces >= 0
-    joined = pa.array([*SYLLABLES, " "], pa.binary()).take(_as_arrow(pieces[flat]))
+    joined = strings(*SYLLABLES, " ").cast(pa.binary()).take(as_arrow(pieces[flat]))
     offsets = np.frombuffer(joined.buffers()[1], dtype=np.int32)[np.append(0, np.cumsum(flat.sum(axis=1)))]
     return pa.Array.from_buffers(pa.binary(), len(numbers), [None, pa.py_buffer(offsets), joined.buffers()[2]])
 
@@ -228,7 +240,7 @@ def spell(numbers: Integers) -> pa.Array:
 @cache
 def _common_words() -> pa.Array:
     """What stands for the ranks 0 … `SPELLED` in a text."""
-    marks = {rank: pa.array([mark], pa.binary()) for rank, mark in ((LINE_END, b".\n"), (COMMA, b", "))}
+    marks = {rank: strings(mark).cast(pa.binary()) for rank, mark in ((LINE_END, ".\n"), (COMMA, ", "))}
     return pa.concat_arrays([marks[LINE_END], spell(np.array([1])), marks[COMMA], spell(np.arange(2, SPELLED))])
 
 
@@ -236,8 +248,3 @@ def _joined(words: pa.Array) -> pa.Buffer:
     """The bytes of an array of words, one after the other."""
     _, offsets, data = words.buffers()
     return data.slice(0, int(np.frombuffer(offsets, dtype=np.int32)[len(words)]))
-
-
-def _as_arrow(integers: Integers) -> pa.Array:
-    """Without a copy; `pa.array` would load pandas."""
-    return pa.Array.from_buffers(pa.int64(), len(integers), [None, pa.py_buffer(integers)])

@@ -65,7 +65,7 @@ def write_shard(
     """
     schema = _schema(vocab_size=vocab_size, vocabulary_fingerprint=vocabulary_fingerprint, source=source)
     num_tokens = num_unk = 0
-    with storage.publish(path) as file:
+    with storage.publish(path, shared=True) as file:
         sink = storage.DigestingFile(file)
         with pa.ipc.new_file(sink, schema) as writer:
             for tokens in _rechunk(ids, vocab_size=vocab_size):

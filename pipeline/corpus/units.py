@@ -96,6 +96,8 @@ def readable(path: str) -> Iterator[None]:
     """Turns an error of reading a missing or damaged file into one line with its name."""
     try:
         yield
+    except MemoryError:  # Arrow's own is an ArrowException too
+        raise
     except FileNotFoundError as error:
         raise CorpusError(f"{path} is missing; mend the path") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
@@ -144,12 +146,6 @@ def text_chunks(unit: WorkUnit) -> Iterator[bytes]:
     if unit.has_mark:
         yield first_bytes(content, len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     yield from content
-
-
-def unpacked_chunks(path: str, packing: Packing) -> Iterator[bytes]:
-    """The content of a packed file."""
-    with storage.open_read(path) as file:
-        yield from unpacked(file, packing)
 
 
 class _Pieces(io.RawIOBase):

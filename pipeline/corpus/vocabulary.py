@@ -98,23 +98,6 @@ class Vocabulary:
         return found
 
 
-def count_words(words: pa.Array) -> pa.Table:
-    """How often each word occurs.
-
-    Args:
-        words: `pa.string()` array as `text.split_words` gives it.
-
-    Returns:
-        the count table, in the order of first occurrence; "\\n" is counted as `<eos>`, with a literal `<eos>`.
-    """
-    counted = words.value_counts()
-    distinct = counted.field("values")
-    folded = pc.if_else(pc.equal(distinct, LINE_END_SCALAR), EOS_SCALAR, distinct)
-    counts = pa.table([folded, counted.field("counts")], schema=COUNTS_SCHEMA)
-    # Summing anew costs three times what counting did, and only a literal <eos> needs it.
-    return _sum_counts([counts]) if pc.index(distinct, EOS_SCALAR).as_py() >= 0 else counts
-
-
 def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
     """The sum of count tables, in the order of the words' bytes, so that the order of the tables leaves no trace.
 
@@ -131,30 +114,6 @@ def merge_counts(tables: Iterable[pa.Table]) -> pa.Table:
         if sum(each.num_rows for each in waiting) >= max(merged.num_rows, MERGE_MIN_ROWS):
             merged, waiting = _sum_counts([merged, *waiting]), []
     return _sum_counts([merged, *waiting]).sort_by("word")
-
-
-def cut_vocabulary(counts: pa.Table, *, size: int | None, min_count: int) -> Vocabulary:
-    """The vocabulary of a training text: its most frequent words.
-
-    Args:
-        counts: count table with distinct words, as `merge_counts` gives it.
-        size: the most words that the vocabulary may hold, `<eos>` and `<unk>` included: 3 or more; None for no limit.
-        min_count: words that occur less often are cut, 1 or more; `<eos>` and `<unk>` never are.
-
-    Returns:
-        a vocabulary ordered by (−count, UTF-8 bytes of the word) from id 2 on; the count of `<unk>` is that of a
-        literal `<unk>` plus those of the words cut.
-
-    Raises:
-        ConfigError: `min_count` cuts every word.
-        CorpusError: the text holds no words.
-    """
-    ranked = rank(counts.sort_by("word"), size=size, min_count=min_count)
-    refuse_no_words(num_kept=ranked.words.num_rows, most=ranked.most, min_count=min_count)
-    return Vocabulary(
-        words=pa.concat_arrays([SPECIAL, *ranked.words["word"].chunks]),
-        counts=np.concatenate([[ranked.num_eos, ranked.num_unk], as_numpy(ranked.words["count"], np.int64)]),
-    )
 
 
 @dataclass(frozen=True)
@@ -235,12 +194,6 @@ def open_mapped(path: str) -> pa.ipc.RecordBatchFileReader:
     )
 
 
-def write_vocabulary(vocabulary: Vocabulary, path: str) -> str:
-    """Publishes `vocabulary.arrow`, a count table in the order of ids; returns its digest."""
-    table = table_of(vocabulary.words, vocabulary.counts)
-    return write_words([table], path, index_path=None, batch_rows=BATCH_ROWS).sha256
-
-
 @dataclass(frozen=True)
 class WrittenWords:
     """A vocabulary in a file: its size and fingerprint, its digest, and that of its index if there is one."""
@@ -319,14 +272,23 @@ def _add_words(digest: "hashlib._Hash", words: pa.Array, *, is_first: bool) -> N
 
 
 def read_vocabulary(path: str) -> Vocabulary:
-    """Reads what `write_vocabulary` wrote.
+    """Reads a `vocabulary.arrow`, as `write_words` writes it.
 
     Raises:
         CorpusError: the file is missing, is no Arrow file, lacks a column, does not hold `<eos>`, `<unk>` and then
             distinct words, or counts a word less than 0 times.
     """
     try:
-        table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(path))).read_all()
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise CorpusError(f"{path} is no readable vocabulary ({reason_of(error)}); {MEND}") from error
+    return _parsed(data, path=path)
+
+
+def _parsed(data: bytes, *, path: str) -> Vocabulary:
+    """`read_vocabulary` of a file's content."""
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         table.validate(full=True)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise CorpusError(f"{path} is no readable vocabulary ({reason_of(error)}); {MEND}") from error
@@ -352,28 +314,31 @@ def read_vocabulary(path: str) -> Vocabulary:
     return Vocabulary(words=words, counts=as_numpy(counts, np.int64).copy())
 
 
-def given_vocabulary(path: str, *, counts: Iterable[pa.Table] | None) -> Vocabulary:
+def given_vocabulary(path: str, *, counts: Iterable[pa.Table] | None, sha256: str | None = None) -> Vocabulary:
     """A user's own vocabulary, whatever its order.
 
     Args:
         path: a `vocabulary.arrow`, or UTF-8 text with one word per line. `<eos>` and `<unk>` come first in the
             result, wherever the text holds them or not; the other words keep their order.
         counts: count tables of the training text, no word in two of them; None if it was not counted.
+        sha256: digest that the file must have; None for any.
 
     Returns:
         the vocabulary with the counts of `counts`: 0 for a word that does not occur, and for `<unk>` all that is not a
         word of the vocabulary. Without `counts`, those of the file: 0 everywhere if it is text.
 
     Raises:
-        CorpusError: the file is missing or no UTF-8; a line is empty, holds white space or a word named before; the
-            words take more than 2 GiB.
+        CorpusError: the file is missing, of another digest or no UTF-8; a line is empty, holds white space or a word
+            named before; the words take more than 2 GiB.
     """
     try:
         data = storage.read_bytes(path)
     except OSError as error:
         raise CorpusError(f"vocabulary.path={path} cannot be read ({reason_of(error)}); name a file") from error
+    if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        raise CorpusError(f"vocabulary.path={path} changed while it was prepared; leave it as it is and prepare again")
     if data.startswith(ARROW_MAGIC):
-        given = read_vocabulary(path)
+        given = _parsed(data, path=path)
     else:
         words = pa.concat_arrays([SPECIAL, _words_of_text(data, path=path)])
         given = Vocabulary(words=words, counts=np.zeros(len(words), dtype=np.int64))

@@ -11,7 +11,7 @@ from support.corpora import Calls, config, corpus_config, digests
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
-from pipeline.corpus.folder import held
+from pipeline.corpus.folder import reserved
 from pipeline.corpus.manifest import read_manifest, verify_corpus
 from pipeline.corpus.prepare import prepare
 from pipeline.errors import ConfigError
@@ -207,7 +207,7 @@ def test_two_at_once_in_one_folder(texts, tmp_path):
 
 
 def hold_and_wait(data, ready):
-    with held(data):
+    with reserved(data):
         ready.set()
         signal.pause()
 
@@ -218,18 +218,18 @@ def test_a_killed_process_holds_nothing(tmp_path):
     other = context.Process(target=hold_and_wait, args=(str(tmp_path), ready))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(ConfigError, match="is being prepared by another process"), held(str(tmp_path)):
+    with pytest.raises(ConfigError, match="is being prepared by another process"), reserved(str(tmp_path)):
         pass
     other.kill()
     other.join()
-    with held(str(tmp_path)):
+    with reserved(str(tmp_path)):
         pass
 
 
 def test_a_refused_or_failed_preparation_holds_nothing(texts, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare(config(texts), str(tmp_path / "data"), run_tasks=Calls(die_before=("read_portion", 0)))
-    with held(str(tmp_path / "data")):
+    with reserved(str(tmp_path / "data")):
         pass
 
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from support.vocabularies import count_words, cut_vocabulary, write_vocabulary
 
 from pipeline.corpus import manifest as module
 from pipeline.corpus.manifest import (
@@ -22,7 +23,7 @@ from pipeline.corpus.manifest import (
 )
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import write_shard
-from pipeline.corpus.vocabulary import Vocabulary, count_words, cut_vocabulary, read_vocabulary, write_vocabulary
+from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import CorpusError
 from pipeline.upgrades import CONFIGURATION
 

@@ -7,27 +7,23 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.vocabularies import write_vocabulary
 
 from pipeline import storage
 from pipeline.cluster.tasks import run_here
 from pipeline.config import VocabularyConfig
 from pipeline.corpus import merging, ranking
+from pipeline.corpus.arrays import strings
 from pipeline.corpus.folder import kept_paths
-from pipeline.corpus.merging import VOCABULARY, Piece, index_path, merge_range, merge_vocabulary, partition_tables
+from pipeline.corpus.merging import VOCABULARY, Piece, index_path, merge_pieces, merge_vocabulary, partition_tables
 from pipeline.corpus.phases import NoProgress, Phases
 from pipeline.corpus.reading import COUNTS, Counted
-from pipeline.corpus.vocabulary import (
-    COUNTS_SCHEMA,
-    EOS_WORD,
-    UNK_WORD,
-    read_vocabulary,
-    table_of,
-    write_vocabulary,
-)
+from pipeline.corpus.vocabulary import COUNTS_SCHEMA, EOS_WORD, UNK_WORD, read_vocabulary, table_of
 from pipeline.corpus.word_ids import WordIds, word_ids
 from pipeline.errors import ConfigError, CorpusError
 
@@ -179,6 +175,33 @@ def test_a_given_vocabulary_takes_its_counts_range_by_range(tables, words, limit
         assert nothing.fingerprint == made.fingerprint
 
 
+@pytest.mark.parametrize("as_arrow", [True, False])
+def test_a_given_vocabulary_that_changes_while_it_is_prepared_is_refused(tmp_path, as_arrow):
+    """Else what is made of the new one would be kept under the key of the old one."""
+    path = tmp_path / "words"
+
+    def write(word):
+        if as_arrow:
+            merging.write_words(
+                [table_of(strings(EOS_WORD, UNK_WORD, word), np.zeros(3, np.int64))],
+                str(path),
+                index_path=None,
+                batch_rows=1,
+            )
+        else:
+            path.write_text(f"{word}\n")
+
+    def run(function, items):
+        write("new")
+        return run_here(function, items)
+
+    write("old")
+    config = VocabularyConfig(size=None, min_count=1, path=str(path))
+    with pytest.raises(CorpusError, match=rf"vocabulary\.path={path} changed while it was prepared; leave it"):
+        merge_vocabulary([], config, str(tmp_path / "data"), run=Phases(run, NoProgress(), ()))
+    merge_vocabulary([], config, str(tmp_path / "data"), run=Phases(run, NoProgress(), ()))
+
+
 @settings(max_examples=40)
 @given(tables=TABLES, limits=LIMITS, seed=st.randoms(), size=st.none() | st.integers(3, 6))
 def test_runs_and_ranges_leave_no_trace(tables, limits, seed, size):
@@ -220,7 +243,7 @@ def pieces_of(runs, data, cuts=()):
     found = []
     for each in counted:
         files = partition_tables([(each.key, 1)], cuts=cuts, data=data, max_bytes=1 << 20)
-        found += [Piece(file.path, 0, file.ends[0]) for file in files]
+        found += [Piece(file.path, 0, int(file.ends[0])) for file in files]
     return found
 
 
@@ -231,15 +254,21 @@ def pieces_of(runs, data, cuts=()):
 def test_a_range_that_is_too_large_is_cut_until_each_part_fits(runs, max_bytes):
     data = folder()
     runs = [{f"w{number:03d}": count for number, count in run.items()} for run in runs]
-    sizes = []
+    sizes, excess = [], []
+
+    def watched_sum(tables):
+        sizes.append(sum(table.nbytes for table in tables))
+        excess.append(excess_bytes(tables))
+        return plain_sum(tables)
+
+    plain_sum = merging._sum
+    pieces = pieces_of(runs, data)
     with pytest.MonkeyPatch.context() as patch:
-        plain_sum = merging._sum
-        patch.setattr(merging, "_sum", lambda each: sizes.append(buffer_bytes(each)) or plain_sum(each))
-        pieces = pieces_of(runs, data)
-        sizes.clear()
-        parts = merge_range(pieces, data=data, size=None, min_count=1, max_bytes=max_bytes)
-    # A row takes 16 bytes, and a run has an offset more than rows; one row of each run may come on top.
-    assert max(sizes) <= max_bytes + len(runs) * (16 + 4)
+        patch.setattr(merging, "_sum", watched_sum)
+        parts = merge_pieces(pieces, data=data, size=None, min_count=1, max_bytes=max_bytes)
+    # A row takes 16 bytes; one row of each run may come on top.
+    assert max(sizes) <= max_bytes + len(runs) * 16
+    assert max(excess) <= 4 + 3 * 63  # one more offset than rows, and each of three buffers padded to 64 bytes
     merged = Counter()
     last = ""
     for part in parts:
@@ -253,9 +282,9 @@ def test_a_range_that_is_too_large_is_cut_until_each_part_fits(runs, max_bytes):
     assert merged == sum(map(Counter, runs), Counter())
 
 
-def buffer_bytes(tables):
-    """Bytes that tables keep in memory, also those of rows that are not theirs."""
-    return sum(table.get_total_buffer_size() for table in tables)
+def excess_bytes(tables):
+    """Bytes that a table keeps in memory beside those of its rows, at most."""
+    return max(table.get_total_buffer_size() - table.nbytes for table in tables)
 
 
 def test_so_many_bytes_are_summed_at_once_and_a_run_of_more_is_only_cut(monkeypatch):
@@ -271,7 +300,8 @@ def test_so_many_bytes_are_summed_at_once_and_a_run_of_more_is_only_cut(monkeypa
     assert sizes == [[3, 3, 3], [20], [1, 1, 6, 1], [3]]  # a row takes 15 bytes, and a run 4
     found = Counter()
     for file in files:
-        pieces = [Piece(file.path, start, stop) for start, stop in zip((0, *file.ends), file.ends, strict=False)]
+        ends = file.ends.tolist()
+        pieces = [Piece(file.path, start, stop) for start, stop in zip((0, *ends), ends, strict=False)]
         tables = [merging._read(piece) if piece.start < piece.stop else None for piece in pieces]
         for first, last, table in zip(("", "w02", "w05"), ("w02", "w05", "x"), tables, strict=True):
             words = table["word"].to_pylist() if table else []
@@ -306,10 +336,36 @@ def test_looking_words_up_leaves_nothing_of_a_large_vocabulary_mapped(tmp_path):
     assert num_held(str(tmp_path)) == 0
 
 
+def test_a_piece_is_read_twice_into_however_many_ranges_it_is_cut(monkeypatch):
+    """Once for samples of its words, and once to be cut."""
+    data = folder()
+    pieces = pieces_of([{f"w{number:03d}": 1 for number in range(300)}] * 3, data)
+    calls, plain = Counter(), storage.read_range
+    monkeypatch.setattr(storage, "read_range", lambda path, *span: calls.update([path]) or plain(path, *span))
+    parts = merge_pieces(pieces, data=data, size=None, min_count=1, max_bytes=1000)
+    assert len(parts) > 10
+    assert [calls[piece.path] for piece in pieces] == [2, 2, 2]
+
+
+def test_a_task_that_merges_is_sent_the_number_of_its_range(monkeypatch):
+    """Not where the words stand in each file: the driver would hold that for all files and ranges at once."""
+    monkeypatch.setattr(merging, "RANGE_ROWS", 2)
+    data, sent = folder(), []
+    counted = [write_table(data, f"k{number}", [{"a": 1, "b": 1, "c": 1}], sample_every=1) for number in range(9)]
+
+    def run(function, items):
+        sent.append(items)
+        return run_here(function, items)
+
+    config = VocabularyConfig(size=None, min_count=1, path=None)
+    merge_vocabulary(counted, config, data, run=Phases(run, NoProgress(), ()))
+    assert sent[1] == [1, 2, 3]  # before the first word there is none
+
+
 def test_a_word_that_all_runs_hold_stays_whole():
     data = folder()
     runs = [{"a": 1, "the": number + 1, "z": 1} for number in range(40)]
-    parts = merge_range(pieces_of(runs, data), data=data, size=None, min_count=1, max_bytes=100)
+    parts = merge_pieces(pieces_of(runs, data), data=data, size=None, min_count=1, max_bytes=100)
     tables = [items(storage.read_bytes(part.path)) for part in parts]
     assert [item for table in tables for item in table] == [("a", 40), ("the", 820), ("z", 40)]
 

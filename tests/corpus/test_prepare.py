@@ -134,6 +134,7 @@ def test_damaged_lost_and_stale_shards(texts, tmp_path):
     (data / "train" / "99999.arrow").write_bytes((data / "train" / "00000.arrow").read_bytes())
     (data / "test").mkdir()
     (data / "test" / "00000.arrow.tmp").write_bytes(b"stale")
+    (data / "train" / "00001.arrow.0a1b2c3d.tmp").write_bytes(b"of a task that was killed")
     (data / "vocabulary.arrow").write_bytes(b"other")
     calls = Calls()
     prepare(corpus, str(data), run_tasks=calls)

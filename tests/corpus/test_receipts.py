@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from pipeline import storage
 from pipeline.corpus.receipts import is_whole, read_receipt, write_receipt
 
 
@@ -62,6 +63,17 @@ def test_a_receipt_of_another_version_is_none(path):
     assert read_receipt(str(path), Made) is None
     path.write_text(json.dumps({"key": "ab", "num_tokens": 5, "samples": []}))  # as it was before there were seals
     assert read_receipt(str(path), Made) is None
+
+
+def test_a_receipt_is_asked_for_once(path, monkeypatch):
+    """Each look beforehand would be another request to an object store."""
+    write_receipt(str(path), MADE)
+    monkeypatch.delattr(storage, "exists")
+    assert read_receipt(str(path), Made) == MADE
+    assert read_receipt(f"{path}.missing", Made) is None
+    assert read_receipt(f"{path}/below-a-file", Made) is None
+    assert not is_whole(f"{path}.missing", sha256="")
+    assert not is_whole(f"{path}/below-a-file", sha256="")
 
 
 def test_an_artifact_is_whole_by_its_digest_alone(tmp_path):

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import pickle
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.corpora import corpus_config, key_of, text_of
 
+from pipeline import storage
 from pipeline.corpus.blocks import read_blocks
 from pipeline.corpus.sources import cut_units, list_sources, range_digest
-from pipeline.corpus.units import Source, position_of
+from pipeline.corpus.units import Source, position_of, readable
 from pipeline.errors import ConfigError, CorpusError
 
 
@@ -84,6 +86,24 @@ def test_truncated_or_foreign_compressed_file_is_named(tmp_path, suffix):
         path.write_bytes(content)
         with pytest.raises(CorpusError, match=rf"a\.txt\{suffix} is damaged or cannot be read .*; restore"):
             text_of(path)
+
+
+def test_an_object_store_is_not_asked_for_the_size_of_each_file(monkeypatch):
+    folder = f"memory:///{uuid.uuid4().hex}"
+    for name, content in (("a.txt", b"a"), ("sub/b.txt", b"b"), ("empty.txt", b""), (".hidden.txt", b"c")):
+        storage.publish_bytes(f"{folder}/{name}", content)
+    monkeypatch.delattr(storage, "size_bytes")
+    for pattern in (folder, f"{folder}/**/*.txt"):
+        found = [each.path for each in list_sources(corpus_config(train=pattern)) if "hidden" not in each.path]
+        assert found == [f"{folder}/a.txt", f"{folder}/sub/b.txt"]
+
+
+def test_memory_that_is_short_is_not_told_as_a_damaged_file():
+    """So that Ray tries the task again."""
+    with pytest.raises(pa.ArrowMemoryError), readable("a.txt"):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+    with pytest.raises(CorpusError, match=r"a\.txt is damaged"), readable("a.txt"):
+        raise pa.ArrowInvalid("not parquet")
 
 
 def test_peak_memory_of_one_long_line_is_bounded(tmp_path):

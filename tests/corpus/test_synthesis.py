@@ -133,6 +133,7 @@ def test_the_order_of_tasks_a_stop_and_a_rerun_leave_no_trace(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         synthesize(SMALL, str(tmp_path / "c"), run_tasks=dies_after(1))
     (tmp_path / "c" / "00001.txt.tmp").write_text("half")
+    (tmp_path / "c" / "00002.txt.0a1b2c3d.tmp").write_text("half")
     assert len(synthesize(SMALL, str(tmp_path / "c"), run_tasks=run_here)) == 2
     files = files_of(tmp_path / "a")
     assert files == files_of(tmp_path / "b") == files_of(tmp_path / "c")

@@ -55,6 +55,23 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(module, "BATCH_TOKENS", 4)
 
 
+def test_two_trials_of_one_task_do_not_write_into_each_other(tmp_path):
+    """Ray tries a task again where it takes a worker for dead."""
+    path = tmp_path / "00000.arrow"
+    write(tmp_path / "alone.arrow", [[1, 2], [3]])
+    whole = (tmp_path / "alone.arrow").read_bytes()
+
+    def slow():
+        yield np.array([1, 2])
+        write(path, [[1, 2], [3]])
+        assert path.read_bytes() == whole
+        yield np.array([3])
+
+    write_shard(str(path), slow(), vocabulary_fingerprint=FINGERPRINT, vocab_size=100, source="train.txt[0:9]")
+    assert path.read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 # --- counting
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.vocabularies import count_words, cut_vocabulary, write_vocabulary
 
 from pipeline.corpus import vocabulary as module
 from pipeline.corpus.vocabulary import (
@@ -18,12 +19,9 @@ from pipeline.corpus.vocabulary import (
     UNK,
     UNK_WORD,
     Vocabulary,
-    count_words,
-    cut_vocabulary,
     given_vocabulary,
     merge_counts,
     read_vocabulary,
-    write_vocabulary,
 )
 from pipeline.errors import ConfigError, CorpusError
 

@@ -21,10 +21,11 @@ import pytest
 import torch
 from support.checkpoints import mark
 from support.typed import made_lines, prepare_typed, train_typed, typed, write_texts
+from support.vocabularies import write_vocabulary
 
 from jobs.__main__ import VERBS, main
 from pipeline.corpus.manifest import read_manifest
-from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from pipeline.corpus.vocabulary import Vocabulary, read_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
 

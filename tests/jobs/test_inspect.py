@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from support.typed import prepare_typed, typed, write_texts
 
 from jobs.__main__ import main
-from jobs.inspect import printable
+from jobs.inspect import escaped
 from pipeline import storage
 from pipeline.corpus.manifest import read_manifest
 
@@ -130,8 +130,8 @@ def test_what_an_earlier_version_did_not_count_is_said(capsys):
 
 
 def test_escaped_is_what_is_not_printed_as_it_is():
-    assert printable("a\u00e9戦 \u05d0") == "a\u00e9戦 \u05d0"
-    assert printable("\x00\x07\x9b\u200f\u2066\ue000\u00a0") == r"\x00\x07\x9b\u200f\u2066\ue000\xa0"
+    assert escaped("a\u00e9戦 \u05d0") == "a\u00e9戦 \u05d0"
+    assert escaped("\x00\x07\x9b\u200f\u2066\ue000\u00a0") == r"\x00\x07\x9b\u200f\u2066\ue000\xa0"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -174,11 +174,12 @@ def test_marks_whose_labels_would_overlap_are_left_out(data, tmp_path, capsys, m
     assert [f">{rank}<" in text for rank in (26, 40, 58)] == [True, False, True]
 
 
-def test_without_the_extra_the_numbers_come_all_the_same(data, tmp_path, capsys, monkeypatch):
+def test_without_the_extra_a_plot_is_refused_before_the_corpus_is_read(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "altair", None)
+    assert "inspect needs altair" in refused(capsys, "data=nowhere", f"plot={tmp_path}/a.svg")[0]
     error, out = refused(capsys, f"data={data}", f"plot={tmp_path}/a.svg", "--json")
     assert "inspect needs altair, which is not installed; install it by `pip install 'wordlanes[report]'`" in error
-    assert json.loads(out)["data"] == data
+    assert out == ""
     assert not [*tmp_path.glob("a.*")]
     inspected(capsys, f"data={data}")
 

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from jobs import prepare
 from jobs.prepare import Bar, Reported
+from pipeline import interface
+from pipeline.corpus import prepare as module
 
 
 class Clock:
@@ -152,6 +154,23 @@ def test_the_last_lines_say_what_it_took(arguments, capsys):
     assert int(number) > 8 and int(peak.replace(",", "")) > 50
     prepare.main(arguments)
     assert "words/s" not in last_lines(capsys)["time"]  # all of it was kept
+
+
+def test_the_text_is_listed_once(arguments, monkeypatch):
+    """With a thousand files in an object store each look takes a while."""
+    calls, plain = [], module.list_sources
+    monkeypatch.setattr(module, "list_sources", lambda corpus: calls.append(1) or plain(corpus))
+    prepare.main(arguments)
+    interface.prepare(interface.load_config(*arguments))
+    assert len(calls) == 2
+
+
+def test_only_what_is_read_counts_as_text(clock):
+    """The check reads shards, and the text's bytes are not known where a data set is read."""
+    with bar_on(io.StringIO(), clock) as bar:
+        bar.phase("read", num_tasks=1, num_bytes=0)
+        bar.phase("check", num_tasks=1, num_bytes=7)
+        assert bar.input is None
 
 
 def test_a_rerun_says_what_was_kept(arguments, capsys, monkeypatch):
