@@ -229,7 +229,7 @@ def open_cache(
         yield None
         return
     folder, digests = cache_folder(stream), stream.verify == "digest"
-    cache = ShardCache(data, folder, limit_bytes=_limit_bytes(stream), digests=digests, future=future)
+    cache = ShardCache(data, folder, limit_bytes=_limit_bytes(stream), digests=digests, future=future, shards=shards)
     try:
         yield cache
     finally:
@@ -286,16 +286,25 @@ class ShardCache:
         limit_bytes: of all that is in it.
         digests: whether the digest is compared of a shard that another process has fetched.
         future: of this machine's lanes; None: nothing is known of it, and nothing is fetched ahead.
+        shards: that this run reads besides, so that none of them is taken for another run's.
 
     Raises:
         ConfigError: the folder cannot be written to, or knows no locks.
     """
 
     def __init__(
-        self, data: str, folder: str, *, limit_bytes: int, digests: bool, future: Future | None = None
+        self,
+        data: str,
+        folder: str,
+        *,
+        limit_bytes: int,
+        digests: bool,
+        future: Future | None = None,
+        shards: Iterable[Shard] = (),
     ) -> None:
         self._data, self._folder, self._limit_bytes, self._digests = data, Path(folder), limit_bytes, digests
         self._future = future
+        self._own = {shard.sha256 for shard in shards} | (set() if future is None else future.names)
         self._sound: set[str] = set()  # shards whose digest this process knows to be right
         self._left: set[str] = set()  # shards that a lane has come to the end of in this step
         self._releases: list[Callable[[], None]] = []
@@ -649,8 +658,7 @@ class ShardCache:
 
     def _others_fresh(self, used: Mapping[str, float]) -> set[str]:
         """Of shards with the time of their last use, those that another run has used lately."""
-        fresh = {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS}
-        return fresh if self._future is None else fresh - self._future.names
+        return {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS} - self._own
 
 
 def _last_uses(held: Mapping[str, os.stat_result]) -> dict[str, float]:

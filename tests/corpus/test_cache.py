@@ -527,10 +527,21 @@ def test_a_run_with_a_smaller_bound_leaves_what_another_holds(store, make, tmp_p
     cache = make(limit=2 * store.largest, future=future)
     cache._trim()
     assert len(names_in(tmp_path / "shards")) == 8  # all of it was used just now
+    with open_cache(
+        store.data,
+        store.shards[4:],  # as those of another split, of which no lane's future tells
+        stream=STREAM.model_copy(
+            update={"cache_gb": 7 * store.largest / 1e9, "cache_folder": str(tmp_path / "shards")}
+        ),
+        num_lanes=1,
+        future=future,
+    ) as same:
+        same._trim()
+    assert len(names_in(tmp_path / "shards")) == 7
     for shard in own:
         cache.open(shard)
     left = names_in(tmp_path / "shards")
-    assert len(left) == 8
+    assert len(left) == 7
     assert {shard.sha256 for shard in [*own, *store.shards[:4]]} <= set(left)
     old = time.time() - 3600.0
     for shard in store.shards[:8]:
