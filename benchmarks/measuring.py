@@ -44,10 +44,11 @@ class Cost:
     """What a command cost.
 
     Attributes:
-        cpu_seconds, wall_seconds: of all processes; until the command itself had ended.
+        cpu_seconds: of all processes, until the last of them had ended.
+        wall_seconds: until the command itself had ended.
         peak_bytes, own_peak_bytes: of all processes together, and without what is mapped from files.
         process_peak_bytes: the largest resident size of one process, as `time -v` shows it.
-        num_processes: seen.
+        num_processes: that were seen; one that lives for less than `LOOK_SECONDS` may be missed.
     """
 
     cpu_seconds: float

@@ -22,6 +22,7 @@ import math
 import re
 import sys
 import tempfile
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def show_sizes(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     found = {}
     for megabytes in options.sizes:
         text = make_text(folder / f"size-{megabytes}", megabytes=megabytes)
-        found[megabytes] = medians([measure(our_command(text, folder / "sized", "cluster=none"))[0]])
+        found[megabytes] = asdict(measure(our_command(text, folder / "sized", "cluster=none"))[0])
         fresh(folder / "sized").rmdir()
         text.unlink()
     rows = [

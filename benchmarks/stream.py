@@ -12,8 +12,9 @@ and its windows are read as lanes, by a fresh process for each measurement:
 
 All give inputs and targets as int64 tensors, in this process and without workers, and all give the same ids, else the
 table says so. Tokens a CPU second are those of reading alone, after imports and opening. The first batch, opening
-included, is one in the middle of an epoch for this project, and the very first for the others. CPU seconds, wall time
-and memory are those of the whole command; how they are counted: benchmarks/measuring.py.
+included, is one in the middle of an epoch for this project, and the very first for the others; the files were written
+just before, so the system has all of them in memory. CPU seconds, wall time and memory are those of the whole command;
+how they are counted: benchmarks/measuring.py.
 """
 
 import argparse

@@ -68,23 +68,19 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
             f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
             " corpus"
         )
-    num_scored = 0
     with _cache(data, manifest, config, trained) as cache:
         tokens = open_split(data, manifest, config.split, cache=cache)
         vocabulary = verify_corpus(data, manifest.only(config.split), digests=cache is None)  # or when fetched
 
+        on_read = _followed_by(cache, first_step=0)
+
         def on_scored(num_tokens: int) -> None:
-            nonlocal num_scored
-            num_scored += num_tokens
-            if cache is not None:
-                cache.at(num_scored // WINDOW_TOKENS)
+            on_read(num_tokens)
             progress(num_tokens, len(tokens))
 
-        model = trained.model.to(device)
-        if cache is not None:
-            cache.at(0)
-        score = score_tokens(model, tokens, progress=on_scored)
-        unigram = score_unigram(tokens, counts_V=vocabulary.counts)
+        score = score_tokens(trained.model.to(device), tokens, progress=on_scored)
+        on_read = _followed_by(cache, first_step=-(-len(tokens) // WINDOW_TOKENS))
+        unigram = score_unigram(tokens, counts_V=vocabulary.counts, progress=on_read)
     return Evaluation(
         split=config.split,
         score=score,
@@ -94,13 +90,34 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
     )
 
 
+def _followed_by(cache: ShardCache | None, *, first_step: int) -> Callable[[int], None]:
+    """What tells a cache how far a pass over the split has come, by how many tokens were read since the last call.
+
+    Args:
+        cache: of a remote corpus.
+        first_step: of the pass.
+    """
+    num_read = 0
+
+    def on_read(num_tokens: int) -> None:
+        nonlocal num_read
+        num_read += num_tokens
+        if cache is not None:
+            cache.at(first_step + num_read // WINDOW_TOKENS)
+
+    on_read(0)
+    return on_read
+
+
 def _cache(
     data: str, manifest: Manifest, config: EvaluateConfig, trained: TrainedModel
 ) -> AbstractContextManager[ShardCache | None]:
-    """This machine's cache of a remote corpus: as the run has it, or as is given."""
+    """This machine's cache of a remote corpus: as the run has it, or as is given; digests are compared always."""
     stream = trained.config.stream
     stream = stream.model_copy(
         update={
+            "verify": "digest",
+            "order": "sequential",
             "cache_gb": config.cache_gb or stream.cache_gb,
             "cache_folder": config.cache_folder or stream.cache_folder,
         }

@@ -18,7 +18,7 @@ from pipeline.cluster.launchers import Rank, find_rank, started_by_machine
 from pipeline.config import Config, given
 from pipeline.corpus.cache import check_cache
 from pipeline.corpus.lanes import check_world_size
-from pipeline.corpus.manifest import Manifest, read_manifest, verify_corpus
+from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest, verify_corpus
 from pipeline.errors import CheckpointError, ConfigError, CorpusError, LossError, PipelineError, Stopped
 from pipeline.provenance import code_version, environment
 from pipeline.run.checkpoint import check_identity, checkpoint_path, committed_steps, newest_mark
@@ -154,8 +154,10 @@ def launch(plan: Plan) -> Result:
     if not plan.writes:
         return backend.run(_work, job, plan.rank)
     data = str(job.config.data)
-    digests = job.config.stream.verify == "digest" and storage.is_local(data)  # of others when they are fetched
-    verify_corpus(data, plan.manifest, digests=digests)
+    digests = job.config.stream.verify == "digest"
+    if digests:
+        check_fingerprint(data, plan.manifest)
+    verify_corpus(data, plan.manifest, digests=digests and storage.is_local(data))  # others when they are fetched
     with _opened(plan) as end:
         result = backend.run(_work, job, plan.rank)
         end(result.stop or result.lost or (result.bad and result.bad[1]))

@@ -2,7 +2,7 @@
 
 In: shards as a manifest has them, and in which order the lanes of this machine come to them. Out: each shard's bytes,
 memory-mapped. Refuses a shard that is not what its manifest says, a folder that cannot be written, and a cache that
-cannot hold a shard for each lane.
+cannot hold the shards that the lanes read from at once.
 
 A folder serves any number of ranks, runs and corpora at once, which need know nothing of each other:
 
@@ -13,10 +13,14 @@ A folder serves any number of ranks, runs and corpora at once, which need know n
 The locks are flock's, which end with their process: a part that nobody has locked was left by one that died, and is
 removed. A digest is taken of whatever is fetched, so what stands under a name has it.
 
-The bound is that of the folder: a part begins only where it fits beside all that is there. A shard is removed for it
-only while nobody maps it, so that its disk is free at once. One case is left in which the disk holds more for a while:
-a rank cannot go on, and what others have mapped fills the bound, which several runs in one folder can do. Then some of
-that is unlinked, and goes when it is let go of.
+The bound is that of the folder: a part begins only where it fits beside all that is there. Where a run with a larger
+bound has filled the folder, it removes no more than its own size. A shard is removed for it only while nobody maps it,
+so that its disk is free at once. One case is left in which the disk holds more for a while: a rank cannot go on, and
+what others have mapped fills the bound, which several runs in one folder can do. Then some of that is unlinked, and
+goes when it is let go of.
+
+The smallest bound is a shard for each lane of the machine: a lane that comes to the end of one lets go of it before it
+takes the next. With blocks it is two, since at a joint of two blocks a lane may come back to either.
 
 Which shard goes is Belady's rule, since the lanes' arithmetic tells the future: first those that no lane of this run
 comes to, by least recent use; then the one whose next use is furthest away. Nothing goes for a shard that is needed
@@ -48,7 +52,7 @@ from pipeline.config import StreamConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Shard
 from pipeline.corpus.vocabulary import MEND
-from pipeline.errors import ConfigError, CorpusError, PipelineError
+from pipeline.errors import ConfigError, CorpusError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,8 @@ PART = ".part"
 NAME = re.compile(rf"[0-9a-f]{{64}}({re.escape(PART)})?")
 LOCK_NAME = ".lock"
 PIECE_BYTES = 8 << 20  # of a fetch
-LAG_STEPS = 2  # by which a rank may be ahead of another of its machine, and have left what that one still needs
+LAG_STEPS = 2  # that a rank may be ahead of another of its machine: what it has left and removed is fetched for the
+# other when that one asks, never ahead of need, since it goes again so soon
 NUM_THREADS = 2  # of a rank, that fetch ahead
 TRIES = 2  # of a fetch whose bytes are not the manifest's
 POLL_SECONDS = 0.02  # between two looks for a shard that another process fetches
@@ -125,6 +130,14 @@ class Future:
         after = self._shards_in(epoch, stop, stop + 1) if stop < self._plan.num_windows else ()
         return {self._shards[index].sha256 for index in set(self._shards_in(epoch, window, stop)).difference(after)}
 
+    def soon(self, step: int) -> set[str]:
+        """The shards that are used in the few steps after a step."""
+        found: set[str] = set()
+        for each in range(step + 1, min(step + 1 + LAG_STEPS, self._total_steps)):
+            epoch, window = self._plan.position(each)
+            found.update(self._shards[index].sha256 for index in self._shards_in(epoch, window, window + 1))
+        return found
+
     def chunk_of(self, step: int) -> int:
         """The first window of those that are looked at together with a step's."""
         return self._plan.position(step)[1] // self._stride * self._stride
@@ -167,7 +180,9 @@ def eviction_order(held: Mapping[str, float], coming: Iterable[str]) -> list[str
 
 
 def check_cache(data: str, shards: Iterable[Shard], *, stream: StreamConfig, num_lanes: int) -> None:
-    """Refuses a cache of a remote corpus that cannot hold a shard for each lane of a machine; writes nothing.
+    """Refuses a cache of a remote corpus that cannot hold what the lanes of a machine read from; writes nothing.
+
+    That is a shard for each lane, and two with `stream.order=blocks`.
 
     Args:
         data: the corpus folder; one that is local has no cache.
@@ -181,11 +196,13 @@ def check_cache(data: str, shards: Iterable[Shard], *, stream: StreamConfig, num
     if storage.is_local(data):
         return
     cache_folder(stream)
-    needed = num_lanes * max((shard.size_bytes for shard in shards), default=0)
+    largest = max((shard.size_bytes for shard in shards), default=0)
+    two = "2 × " if stream.order == "blocks" else ""
+    needed = (2 if two else 1) * num_lanes * largest
     if _limit_bytes(stream) < needed:
         raise ConfigError(
-            f"stream.cache_gb={stream.cache_gb:g} is less than a machine's {num_lanes} lanes × the largest token"
-            f" shard, {needed // num_lanes} bytes; use stream.cache_gb={_gb_of(needed)} or more, fewer lanes on this"
+            f"stream.cache_gb={stream.cache_gb:g} is less than {two}a machine's {num_lanes} lanes × the largest token"
+            f" shard, {largest} bytes; use stream.cache_gb={_gb_of(needed)} or more, fewer lanes on this"
             " machine, or prepare the corpus with a smaller corpus.unit_bytes"
         )
 
@@ -205,14 +222,14 @@ def open_cache(
         the cache; None for a corpus that lies on this machine.
 
     Raises:
-        ConfigError: the cache cannot hold a shard for each lane, or its folder cannot be used.
+        ConfigError: the cache cannot hold what the lanes read from at once, or its folder cannot be used.
     """
     check_cache(data, shards, stream=stream, num_lanes=num_lanes)
     if storage.is_local(data):
         yield None
         return
     folder, digests = cache_folder(stream), stream.verify == "digest"
-    cache = ShardCache(data, folder, limit_bytes=_limit_bytes(stream), digests=digests, future=future)
+    cache = ShardCache(data, folder, limit_bytes=_limit_bytes(stream), digests=digests, future=future, shards=shards)
     try:
         yield cache
     finally:
@@ -269,16 +286,25 @@ class ShardCache:
         limit_bytes: of all that is in it.
         digests: whether the digest is compared of a shard that another process has fetched.
         future: of this machine's lanes; None: nothing is known of it, and nothing is fetched ahead.
+        shards: that this run reads besides, so that none of them is taken for another run's.
 
     Raises:
         ConfigError: the folder cannot be written to, or knows no locks.
     """
 
     def __init__(
-        self, data: str, folder: str, *, limit_bytes: int, digests: bool, future: Future | None = None
+        self,
+        data: str,
+        folder: str,
+        *,
+        limit_bytes: int,
+        digests: bool,
+        future: Future | None = None,
+        shards: Iterable[Shard] = (),
     ) -> None:
         self._data, self._folder, self._limit_bytes, self._digests = data, Path(folder), limit_bytes, digests
         self._future = future
+        self._own = {shard.sha256 for shard in shards} | (set() if future is None else future.names)
         self._sound: set[str] = set()  # shards whose digest this process knows to be right
         self._left: set[str] = set()  # shards that a lane has come to the end of in this step
         self._releases: list[Callable[[], None]] = []
@@ -293,6 +319,10 @@ class ShardCache:
     def on_release(self, release: Callable[[], None]) -> None:
         """Takes what lets go of the maps of whoever reads here: called where there is no room, and between epochs."""
         self._releases.append(release)
+
+    def off_release(self, release: Callable[[], None]) -> None:
+        """Whoever reads here has ended."""
+        self._releases.remove(release)
 
     def open(self, shard: Shard) -> pa.Buffer:
         """A shard's bytes, memory-mapped; waits for them if need be. The map lives as long as the buffer.
@@ -373,7 +403,7 @@ class ShardCache:
                     touched = time.monotonic()
             except _EndedError:
                 return
-            except PipelineError as error:  # whoever needs the shard asks for it again, and then it is told
+            except Exception as error:  # noqa: BLE001  # told again to whoever needs the shard, where it stops the run
                 if time.monotonic() - complained > FRESH_SECONDS:
                     log.warning("a token shard could not be fetched ahead of need: %s", error)
                     complained = time.monotonic()
@@ -384,9 +414,9 @@ class ShardCache:
     def _fetch_next(self, step: int) -> bool:
         """Fetches the next shard that is not there; whether there was one and room for it."""
         assert self._future is not None
-        there, leaving = self._held(), self._future.leaving(step)
+        there = self._held()
         for shard in self._within_bound(step):
-            if shard.sha256 in leaving or shard.sha256 in there or shard.sha256 + PART in there:
+            if shard.sha256 in there or shard.sha256 + PART in there:
                 continue
             try:
                 if self._fetch(shard, ahead=True):
@@ -405,10 +435,16 @@ class ShardCache:
                 return
             yield shard
 
+    def _is_wanted(self, shard: Shard) -> bool:
+        """Whether a shard is still to be fetched ahead of need: the lanes move on while a thread looks for one."""
+        assert self._future is not None
+        step = self._step or 0
+        return shard.sha256 not in self._future.leaving(step) and shard in self._within_bound(step)
+
     def _touch(self, step: int) -> None:
         """Tells other runs that what is here for this one is wanted."""
         for shard in self._within_bound(step):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.utime(self._folder / shard.sha256)
 
     # --- the folder
@@ -434,7 +470,8 @@ class ShardCache:
                     self._discard(path, f"found sha256 {found}")
                     return None
                 self._sound.add(shard.sha256)
-            os.utime(path)
+            with suppress(OSError):  # another user's file is as good, but cannot be marked as used
+                os.utime(path)
             return pa.py_buffer(mapped)
         return None
 
@@ -457,7 +494,8 @@ class ShardCache:
             try:
                 self._fill(file, shard, ahead=ahead)
                 os.fsync(file)
-                part.rename(self._folder / shard.sha256)
+                with self._alone():  # else another may look just before, and find the part unlocked just after
+                    part.rename(self._folder / shard.sha256)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -471,11 +509,12 @@ class ShardCache:
         with self._alone():
             held = self._held()
             self._remove_left(held)
-            if shard.sha256 in held or part.name in held:
+            if shard.sha256 in held or part.name in held or (ahead and not self._is_wanted(shard)):
                 return None
             total = sum(each.st_size for each in held.values())
             lack = shard.size_bytes - min(self._limit_bytes - total, shutil.disk_usage(self._folder).free)
             if lack > 0:
+                lack = min(lack, shard.size_bytes)  # a run with a larger bound may have filled the folder
                 self._make_room(shard, held, lack, ahead=ahead, forced=forced)
             file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             try:
@@ -494,10 +533,11 @@ class ShardCache:
         used = _last_uses(held)
         order = eviction_order(used | {shard.sha256: math.inf}, self._coming())
         if ahead:
-            fresh = {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS} - self._own
+            fresh = self._others_fresh(used)
             order = [name for name in order[: order.index(shard.sha256)] if name not in fresh]
         else:
-            order.sort(key=lambda name: name not in self._left)
+            left = self._left if self._future is None else self._left - self._future.soon(self._step or 0)
+            order.sort(key=lambda name: name not in left)
         going = []
         with ExitStack() as locks:
             for name in order:
@@ -512,12 +552,17 @@ class ShardCache:
                 (self._folder / name).unlink(missing_ok=True)
 
     def _trim(self) -> None:
-        """Removes what is beyond the bound, which may have been larger before, and what nobody has mapped."""
+        """Removes what is beyond the bound, which may have been larger before: what no run has mapped or used lately.
+
+        What this run will use goes too, however fresh it is.
+        """
         with self._told(), self._alone(), ExitStack() as locks:
             held = self._held()
+            used = _last_uses(held)
+            fresh = self._others_fresh(used)
             excess = sum(each.st_size for each in held.values()) - self._limit_bytes
-            for name in eviction_order(_last_uses(held), self._coming()):
-                if excess > 0 and self._nobody_has(self._folder / name, locks):
+            for name in eviction_order(used, self._coming()):
+                if excess > 0 and name not in fresh and self._nobody_has(self._folder / name, locks):
                     (self._folder / name).unlink(missing_ok=True)
                     excess -= held[name].st_size
 
@@ -611,9 +656,9 @@ class ShardCache:
         for release in self._releases:
             release()
 
-    @property
-    def _own(self) -> set[str]:
-        return set() if self._future is None else self._future.names
+    def _others_fresh(self, used: Mapping[str, float]) -> set[str]:
+        """Of shards with the time of their last use, those that another run has used lately."""
+        return {name for name, time_ in used.items() if time_ > time.time() - FRESH_SECONDS} - self._own
 
 
 def _last_uses(held: Mapping[str, os.stat_result]) -> dict[str, float]:

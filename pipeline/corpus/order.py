@@ -1,8 +1,8 @@
 """In which order an epoch reads the stored tokens: as they lie, or in blocks whose order is drawn anew for each epoch.
 
-In: the number of tokens, the size of a block, a seed; an epoch, lanes, windows. Out: which stored tokens they read, and
-when a stored token is read next. All of it is arithmetic: no list of blocks is kept, so an order of any length costs
-nothing, and any step of it is found at once. Refuses nothing.
+In: the number of tokens, the size of a block, a seed; an epoch, lanes, windows. Out: which stored tokens they read. All
+of it is arithmetic: no list of blocks is kept, so an order of any length costs nothing, and any step of it is found at
+once. Refuses nothing.
 
 The places of an epoch are numbered 0 to N-1 in the order in which they are read; lanes and windows are dealt over
 places. With blocks of K tokens, place j·K + i holds the stored token P(j)·K + i, where P is a permutation of the N//K
@@ -55,20 +55,15 @@ class Order:
         """What the places [start, stop) of an epoch hold: ranges of the stored tokens, in the order of the places."""
         return self.stored_of_each(epoch, np.array([start]), np.array([stop]))[0]
 
-    def places(self, epoch: int, start: int, stop: int) -> list[Range]:
-        """Where the stored tokens [start, stop) stand in an epoch: ranges of places, in the order of the tokens."""
-        _, starts, stops = self._moved(epoch, np.array([start]), np.array([stop]), inverse=True)
-        return list(zip(starts.tolist(), stops.tolist(), strict=True))
-
     def stored_of_each(self, epoch: int, starts: _Ints, stops: _Ints) -> list[list[Range]]:
         """As `stored`, for many ranges of places at once."""
-        owners, begins, ends = self._moved(epoch, starts, stops, inverse=False)
+        owners, begins, ends = self._moved(epoch, starts, stops)
         found: list[list[Range]] = [[] for _ in range(len(starts))]
         for owner, begin, end in zip(owners.tolist(), begins.tolist(), ends.tolist(), strict=True):
             found[owner].append((begin, end))
         return found
 
-    def _moved(self, epoch: int, starts: _Ints, stops: _Ints, *, inverse: bool) -> tuple[_Ints, _Ints, _Ints]:
+    def _moved(self, epoch: int, starts: _Ints, stops: _Ints) -> tuple[_Ints, _Ints, _Ints]:
         """Ranges cut at the blocks' bounds and moved: the number of the range that each is of, its start, its stop."""
         if self.num_blocks < 2:
             there = np.flatnonzero(stops > starts)
@@ -81,16 +76,16 @@ class Order:
         blocks = firsts[owners] + within
         begins = np.maximum(blocks * size, starts[owners])
         ends = np.minimum((blocks + 1) * size, stops[owners])
-        moves = (self._permuted(epoch, blocks, inverse=inverse) - blocks) * size
+        moves = (self._permuted(epoch, blocks) - blocks) * size
         return owners, begins + moves, ends + moves
 
-    def _permuted(self, epoch: int, blocks: _Ints, *, inverse: bool) -> _Ints:
+    def _permuted(self, epoch: int, blocks: _Ints) -> _Ints:
         """Where whole blocks go; what is left over after them stays."""
         moved = blocks.copy()
         walking = np.flatnonzero(blocks < self.num_blocks)
         keys = _round_keys(self.seed, epoch)
         while len(walking):
-            moved[walking] = _shuffled(moved[walking], self.num_blocks, keys, inverse=inverse)
+            moved[walking] = _shuffled(moved[walking], self.num_blocks, keys)
             walking = walking[moved[walking] >= self.num_blocks]
         return moved
 
@@ -135,76 +130,20 @@ def lane_places(plan: LanePlan, *, lanes: Lanes, window_start: int, window_stop:
     return np.minimum(begins + window_start * plan.bptt, ends), np.minimum(begins + window_stop * plan.bptt, ends)
 
 
-def next_reading(
-    plan: LanePlan, order: Order, *, lanes: range, start: int, stop: int, from_step: int, until_step: int
-) -> int | None:
-    """The first of the steps [from_step, until_step) in which a lane reads one of the stored tokens [start, stop).
-
-    Takes time for the blocks and lanes that the range touches, for each epoch that begins before the step is found.
-
-    Args:
-        plan: how places are dealt to lanes.
-        order: of the split's tokens.
-        lanes: neighbours, such as those of a rank or of all ranks of a machine.
-        start: the first of the tokens.
-        stop: the end of the tokens, exclusive.
-        from_step: the first step that counts.
-        until_step: the end of the steps, exclusive.
-
-    Returns:
-        the step; None if none of these reads any of them.
-    """
-    step = from_step
-    while step < until_step:
-        epoch, window = plan.position(step)
-        found = _next_window(plan, order.places(epoch, start, stop), lanes=lanes, window=window)
-        if found is not None:
-            step = epoch * plan.num_windows + found
-            return step if step < until_step else None
-        step = (epoch + 1) * plan.num_windows
-    return None
-
-
-def _next_window(plan: LanePlan, places: Sequence[Range], *, lanes: range, window: int) -> int | None:
-    """The first window of an epoch, from `window` on, in which a lane reads one of some places, as target or input."""
-    found = np.array(places, dtype=np.int64).reshape(-1, 2)
-    begins, ends = found[:, 0], found[:, 1]  # a place is read with its own target and with the next
-    firsts = np.maximum(_lane_of(plan, begins), lanes.start)
-    num_lanes = np.maximum(
-        np.minimum(_lane_of(plan, np.minimum(ends, plan.num_targets - 1)), lanes.stop - 1) - firsts + 1, 0
-    )
-    owners = np.repeat(np.arange(len(found)), num_lanes)
-    numbers = firsts[owners] + np.arange(len(owners)) - (np.cumsum(num_lanes) - num_lanes)[owners]
-    lane_starts = numbers * plan.num_targets // plan.num_lanes
-    lane_stops = (numbers + 1) * plan.num_targets // plan.num_lanes
-    # of the lane's own targets, the first and the last that are read together with one of the places
-    first_targets = np.maximum(begins[owners], lane_starts) - lane_starts
-    last_targets = np.minimum(ends[owners], lane_stops - 1) - lane_starts
-    first_windows, last_windows = first_targets // plan.bptt, last_targets // plan.bptt
-    still = (last_targets >= first_targets) & (last_windows >= window)
-    return int(np.maximum(first_windows, window)[still].min()) if still.any() else None
-
-
-def _lane_of(plan: LanePlan, places: _Ints) -> _Ints:
-    """The lane whose target each place is."""
-    return ((places + 1) * plan.num_lanes - 1) // plan.num_targets
-
-
 @lru_cache(maxsize=8)
 def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
     drawn = hashlib.shake_256(f"order of blocks, seed {seed}, epoch {epoch}".encode()).digest(8 * NUM_ROUNDS)
     return tuple(np.uint64(each) for each in np.frombuffer(drawn, dtype="<u8"))
 
 
-def _shuffled(numbers: _Ints, num_blocks: int, keys: Sequence[np.uint64], *, inverse: bool) -> _Ints:
+def _shuffled(numbers: _Ints, num_blocks: int, keys: Sequence[np.uint64]) -> _Ints:
     """One pass through the network: a bijection of the rectangle that holds [0, num_blocks)."""
     width = isqrt(num_blocks - 1) + 1
     sizes = (np.uint64(width), np.uint64(-(-num_blocks // width)))  # of the halves
     halves = [numbers.astype(np.uint64) % sizes[0], numbers.astype(np.uint64) // sizes[0]]
-    for number in reversed(range(NUM_ROUNDS)) if inverse else range(NUM_ROUNDS):
+    for number in range(NUM_ROUNDS):
         changed, size = number % 2, sizes[number % 2]
-        added = _hashed(halves[1 - changed] ^ keys[number]) % size
-        halves[changed] = (halves[changed] + (size - added if inverse else added)) % size
+        halves[changed] = (halves[changed] + _hashed(halves[1 - changed] ^ keys[number]) % size) % size
     return (halves[1] * sizes[0] + halves[0]).astype(np.int64)
 
 

@@ -200,6 +200,12 @@ class TokenSequence:
         """Lets go of all shards; the next read opens those that it needs."""
         self._opened.clear()
 
+    def end(self) -> None:
+        """Lets go of all shards, for good: a cache no longer knows of it."""
+        self.close()
+        if self._cache is not None:
+            self._cache.off_release(self.close)
+
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens [start, stop) of the sequence, across every joint, as a copy: int64 [stop - start].
 
@@ -238,6 +244,8 @@ class TokenSequence:
 def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """The pieces of a sequence that make up [start, stop) of it: the number of each, and the range within it.
 
+    Those that hold nothing are left out.
+
     Args:
         starts: where each piece begins, and the last ends.
         start: the first place.
@@ -246,7 +254,8 @@ def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, 
     index = bisect_right(starts, start) - 1
     while start < stop:
         end = min(stop, starts[index + 1])
-        yield index, start - starts[index], end - starts[index]
+        if start < end:
+            yield index, start - starts[index], end - starts[index]
         start, index = end, index + 1
 
 

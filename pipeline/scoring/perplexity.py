@@ -80,15 +80,20 @@ def score_tokens(
     return Score(total_nats=float(total_nats), num_targets=num_targets)
 
 
-def score_unigram(tokens: Tokens, *, counts_V: NDArray[np.int64]) -> Score:
+def score_unigram(
+    tokens: Tokens, *, counts_V: NDArray[np.int64], progress: Callable[[int], None] = lambda num_tokens: None
+) -> Score:
     """The baseline: each word's share of the training text, add-one smoothed over the vocabulary.
 
     Args:
         tokens: the sequence.
         counts_V: training count of each id, int64 [vocab_size].
+        progress: called with the number of tokens of each block scored.
     """
     nats_V = np.log(counts_V.sum() + len(counts_V)) - np.log(counts_V + 1.0)
     total_nats, block_tokens = 0.0, 1 << 20
     for start in range(0, len(tokens), block_tokens):
-        total_nats += float(nats_V[tokens.read(start, min(start + block_tokens, len(tokens)))].sum())
+        block_N = tokens.read(start, min(start + block_tokens, len(tokens)))
+        total_nats += float(nats_V[block_N].sum())
+        progress(len(block_N))
     return Score(total_nats=total_nats, num_targets=len(tokens))

@@ -56,7 +56,7 @@ class LanguageModelModule(lightning.LightningModule):
         identity: what a checkpoint is stamped with: plain values, by name.
         ranks: the ranks of the run.
         lanes: those of this rank.
-        first_batch: this rank's share of the batch of step 0.
+        first_batch: this rank's share of a batch near the first step, as full as that of step 0.
         skipped: steps whose windows are passed over: no update, and no lane's state moves.
 
     Attributes:

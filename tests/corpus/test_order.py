@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation of whole blocks, found by arithmetic at any place, forwards and backwards."""
+"""The order of an epoch: a permutation of whole blocks, found by arithmetic at any place."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.sequences import Places
 
 from pipeline.corpus.lanes import LanePlan, rank_lanes
-from pipeline.corpus.order import Order, lane_places, next_reading, stored_ranges
+from pipeline.corpus.order import Order, lane_places, stored_ranges
 from pipeline.corpus.stream import EOS, read_window, read_windows
 
 TRILLION = 10**12
@@ -45,7 +45,7 @@ def plans_and_orders(draw):
 
 @pytest.mark.parametrize("num_tokens", range(1, 61))
 def test_every_order_is_a_permutation_that_leaves_blocks_whole_and_the_rest_last(num_tokens):
-    """All sizes of blocks and three epochs; the inverse finds each token where it is read."""
+    """All sizes of blocks and three epochs."""
     for block_tokens in range(1, num_tokens + 1):
         order = Order(num_tokens=num_tokens, block_tokens=block_tokens, seed=7)
         num_blocks = num_tokens // block_tokens
@@ -57,16 +57,13 @@ def test_every_order_is_a_permutation_that_leaves_blocks_whole_and_the_rest_last
                 assert inside[0] % block_tokens == 0
                 assert inside == list(range(inside[0], inside[0] + block_tokens))
             assert read[num_blocks * block_tokens :] == list(range(num_blocks * block_tokens, num_tokens))
-            places = np.argsort(read)  # of each stored token
-            found = [place for start, stop in order.places(epoch, 0, num_tokens) for place in range(start, stop)]
-            assert found == places.tolist()
 
 
 def test_without_blocks_and_with_fewer_than_two_tokens_are_read_as_they_lie():
     for block_tokens in (None, 6, 10, 11, 2**62):
         order = Order(num_tokens=10, block_tokens=block_tokens, seed=1)
         assert [tokens_in(order, epoch) for epoch in range(3)] == [list(range(10))] * 3
-        assert order.stored(0, 3, 8) == order.places(0, 3, 8) == [(3, 8)]
+        assert order.stored(0, 3, 8) == [(3, 8)]
 
 
 @settings(deadline=None)
@@ -218,27 +215,6 @@ def test_stored_ranges_are_what_the_windows_read(plan_and_order, data):
         assert [token + 1 for start, stop in ranges for token in range(start, stop)] == [each for each in read if each]
 
 
-@settings(deadline=None, max_examples=300)
-@given(plans_and_orders(), st.data())
-def test_the_next_reading_of_a_range_is_the_first_window_that_reads_of_it(plan_and_order, data):
-    plan, order = plan_and_order
-    start = data.draw(st.integers(0, plan.num_targets - 1))
-    stop = data.draw(st.integers(start + 1, plan.num_targets))
-    lanes = range(*sorted(data.draw(st.lists(st.integers(0, plan.num_lanes), min_size=2, max_size=2, unique=True))))
-    from_step = data.draw(st.integers(0, 2 * plan.num_windows))
-    until_step = from_step + data.draw(st.integers(0, 3 * plan.num_windows))
-
-    def reads(step):
-        epoch, window = plan.position(step)
-        found = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + 1)
-        return any(max(begin, start) < min(end, stop) for ranges in found for begin, end in ranges)
-
-    expected = next((step for step in range(from_step, until_step) if reads(step)), None)
-    assert expected == next_reading(
-        plan, order, lanes=lanes, start=start, stop=stop, from_step=from_step, until_step=until_step
-    )
-
-
 # --- a trillion tokens
 
 
@@ -261,7 +237,6 @@ def test_a_trillion_tokens_are_read_from_any_step_without_being_counted_up(num_l
             for row in {0, length // 2, length - 1} - {-1}:
                 place = int(starts[lane]) + row
                 assert order.stored(epoch, place, place + 1) == [(targets[row] - 1, targets[row])]
-                assert order.places(epoch, targets[row] - 1, targets[row]) == [(place, place + 1)]
                 before = order.stored(epoch, place - 1, place)[0][1] if place else EOS
                 assert window.inputs_TL[row, lane] == before
 
@@ -271,17 +246,3 @@ def column_of(window, lane):
     targets_TL = np.full(window.inputs_TL.shape, EOS)
     targets_TL.reshape(-1)[slice(None) if window.rows_N is None else window.rows_N] = window.targets_N
     return targets_TL[:, lane].tolist()
-
-
-def test_what_is_read_next_of_a_trillion_tokens_is_found_without_looking_at_each():
-    plan = LanePlan(num_targets=TRILLION, num_lanes=4096, bptt=70)
-    order = Order(num_tokens=TRILLION, block_tokens=65_536, seed=1)
-    shard = (7 * 10**11, 7 * 10**11 + (1 << 24))
-    lanes, from_step = range(512, 1024), 10**6
-    step = next_reading(plan, order, lanes=lanes, start=shard[0], stop=shard[1], from_step=from_step, until_step=10**9)
-    assert step is not None
-    epoch, window = plan.position(step)
-    read = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + 1)
-    assert any(max(start, shard[0]) < min(stop, shard[1]) for ranges in read for start, stop in ranges)
-    before = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window - 300, window_stop=window)
-    assert not any(max(start, shard[0]) < min(stop, shard[1]) for ranges in before for start, stop in ranges)

@@ -162,7 +162,10 @@ def test_the_baseline_is_the_add_one_smoothed_share(counts, data):
 
 def test_the_baseline_reads_every_token_over_several_blocks():
     num_tokens = (2 << 20) + 3
-    score = score_unigram(Ids(np.arange(num_tokens) % 2), counts_V=np.array([6, 2]))
+    told = []
+    score = score_unigram(Ids(np.arange(num_tokens) % 2), counts_V=np.array([6, 2]), progress=told.append)
+    assert sum(told) == num_tokens
+    assert len(told) > 1
     assert score.num_targets == num_tokens
     assert score.total_nats == pytest.approx(((1 << 20) + 2) * -math.log(0.7) + ((1 << 20) + 1) * -math.log(0.3))
 

@@ -1,5 +1,6 @@
 """Batches are windows, split and keyed; the global batch is the same for every world size."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.corpus.order import Order
 from pipeline.corpus.stream import read_windows
 from pipeline.model.adaptive_softmax import split_targets
 from pipeline.model.dropout import lane_keys
+from pipeline.training import worker
 from pipeline.training.data import KEY_STEPS, StepLoader, on_device, read_batches, sent_ahead
 
 CUTOFFS = (3, 7)
@@ -214,3 +216,36 @@ def test_the_loader_is_as_long_as_the_run_and_has_no_state():
     assert len(loader) == 17
     assert loader.state_dict() == {}
     loader.load_state_dict({})
+
+
+# --- what a worker reads besides
+
+
+def test_what_is_rehearsed_is_the_first_step_or_before_it_and_as_full_as_step_0():
+    plan = LanePlan(num_targets=26, num_lanes=2, bptt=5)  # windows of 10, 10 and 6
+    assert [worker._rehearsed(plan, step)[0] for step in range(7)] == [0, 1, 1, 3, 4, 4, 6]
+    assert worker._rehearsed(plan, 4) == (4, 5)
+    short = LanePlan(num_targets=5, num_lanes=2, bptt=5)
+    assert worker._rehearsed(short, 0) == (0, 1)
+    assert worker._rehearsed(short, 3)[0] in (2, 3)
+
+
+def test_a_validation_leaves_no_shard_open(monkeypatch):
+    class Split(Ids):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    for fails in (False, True):
+        split = Split(np.arange(5))
+
+        def score(model, tokens, fails=fails, split=split):
+            assert not split.closed
+            if fails:
+                raise RuntimeError
+
+        monkeypatch.setattr(worker, "score_tokens", score)
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            worker._score(None, split)
+        assert split.closed

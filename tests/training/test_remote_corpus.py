@@ -21,11 +21,14 @@ from support.same import assert_same
 from jobs.__main__ import main
 from pipeline import storage
 from pipeline.config import Config, EvaluateConfig, load
+from pipeline.corpus.cache import ShardCache
 from pipeline.corpus.manifest import read_manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, CorpusError
 from pipeline.evaluation import evaluate_split
 from pipeline.run.checkpoint import checkpoint_path, committed_steps, load_checkpoint
-from pipeline.runner import train
+from pipeline.run.stop import ATTEMPT_NAME
+from pipeline.runner import plan_run, train
+from pipeline.training import worker
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree"),  # Lightning 2.6, every fit
@@ -103,6 +106,18 @@ def remote(
     return Remote(tmp_path, s3_bucket, data, small_config, caplog)
 
 
+def counted(patch: pytest.MonkeyPatch, kind: type, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of a method from now on."""
+    real, calls = getattr(kind, name), []
+
+    def noted(self: object, *given: Any) -> Any:
+        calls.append(given)
+        return real(self, *given)
+
+    patch.setattr(kind, name, noted)
+    return calls
+
+
 def begin(config: Config, script: Path) -> subprocess.Popen[bytes]:
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
@@ -114,10 +129,15 @@ def begin(config: Config, script: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_a_run_from_there_is_the_run_from_here_and_fetches_each_shard_once(remote: Remote) -> None:
+def test_a_run_from_there_is_the_run_from_here_and_fetches_each_shard_once(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(remote.config("here", there=False))
     assert not remote.cache.exists()
-    train(remote.config("there"))
+    with pytest.MonkeyPatch.context() as patch:
+        known = counted(patch, ShardCache, "on_release"), counted(patch, ShardCache, "off_release")
+        train(remote.config("there"))
+    assert [len(each) for each in known] == [2, 2]  # train and valid, which are known no longer
     remote.assert_same("here", "there")
     fetched = remote.fetched()
     assert sorted(fetched.values()) == [1] * len(remote.shards)
@@ -125,6 +145,7 @@ def test_a_run_from_there_is_the_run_from_here_and_fetches_each_shard_once(remot
     train(remote.config("again", remote.smallest()))  # in the same folder, which is more than it may hold
     remote.assert_same("here", "again")
     assert sum((remote.cache / name).stat().st_size for name in remote.kept()) <= 4 * remote.largest
+    steps = counted(monkeypatch, ShardCache, "at")
     here, there = (
         evaluate_split(
             load(
@@ -136,6 +157,7 @@ def test_a_run_from_there_is_the_run_from_here_and_fetches_each_shard_once(remot
         for data in (remote.here, remote.there)
     )
     assert (here.score, here.unigram) == (there.score, there.unigram)
+    assert steps == [(0,), (0,), (1,), (1,)]  # the beginning and the end of either pass, of less than a window
 
 
 @pytest.mark.slow
@@ -180,6 +202,21 @@ def test_a_cache_without_room_for_the_lanes_is_refused_before_anything_is_writte
     assert "\n" not in told
     assert "stream.cache_gb=" in told
     assert torch.cuda.is_available() or remote.fetched() == {}
+
+
+def test_a_manifest_there_without_the_fingerprint_of_its_shards_is_refused(remote: Remote) -> None:
+    path = f"{remote.there}/manifest.json"
+    manifest = json.loads(storage.read_bytes(path))
+    storage.publish_bytes(path, json.dumps(manifest | {"fingerprint": "0" * 64}).encode())
+    config = remote.config("run")
+    with pytest.raises(CorpusError, match="does not have the fingerprint of its shards"):
+        train(config)
+    assert not (remote.folder / "run").exists()
+    job = plan_run(config, {}).job
+    storage.publish_bytes(f"{job.run}/{ATTEMPT_NAME}", str(job.attempt).encode())  # as a worker finds it
+    with pytest.raises(CorpusError, match="does not have the fingerprint of its shards"):
+        worker._common_ground(job)
+    assert remote.fetched() == {}
 
 
 def test_a_damaged_shard_there_is_refused_by_name(remote: Remote) -> None:
