@@ -5,7 +5,7 @@ task failed, once the others are done: then a rerun has only that one to do.
 """
 
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -122,6 +122,7 @@ class Phases:
         *,
         num_bytes: Callable[[Item], int] = lambda _: 0,
         num_words: Callable[[Result], int] = lambda _: 0,
+        several: "Several[Item, Result] | None" = None,
     ) -> list[Result]:
         """Runs a phase; nothing happens if it has no items.
 
@@ -131,6 +132,8 @@ class Phases:
             items: what it is run over.
             num_bytes: of input that the task of an item reads.
             num_words: that a result stands for.
+            several: how an item is taken apart whose worker died again and again, so that what is in it and did not
+                kill it is done, and what did is named.
 
         Returns:
             the results in the order of the items.
@@ -143,8 +146,12 @@ class Phases:
         self.progress.phase(name, num_tasks=len(items), num_bytes=sum(map(num_bytes, items)))
         results: dict[int, Result] = {}
         failed = _Failed(name, num_tasks=len(items))
+        apart: list[int] = []
         for index, ended in self.run_tasks(Task(function, self.extensions), items):
             item = items[index]
+            if isinstance(ended, ClusterError) and several is not None and len(several.apart(item)) > 1:
+                apart.append(index)
+                continue
             if isinstance(ended, PipelineError):
                 failed.add(index, item, ended)
                 self.progress.advance(num_bytes=num_bytes(item), num_words=0, outcome="failed", peak_bytes=0)
@@ -158,9 +165,52 @@ class Phases:
                 outcome="kept" if ended.is_kept else "done",
                 peak_bytes=ended.peak_bytes,
             )
+        if apart and several is not None:
+            whole = {index: items[index] for index in apart}
+            self._take_apart(name, function, whole, several=several, results=results, failed=failed)
         if failed.number:
             raise failed.error(num_done=len(results))
         return [results[index] for index in range(len(items))]
+
+    def _take_apart(
+        self,
+        name: str,
+        function: Callable[[Item], Result | Kept[Result]],
+        items: Mapping[int, Item],
+        *,
+        several: "Several[Item, Result]",
+        results: dict[int, Result],
+        failed: "_Failed",
+    ) -> None:
+        """Runs what is in some items, each by itself, as a phase of its own; adds to results and failures."""
+        parts = [(index, part) for index, item in items.items() for part in several.apart(item)]
+        self.progress.phase(f"{name}, one by one", num_tasks=len(parts), num_bytes=0)
+        found: dict[int, Result] = {}
+        for number, ended in self.run_tasks(Task(function, self.extensions), [part for _, part in parts]):
+            index, part = parts[number]
+            if isinstance(ended, PipelineError):
+                failed.add(index, part, ended)
+                self.progress.advance(num_bytes=0, num_words=0, outcome="failed", peak_bytes=0)
+                continue
+            found[number] = ended.result
+            self.progress.advance(num_bytes=0, num_words=0, outcome="done", peak_bytes=ended.peak_bytes)
+        for index in items:
+            of_item = [number for number, (owner, _) in enumerate(parts) if owner == index]
+            if all(number in found for number in of_item):
+                results[index] = several.together([found[number] for number in of_item])
+
+
+@dataclass(frozen=True)
+class Several(Generic[Item, Result]):
+    """Items of several parts.
+
+    Attributes:
+        apart: an item → its parts, as items.
+        together: the results of all parts of an item → its result.
+    """
+
+    apart: Callable[[Item], Sequence[Item]]
+    together: Callable[[Sequence[Result]], Result]
 
 
 class _Failed:
@@ -219,7 +269,7 @@ def read_by(item: object) -> WorkUnit | Source | None:
     match item:
         case WorkUnit() | Source():
             return item
-        case object(unit=WorkUnit() as unit):
+        case object(unit=WorkUnit() | Source() as unit):
             return unit
         case tuple():
             return next((found for each in item if (found := read_by(each)) is not None), None)

@@ -18,6 +18,7 @@ its blocks, its count table, and, where the vocabulary is made, by the vocabular
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from pipeline import __version__, storage
@@ -164,14 +165,26 @@ def _list(sources: Sequence[Source], corpus: CorpusConfig, *, run: Phases) -> li
     """The units of all splits in their order."""
     _note_bystanders(list_bystanders(sources, corpus), run=run)
     num_together = 1 + len(sources) // LIST_TASKS
-    batches = [sources[start : start + num_together] for start in range(0, len(sources), num_together)]
+    batches = [Batch(tuple(sources[at : at + num_together])) for at in range(0, len(sources), num_together)]
     found = run("list", partial(_cut_all, corpus=corpus), batches)
     units = [unit for each in found for unit in each]
     return sorted(units, key=lambda unit: SPLITS.index(unit.split))  # stable: the order of sources stays
 
 
-def _cut_all(sources: Sequence[Source], *, corpus: CorpusConfig) -> list[WorkUnit]:
-    return [unit for source in sources for unit in cut_units(source, corpus)]
+@dataclass(frozen=True)
+class Batch:
+    """Sources that one task looks at."""
+
+    sources: tuple[Source, ...]
+
+    @property
+    def unit(self) -> Source | None:
+        """What is told of the only source when it fails."""
+        return self.sources[0] if len(self.sources) == 1 else None
+
+
+def _cut_all(batch: Batch, *, corpus: CorpusConfig) -> list[WorkUnit]:
+    return [unit for source in batch.sources for unit in cut_units(source, corpus)]
 
 
 def _note_bystanders(paths: Sequence[str], *, run: Phases) -> None:

@@ -30,7 +30,7 @@ from pipeline.corpus.arrays import as_arrow, as_numpy
 from pipeline.corpus.blocks import read_shares
 from pipeline.corpus.folder import WORK, kept_paths
 from pipeline.corpus.keys import unit_key
-from pipeline.corpus.phases import Kept, Phases
+from pipeline.corpus.phases import Kept, Phases, Several
 from pipeline.corpus.readers import READERS
 from pipeline.corpus.readers.reader import Tally, changed
 from pipeline.corpus.receipts import sound_receipt, write_receipt
@@ -144,6 +144,10 @@ def read_units(
         portions,
         num_bytes=lambda portion: portion.size_bytes,
         num_words=lambda counted: sum(each.num_words for each in counted),
+        several=Several(
+            lambda portion: [Portion((units,)) for units in portion.ranges],
+            lambda found: tuple(each for counted in found for each in counted),
+        ),
     )
     in_order = (place for shared in places.values() for place in shared)
     by_place = dict(zip(in_order, (each for counted in found for each in counted), strict=True))

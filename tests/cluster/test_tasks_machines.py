@@ -77,6 +77,7 @@ class Desk:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = os.pathsep.join(filter(None, [str(self._folder), own.get("PYTHONPATH")]))
         typed = [f"corpus.train={self.place / 'texts'}", f"data={self.place / data}", "extensions=toy_odd", *more]
+        typed.append("corpus.unit_bytes=2048")  # so that the files, which are larger, have tasks of their own
         return subprocess.Popen(
             [sys.executable, "-m", "jobs", "prepare", *typed],
             cwd=ROOT,

@@ -24,7 +24,7 @@ from pipeline.corpus.reading import ids_type, numbered
 from pipeline.corpus.text import split_words
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.word_order import sort_words
-from pipeline.errors import ConfigError
+from pipeline.errors import ClusterError, ConfigError
 
 VOCABULARY = {"size": None, "min_count": 1, "path": None}
 
@@ -350,6 +350,25 @@ def test_one_file_of_many_that_cannot_be_reached_leaves_the_others_be(tmp_path, 
     with pytest.raises(ConfigError, match=r"4\.txt cannot be reached \(forbidden\) \(in 4\.txt\[0:5\]\)"):
         prepare(corpus_config(train=f"{tmp_path}/texts"), str(tmp_path / "data"), run_tasks=run_here)
     assert len(list((tmp_path / "data" / ".work" / "counts").glob("*.json"))) == 8
+
+
+def test_of_small_files_that_share_a_task_only_the_deadly_one_is_not_done(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"w{number} x\n")
+
+    def dying(function, items):
+        for index, item in enumerate(items):
+            named = str(getattr(item, "ranges", ""))
+            dies = "4.txt" in named and function.function.func.__name__ == "read_portion"
+            yield index, ClusterError("the worker died 4 times") if dies else function(item)
+
+    corpus = corpus_config(train=f"{tmp_path}/texts")
+    with pytest.raises(ClusterError, match=r"/4\.txt: the worker died 4 times \(in 4\.txt\[0:5\]\)$"):
+        prepare(corpus, str(tmp_path / "data"), run_tasks=dying)
+    assert len(list((tmp_path / "data" / ".work" / "counts").glob("*.json"))) == 8
+    (tmp_path / "texts" / "4.txt").write_text("w4 x y\n")
+    assert made(corpus, tmp_path / "data") == made(corpus, tmp_path / "fresh")
 
 
 def test_many_small_files_are_read_by_few_tasks(tmp_path):
