@@ -155,8 +155,7 @@ class StreamConfig(Section):
     block_tokens: PositiveInt
     """With `blocks`: tokens of a block, within which the text stays as it is."""
     cache_gb: Positive
-    """Disk of this machine, in GB, for token shards of a remote corpus, which come ahead of need. With `blocks` and a
-    corpus that is larger, nearly every block costs the fetch of a whole shard."""
+    """Disk of this machine, in GB, for shards of a remote corpus; with `blocks` it should hold the corpus."""
     cache_folder: str | None
     """Where on this machine they are kept; null: a folder of wordlanes in the user's cache folder."""
 

@@ -120,7 +120,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         body = answer.body[: len(answer.body) // 2] if cut else answer.body
         for start in range(0, len(body), 1 << 16):  # what a client no longer reads is not counted
-            asked.num_bytes += self.wfile.write(body[start : start + (1 << 16)])
+            piece = body[start : start + (1 << 16)]
+            asked.num_bytes += len(piece)  # before: the client may have it, and look here, before `write` returns
+            try:
+                self.wfile.write(piece)
+            except OSError:
+                asked.num_bytes -= len(piece)
+                raise
         self.close_connection = self.close_connection or cut
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_any
