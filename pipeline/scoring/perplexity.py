@@ -5,12 +5,14 @@ Protocol: one lane from the zero state over the whole sequence, `<eos>` before t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.stream import Tokens, read_windows
@@ -18,7 +20,10 @@ from pipeline.errors import CorpusError
 from pipeline.model.language_model import LanguageModel
 
 PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
-WINDOW_TOKENS = 1000  # bounds memory; the score does not hang on it
+WINDOW_TOKENS = 1000  # bounds memory; the score does not depend on it
+
+# a token sequence → nats of its targets in their order, float64, `WINDOW_TOKENS` at a time, on any device
+Predictor = Callable[[Tokens], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,18 @@ def shown_number(value: float, *, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
-@torch.inference_mode()
 def score_tokens(
     model: LanguageModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
 ) -> Score:
+    """Scores every token of a sequence once, by the protocol above; arguments as `plain_nats` and `score`."""
+    return score(partial(plain_nats, model), tokens, progress=progress)
+
+
+def score(predict: Predictor, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None) -> Score:
     """Scores every token of a sequence once.
 
     Args:
-        model: left in the mode it is in: dropout acts only where keys are given, and none are.
+        predict: gives each target its nats.
         tokens: the sequence, not empty.
         progress: called with the number of tokens of each window scored.
 
@@ -65,19 +74,34 @@ def score_tokens(
     """
     if not len(tokens):
         raise CorpusError("the split has 0 tokens; at least 1 is needed to score it")
+    total_nats: Tensor | float = 0.0
+    num_targets = 0
+    for nats_N in predict(tokens):
+        total_nats = nats_N.sum() + total_nats
+        num_targets += len(nats_N)
+        progress(len(nats_N))
+    assert num_targets == len(tokens), f"{num_targets} of {len(tokens)} tokens were scored"
+    return Score(total_nats=float(total_nats), num_targets=num_targets)
+
+
+@torch.inference_mode()
+def plain_nats(model: LanguageModel, tokens: Tokens) -> Iterator[Tensor]:
+    """Nats of every target of a sequence by a model whose weights stay as they are.
+
+    Args:
+        model: left in the mode it is in: dropout acts only where keys are given, and none are.
+        tokens: the sequence.
+
+    Yields:
+        as a `Predictor`.
+    """
     device = model.embedding_VE.device
     plan = LanePlan(num_targets=len(tokens), num_lanes=1, bptt=WINDOW_TOKENS)
     state = model.recurrence.zero_state(1)
-    total_nats = torch.zeros((), dtype=torch.float64, device=device)
-    num_targets = 0
     for window in read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1)):
         targets = tuple(each.to(device) for each in model.softmax.prepare_targets(window.targets_N))
         nats_N, state = model(torch.from_numpy(window.inputs_TL).to(device), state, targets)
-        total_nats += nats_N.double().sum()
-        num_targets += len(window.targets_N)
-        progress(len(window.targets_N))
-    assert num_targets == len(tokens), f"{num_targets} of {len(tokens)} tokens were scored"
-    return Score(total_nats=float(total_nats), num_targets=num_targets)
+        yield nats_N.double()
 
 
 def score_unigram(
