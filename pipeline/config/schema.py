@@ -25,6 +25,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Exponent = Annotated[float, Field(ge=0, le=1)]
 
 
 def _one_is_a_list(value: object) -> object:
@@ -249,6 +250,31 @@ class FullSoftmaxConfig(SoftmaxConfig):
     div_value: ClassVar[float] = 1.0
 
 
+class SampledSoftmaxConfig(FullSoftmaxConfig):
+    """Full softmax, trained by sampled softmax."""
+
+    num_samples: PositiveInt
+    """How many words a step draws, log-uniformly over the ranks, for all its targets; copies of one count once."""
+
+
+class NCEConfig(FullSoftmaxConfig):
+    """Full softmax, trained by noise-contrastive estimation."""
+
+    num_samples: PositiveInt
+    """How many words a step draws as noise, for all its targets."""
+    alpha: Exponent
+    """A word is drawn in proportion to its training count to the power of this."""
+
+
+class BlackOutConfig(FullSoftmaxConfig):
+    """Full softmax, trained by BlackOut."""
+
+    num_samples: PositiveInt
+    """How many words a step draws, for all its targets."""
+    alpha: Exponent
+    """A word is drawn in proportion to its training count to the power of this."""
+
+
 class ViaConfig(Section):
     """How a job gets onto a cluster: what every way has; each adds keys of its own."""
 
@@ -355,7 +381,13 @@ class SkyConfig(ViaConfig):
 # dotted key of a section that comes in kinds → kind → the section with that kind's keys
 KINDS: dict[str, dict[str, type[Section]]] = {
     "model.recurrence": {"lstm": LSTMConfig},
-    "model.softmax": {"adaptive": AdaptiveSoftmaxConfig, "full": FullSoftmaxConfig},
+    "model.softmax": {
+        "adaptive": AdaptiveSoftmaxConfig,
+        "full": FullSoftmaxConfig,
+        "sampled": SampledSoftmaxConfig,
+        "nce": NCEConfig,
+        "blackout": BlackOutConfig,
+    },
     "via": {"ray": RayJobsConfig, "slurm": SlurmConfig, "kuberay": KubeRayConfig, "sky": SkyConfig},
 }
 

@@ -2,15 +2,19 @@
 
 from pipeline.config import (
     AdaptiveSoftmaxConfig,
+    BlackOutConfig,
     FullSoftmaxConfig,
     LSTMConfig,
+    NCEConfig,
     RecurrenceConfig,
+    SampledSoftmaxConfig,
     SoftmaxConfig,
 )
 from pipeline.model.adaptive_softmax import AdaptiveSoftmax
 from pipeline.model.lstm import StackedLSTM
 from pipeline.model.output_layer import OutputLayer
 from pipeline.model.recurrence import Recurrence
+from pipeline.model.sampled_losses import NCE, BlackOut, SampledSoftmax
 
 RECURRENCES: dict[type[RecurrenceConfig], type[Recurrence]] = {
     LSTMConfig: StackedLSTM,
@@ -18,4 +22,7 @@ RECURRENCES: dict[type[RecurrenceConfig], type[Recurrence]] = {
 OUTPUT_LAYERS: dict[type[SoftmaxConfig], type[OutputLayer]] = {
     AdaptiveSoftmaxConfig: AdaptiveSoftmax,
     FullSoftmaxConfig: AdaptiveSoftmax,  # without tails
+    SampledSoftmaxConfig: SampledSoftmax,
+    NCEConfig: NCE,
+    BlackOutConfig: BlackOut,
 }

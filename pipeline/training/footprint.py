@@ -95,7 +95,7 @@ def activation_bytes(
 
     def held(lanes: int) -> int:
         words_N = expected_words(counts_V, lanes * bptt)
-        return below(lanes) + sum(_softmax_sizes(model, words_N, bf16=bf16, weights=bf16))
+        return below(lanes) + sum(_softmax_sizes(model, words_N, counts_V, bf16=bf16, weights=bf16))
 
     return held
 
@@ -113,7 +113,7 @@ def backward_bytes(section: ModelConfig, *, counts_V: NDArray[np.int64], bptt: i
 
     def added(lanes: int) -> int:
         words_N = expected_words(counts_V, lanes * bptt)
-        return 2 * max(_softmax_sizes(model, words_N, bf16=bf16, weights=False), default=0)
+        return 2 * max(_softmax_sizes(model, words_N, counts_V, bf16=bf16, weights=False), default=0)
 
     return added
 
@@ -173,7 +173,9 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
     return lambda lanes: tried(lanes) if lanes < most else round(whole + of_a_lane * (lanes - most))
 
 
-def _softmax_sizes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bool, weights: bool) -> list[int]:
+def _softmax_sizes(
+    model: LanguageModel, words_N: NDArray[np.int64], counts_V: NDArray[np.int64], *, bf16: bool, weights: bool
+) -> list[int]:
     """Of the output layer, without the hidden vectors that it reads; with its weights, as bf16 copies them, or not."""
     layer = model.softmax.bfloat16() if bf16 else model.softmax
     hidden_NH = torch.empty(
@@ -183,7 +185,8 @@ def _softmax_sizes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bo
         device="meta",
         requires_grad=True,
     )
-    targets = tuple(each.to("meta") for each in layer.prepare_targets(words_N))
+    sample = layer.sampler(counts=lambda: counts_V, seed=0)
+    targets = tuple(each.to("meta") for each in (*layer.prepare_targets(words_N), *sample(0, words_N)))
     known = [hidden_NH, *(() if weights else layer.parameters())]
     return saved_sizes(lambda: [layer.nats(hidden_NH, targets)], known=known)
 
