@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import SoftmaxConfig
+from pipeline.errors import ConfigError
+from pipeline.model.input_layer import InputLayer
 
 Targets = tuple[Tensor, ...]  # what a kind's `prepare_targets` gives and its `nats` takes
 Sampler = Callable[[int, NDArray[np.int64]], Targets]  # (step, targets_N) → what the step draws, as CPU tensors
@@ -45,6 +47,17 @@ class OutputLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding_VH = embedding_VH
+
+    def tie(self, layer: InputLayer) -> None:
+        """Shares the weights of an input layer that is no single table, where a kind can.
+
+        Raises:
+            ConfigError: it cannot, as here.
+        """
+        raise ConfigError(
+            f"model.tied=true cannot share the weights of this model.input.kind with {type(self).__name__}; use"
+            " model.input.kind=full or model.tied=false"
+        )
 
     def prepare_targets(self, targets_N: NDArray[np.int64]) -> Targets:
         """What `nats` needs to know of the targets, as CPU tensors; reads no parameter, and runs on the CPU."""

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import FullSoftmaxConfig, ModelConfig, OptimConfig
+from pipeline.config import AdaptiveInputConfig, FullSoftmaxConfig, ModelConfig, OptimConfig
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.plan import Parameters
 from pipeline.training.optimization import build_optimizer
@@ -36,7 +36,9 @@ def shapes_of(section: ModelConfig, *, vocab_size: int) -> LanguageModel:
 def count_parameters(model: LanguageModel) -> Parameters:
     """How many parameters there are, by part; what is shared counts for the first."""
     total = _num_elements(model.parameters())
-    embedding, recurrence = model.embedding_VE.numel(), _num_elements(model.recurrence.parameters())
+    below = ("embedding_VE", "input.")
+    embedding = _num_elements(each for name, each in model.named_parameters() if name.startswith(below))
+    recurrence = _num_elements(model.recurrence.parameters())
     return Parameters(embedding=embedding, recurrence=recurrence, softmax=total - embedding - recurrence, total=total)
 
 
@@ -153,10 +155,18 @@ def saved_sizes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tens
 
 
 def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: str) -> Callable[[int], int]:
-    """Of embedding, recurrence and dropout, by the number of lanes: a straight line through two trials."""
+    """Of input layer, recurrence and dropout, by the number of lanes: a straight line through two trials.
+
+    They are tried with few words: a cluster of an adaptive input has one, and its width is what it is.
+    """
     small = section.model_copy(update={"tied": False, "softmax": FullSoftmaxConfig(kind="full")})
+    vocab_size = 2
+    if isinstance(section.input, AdaptiveInputConfig) and section.input.cutoffs is not None:
+        vocab_size = len(section.input.cutoffs) + 1
+        few = section.input.model_copy(update={"cutoffs": tuple(range(1, vocab_size))})
+        small = small.model_copy(update={"input": few})
     with torch.device(device):
-        model = LanguageModel(small, vocab_size=2)
+        model = LanguageModel(small, vocab_size=vocab_size)
     operations = 2 * bptt * _num_elements(model.recurrence.parameters())
     most = max(2, min(TRIED_LANES, int(TRIED_OPERATIONS / operations)))
 
