@@ -24,6 +24,7 @@ CONFIGURATION: dict[str, object] = {
     "stream.block_tokens": 65536,
     "stream.cache_gb": 50,
     "stream.cache_folder": None,
+    "model.input.kind": "full",
     "model.recurrence.kind": "lstm",
     "tracking.group": None,
     "tracking.tags": [],
@@ -60,13 +61,14 @@ MANIFEST: dict[str, object] = {
 # keys of a manifest that are no longer written
 MANIFEST_REMOVED = ("versions",)  # of the packages that the demo's text was made of
 
-SECTIONS = ("prepare",)  # of `Config` that came later
+SECTIONS = ("prepare", "model.input")  # of `Config` that came later, by dotted key
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 
 
 def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree of a run's `config.yaml`, with the keys and values that are written today."""
-    tree = {section: {} for section in SECTIONS} | json.loads(json.dumps(tree))
+    tree = json.loads(json.dumps(tree))
+    _add(tree, {section: {} for section in SECTIONS})
     for former, today in RENAMED.items():
         for value in _taken(tree, former):
             *path, last = today.split(".")

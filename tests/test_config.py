@@ -262,7 +262,30 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
         (
             ["model.tied=true"],
             "model.tied=true shares rows of full width, model.softmax.div_value=4 narrows them;"
-            " use model.softmax.div_value=1 or model.tied=false",
+            " use model.softmax.div_value=1, model.input.kind=adaptive or model.tied=false",
+        ),
+        (
+            ["model.tied=true", "model.input.kind=adaptive", "model.softmax.kind=nce"],
+            "model.tied=true shares an adaptive input's clusters with an adaptive softmax alone, not with"
+            " model.softmax.kind=nce; use model.softmax.kind=adaptive, model.input.kind=full or model.tied=false",
+        ),
+        (
+            ["model.tied=true", "model.input.kind=adaptive", "model.input.cutoffs=[5,9]", "model.softmax.cutoffs=[5]"],
+            "model.tied=true shares clusters, and model.input.cutoffs=[5,9] are not model.softmax.cutoffs=[5];"
+            " use model.input.cutoffs=null or model.tied=false",
+        ),
+        (
+            ["model.tied=true", "model.input.kind=adaptive", "model.input.div_value=2"],
+            "model.tied=true shares clusters, and model.input.div_value=2 is not model.softmax.div_value=4;"
+            " give both the same or use model.tied=false",
+        ),
+        (
+            ["model.input.kind=adaptive", "model.input.cutoffs=[]"],
+            "model.input.cutoffs=[] leaves adaptive input no tail; give some or use kind=full",
+        ),
+        (
+            ["model.input.kind=adaptive", "model.input.cutoffs=[9,5]"],
+            "model.input.cutoffs=[9, 5] must rise strictly",
         ),
         (
             ["optim.schedule.min_lr=20.5"],
@@ -485,7 +508,11 @@ def test_sections_are_found_with_their_prefix():
     assert found[""] is Config
     assert found["corpus.vocabulary."].__name__ == "VocabularyConfig"
     assert found["model.recurrence."].__name__ == "LSTMConfig"
-    assert {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields} >= leaves(Config).keys()
+    there = {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields}
+    of_kinds = {
+        f"{place}.{key}" for place, kinds in KINDS.items() for each in kinds.values() for key in each.model_fields
+    }
+    assert there >= leaves(Config).keys() - of_kinds
 
 
 def test_groups_are_the_folders_of_conf():

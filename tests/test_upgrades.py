@@ -16,9 +16,17 @@ def test_a_models_section_of_before_is_one_of_today(kind):
         "dropout": 0.1,
         "softmax": softmax if kind == "adaptive" else {"kind": "full"},
         "recurrence": {**SIZES, "kind": "lstm"},
+        "input": {"kind": "full"},
     }
     assert upgraded_configuration(today) == today
     assert before["model"]["hidden_size"] == 8  # it is left as it was
+
+
+def test_an_input_layer_that_is_there_stays_and_a_model_of_before_has_the_full_one():
+    adaptive = {"kind": "adaptive", "cutoffs": [3], "div_value": 4.0}
+    assert upgraded_configuration({"model": {"input": adaptive}})["model"]["input"] == adaptive
+    assert upgraded_configuration({"model": 3})["model"] == 3  # for its reader to refuse
+    assert upgraded_identity({}, needed=["model.input.kind"]) == {"model.input.kind": '"full"'}
 
 
 def test_an_identity_is_read_under_both_names_and_stored_under_the_former():

@@ -51,6 +51,7 @@ PANELS = [
         "percentunit",
     ),
     Panel("Gradient norm", ((latest("gradient_norm"), RUN),), log_scale=True),
+    Panel("Sampled loss of a target", ((latest("sampled_loss"), RUN),)),
     Panel("Learning rate", ((latest("learning_rate"), RUN),)),
     Panel("Goodput over time", ((latest("goodput_ratio"), RUN),), "percentunit"),
     Panel("Failures, windows passed over, attempts", tuple((latest(name), f"{RUN} {name}") for name in FAILURES)),

@@ -25,6 +25,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Exponent = Annotated[float, Field(ge=0, le=1)]
 
 
 def _one_is_a_list(value: object) -> object:
@@ -206,6 +207,56 @@ class LSTMConfig(RecurrenceConfig):
         return self.projection_size or self.hidden_size
 
 
+class InputConfig(Section):
+    """The input layer: what every kind of it has; each adds keys of its own."""
+
+    kind: str
+    """How words become the recurrence's input; it decides which other keys there are."""
+
+
+class FullInputConfig(InputConfig):
+    """A vector of full width for each word."""
+
+
+class AdaptiveInputConfig(InputConfig):
+    """Adaptive input: rare words have narrower vectors."""
+
+    cutoffs: tuple[PositiveInt, ...] | None
+    """The first word of each cluster of rarer words; null: as an adaptive softmax has them, else as fitted."""
+    div_value: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """By how much the vectors of each cluster are narrower than those of the one before it."""
+
+    @model_validator(mode="after")
+    def _cutoffs_fit(self) -> Self:
+        _check_rising(self.cutoffs, "model.input")
+        return self
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuses cutoffs beyond a vocabulary of so many words.
+
+        Raises:
+            ConfigError: names the first that does not fit.
+        """
+        _check_vocabulary(self.cutoffs, vocab_size, "model.input")
+
+
+def _check_rising(cutoffs: tuple[int, ...] | None, place: str) -> None:
+    """Refuses cutoffs that leave no tail or do not rise."""
+    if cutoffs == ():
+        what = place.removeprefix("model.")
+        raise ValueError(f"{place}.cutoffs=[] leaves adaptive {what} no tail; give some or use kind=full")
+    if cutoffs is not None and list(cutoffs) != sorted(set(cutoffs)):
+        raise ValueError(f"{place}.cutoffs={list(cutoffs)} must rise strictly")
+
+
+def _check_vocabulary(cutoffs: tuple[int, ...] | None, vocab_size: int, place: str) -> None:
+    """Refuses cutoffs beyond a vocabulary of so many words."""
+    if cutoffs and cutoffs[-1] >= vocab_size:
+        fitting = [cutoff for cutoff in cutoffs if cutoff < vocab_size]
+        mend = f"{place}.cutoffs={fitting}".replace(" ", "") if fitting else f"{place}.kind=full"
+        raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
+
+
 class SoftmaxConfig(Section):
     """The output layer: what every kind of it has; each adds keys of its own."""
 
@@ -223,10 +274,7 @@ class AdaptiveSoftmaxConfig(SoftmaxConfig):
 
     @model_validator(mode="after")
     def _cutoffs_fit(self) -> Self:
-        if self.cutoffs == ():
-            raise ValueError("model.softmax.cutoffs=[] leaves adaptive softmax no tail; give some or use kind=full")
-        if self.cutoffs is not None and list(self.cutoffs) != sorted(set(self.cutoffs)):
-            raise ValueError(f"model.softmax.cutoffs={list(self.cutoffs)} must rise strictly")
+        _check_rising(self.cutoffs, "model.softmax")
         return self
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -235,11 +283,7 @@ class AdaptiveSoftmaxConfig(SoftmaxConfig):
         Raises:
             ConfigError: names the first that does not fit.
         """
-        cutoffs = self.cutoffs or ()
-        if cutoffs and cutoffs[-1] >= vocab_size:
-            fitting = [cutoff for cutoff in cutoffs if cutoff < vocab_size]
-            mend = f"model.softmax.cutoffs={fitting}".replace(" ", "") if fitting else "model.softmax.kind=full"
-            raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
+        _check_vocabulary(self.cutoffs, vocab_size, "model.softmax")
 
 
 class FullSoftmaxConfig(SoftmaxConfig):
@@ -247,6 +291,31 @@ class FullSoftmaxConfig(SoftmaxConfig):
 
     cutoffs: ClassVar[tuple[int, ...]] = ()
     div_value: ClassVar[float] = 1.0
+
+
+class SampledSoftmaxConfig(FullSoftmaxConfig):
+    """Full softmax, trained by sampled softmax."""
+
+    num_samples: PositiveInt
+    """How many words a step draws for all its targets, log-uniformly over the ranks; copies count once."""
+
+
+class NCEConfig(FullSoftmaxConfig):
+    """Full softmax, trained by noise-contrastive estimation."""
+
+    num_samples: PositiveInt
+    """How many words a step draws as noise, for all its targets."""
+    alpha: Exponent
+    """A word is drawn in proportion to its training count to the power of this."""
+
+
+class BlackOutConfig(FullSoftmaxConfig):
+    """Full softmax, trained by BlackOut."""
+
+    num_samples: PositiveInt
+    """How many words a step draws, for all its targets."""
+    alpha: Exponent
+    """A word is drawn in proportion to its training count to the power of this."""
 
 
 class ViaConfig(Section):
@@ -354,8 +423,15 @@ class SkyConfig(ViaConfig):
 
 # dotted key of a section that comes in kinds → kind → the section with that kind's keys
 KINDS: dict[str, dict[str, type[Section]]] = {
+    "model.input": {"full": FullInputConfig, "adaptive": AdaptiveInputConfig},
     "model.recurrence": {"lstm": LSTMConfig},
-    "model.softmax": {"adaptive": AdaptiveSoftmaxConfig, "full": FullSoftmaxConfig},
+    "model.softmax": {
+        "adaptive": AdaptiveSoftmaxConfig,
+        "full": FullSoftmaxConfig,
+        "sampled": SampledSoftmaxConfig,
+        "nce": NCEConfig,
+        "blackout": BlackOutConfig,
+    },
     "via": {"ray": RayJobsConfig, "slurm": SlurmConfig, "kuberay": KubeRayConfig, "sky": SkyConfig},
 }
 
@@ -375,7 +451,8 @@ def by_kind(place: str) -> BeforeValidator:
         kind = tree.get("kind")
         if not isinstance(kind, str) or kind not in kinds:
             listed = " or ".join(repr(each) for each in kinds)
-            raise ValueError(f"{place}.kind={json.dumps(kind)}: it must be {listed}{nearest(str(kind), kinds)}")
+            near = nearest(kind, kinds) if isinstance(kind, str) else ""
+            raise ValueError(f"{place}.kind={json.dumps(kind)}: it must be {listed}{near}")
         for key in tree:
             owners = [each for each, section in kinds.items() if key in section.model_fields]
             if owners and kind not in owners:
@@ -388,16 +465,17 @@ def by_kind(place: str) -> BeforeValidator:
 
 
 class ModelConfig(Section):
-    """Embedding, recurrence, output layer."""
+    """Input layer, recurrence, output layer."""
 
     embedding_size: PositiveInt
     """Width of the word vectors."""
     dropout: Share
     """Share of the non-recurrent connections that a training step drops."""
     tied: bool
-    """Whether the output layer reads the embedding's rows instead of weights of its own."""
+    """Whether the output layer reads the input layer's rows, and projections, instead of weights of its own."""
     init_scale: Positive
     """The weights are drawn uniformly from [-init_scale, init_scale]."""
+    input: Annotated[SerializeAsAny[InputConfig], by_kind("model.input")]
     recurrence: Annotated[SerializeAsAny[RecurrenceConfig], by_kind("model.recurrence")]
     softmax: Annotated[SerializeAsAny[SoftmaxConfig], by_kind("model.softmax")]
 
@@ -409,12 +487,38 @@ class ModelConfig(Section):
                 f"model.tied=true needs model.embedding_size={self.embedding_size} equal to the output's"
                 f" {output_size}; use model.embedding_size={output_size} or model.tied=false"
             )
-        if self.tied and isinstance(self.softmax, AdaptiveSoftmaxConfig) and self.softmax.div_value != 1:
+        if self.tied and isinstance(self.input, AdaptiveInputConfig):
+            self._clusters_fit(self.input)
+        elif self.tied and isinstance(self.softmax, AdaptiveSoftmaxConfig) and self.softmax.div_value != 1:
             raise ValueError(
                 f"model.tied=true shares rows of full width, model.softmax.div_value={self.softmax.div_value:g} narrows"
-                " them; use model.softmax.div_value=1 or model.tied=false"
+                " them; use model.softmax.div_value=1, model.input.kind=adaptive or model.tied=false"
             )
         return self
+
+    def _clusters_fit(self, input: AdaptiveInputConfig) -> None:
+        """Refuses to tie clusters of words that are not the same."""
+        if not isinstance(self.softmax, AdaptiveSoftmaxConfig):
+            raise ValueError(
+                f"model.tied=true shares an adaptive input's clusters with an adaptive softmax alone, not with"
+                f" model.softmax.kind={self.softmax.kind}; use model.softmax.kind=adaptive, model.input.kind=full or"
+                " model.tied=false"
+            )
+        if input.cutoffs not in (None, self.softmax.cutoffs):
+            raise ValueError(
+                f"model.tied=true shares clusters, and model.input.cutoffs={_listed(input.cutoffs)} are not"
+                f" model.softmax.cutoffs={_listed(self.softmax.cutoffs)}; use model.input.cutoffs=null or"
+                " model.tied=false"
+            )
+        if input.div_value != self.softmax.div_value:
+            raise ValueError(
+                f"model.tied=true shares clusters, and model.input.div_value={input.div_value:g} is not"
+                f" model.softmax.div_value={self.softmax.div_value:g}; give both the same or use model.tied=false"
+            )
+
+
+def _listed(cutoffs: tuple[int, ...] | None) -> str:
+    return json.dumps(cutoffs, separators=(",", ":"))
 
 
 class ScheduleConfig(Section):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import AdaptiveSoftmaxConfig, FullSoftmaxConfig
+from pipeline.model.input_layer import AdaptiveInput, InputLayer
 from pipeline.model.output_layer import OutputLayer, Targets, at_least_fp32
 
 
@@ -99,6 +100,23 @@ class AdaptiveSoftmax(OutputLayer):
             if div_value > 1:
                 self.tail_projections.append(nn.Parameter(torch.empty(width, hidden_size)))
 
+    def tie(self, layer: InputLayer) -> None:
+        """Shares the words' rows and the tails' projections of an adaptive input with the same clusters.
+
+        The head's rows are read without the input's projection of them. Own stay the entries of the tail clusters, and
+        the biases.
+
+        Source: Baevski & Auli 2019, section 3.
+        """
+        if not isinstance(layer, AdaptiveInput) or layer.edges != (0, *self.edges):
+            super().tie(layer)
+            return
+        self.embedding_VH = layer.tables[0]
+        self.head_weight = nn.Parameter(torch.empty(len(self.cutoffs), self.embedding_VH.shape[1]))
+        self.tail_weights = nn.ParameterList(layer.tables[1:])
+        if self.tail_projections:
+            self.tail_projections = nn.ParameterList(layer.projections[1:])
+
     def prepare_targets(self, targets_N: NDArray[np.int64]) -> Targets:
         """The targets, split into the clusters."""
         return split_targets(targets_N, cutoffs=self.cutoffs)
@@ -154,7 +172,8 @@ class AdaptiveSoftmax(OutputLayer):
         return at_least_fp32(F.linear(hidden_NH, weight_CH, self.head_bias))
 
     def _tail_logits(self, i: int, hidden_nH: Tensor) -> Tensor:
-        if self.embedding_VH is not None:
+        if not self.tail_weights:
+            assert self.embedding_VH is not None
             weight_CH = self.embedding_VH[self.edges[i] : self.edges[i + 1]]
             return at_least_fp32(F.linear(hidden_nH, weight_CH, self.tail_biases[i]))
         if self.tail_projections:

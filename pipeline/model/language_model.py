@@ -1,4 +1,4 @@
-"""Embedding → recurrence → output layer.
+"""Input layer → recurrence → output layer.
 
 In: a window of word ids, the state of its lanes, its targets as the CPU prepared them. Out: nats of each target and the
 next state. Takes integers and never a vocabulary; does no input or output.
@@ -6,15 +6,18 @@ next state. Takes integers and never a vocabulary; does no input or output.
 Shape suffixes: T time, L lanes, N tokens that are targets, S dropout sites, E embedding, H hidden, V vocabulary.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
+from pipeline.config import FullInputConfig, ModelConfig
 from pipeline.model.dropout import lane_dropout
+from pipeline.model.input_layer import InputLayer
 from pipeline.model.output_layer import Targets
 from pipeline.model.recurrence import State
-from pipeline.model.tables import OUTPUT_LAYERS, RECURRENCES
+from pipeline.model.tables import INPUT_LAYERS, OUTPUT_LAYERS, RECURRENCES
 
 
 class LanguageModel(nn.Module):
@@ -24,6 +27,10 @@ class LanguageModel(nn.Module):
         section: of the configuration, with the values that depend on the vocabulary filled in.
         vocab_size: number of words.
 
+    Attributes:
+        embedding_VE: the words' vectors; None: there is an input layer.
+        input: the input layer; None: it is that table alone.
+
     Raises:
         ConfigError: values that do not fit the vocabulary.
     """
@@ -32,7 +39,14 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.vocab_size = vocab_size
         self.dropout = section.dropout
-        self.embedding_VE = nn.Parameter(torch.empty(vocab_size, section.embedding_size))
+        self.embedding_VE: nn.Parameter | None = None
+        self.input: InputLayer | None = None
+        if isinstance(section.input, FullInputConfig):
+            self.embedding_VE = nn.Parameter(torch.empty(vocab_size, section.embedding_size))
+        else:
+            self.input = INPUT_LAYERS[type(section.input)](
+                section.input, embedding_size=section.embedding_size, vocab_size=vocab_size
+            )
         self.recurrence = RECURRENCES[type(section.recurrence)](
             section.recurrence, input_size=section.embedding_size, dropout=section.dropout
         )
@@ -43,6 +57,13 @@ class LanguageModel(nn.Module):
             vocab_size=vocab_size,
             embedding_VH=self.embedding_VE if section.tied else None,
         )
+        if section.tied and self.input is not None:
+            self.softmax.tie(self.input)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @torch.no_grad()
     def draw_weights(self, *, seed: int, init_scale: float) -> None:
@@ -65,11 +86,19 @@ class LanguageModel(nn.Module):
         Returns:
             hidden_TLH for the softmax, and the next state.
         """
-        input_TLE = F.embedding(inputs_TL, self.embedding_VE)
+        input_TLE = self.embed(inputs_TL)
         hidden_TLH, state = self.recurrence(input_TLE, state, keys_SL=keys_SL, short_L=short_L)
         if keys_SL is not None:
             hidden_TLH = lane_dropout(hidden_TLH, keys_SL[-1], p=self.dropout)
         return hidden_TLH, state
+
+    def embed(self, inputs_TL: Tensor) -> Tensor:
+        """The words' vectors: [time, lanes, embedding_size]."""
+        if self.embedding_VE is not None:
+            return F.embedding(inputs_TL, self.embedding_VE)
+        assert self.input is not None
+        vectors_TLE: Tensor = self.input(inputs_TL)
+        return vectors_TLE
 
     def forward(
         self,
@@ -96,3 +125,9 @@ class LanguageModel(nn.Module):
         if rows_N is not None:
             hidden_NH = hidden_NH.index_select(0, rows_N)
         return self.softmax.nats(hidden_NH, targets), state
+
+
+def num_words(weights: Mapping[str, Tensor]) -> int:
+    """How many words a model's weights are of, by their names."""
+    tables = [each for name, each in weights.items() if name == "embedding_VE" or name.startswith("input.tables.")]
+    return sum(len(table) for table in tables)

@@ -46,7 +46,6 @@ UNLOADABLE = (
 # what a checkpoint of a run holds, and of which kind: by path of keys
 SHAPE: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("state_dict",): dict,
-    ("state_dict", f"{WEIGHTS_PREFIX}embedding_VE"): object,
     ("global_step",): int,
     (OWN_KEY,): dict,
     (OWN_KEY, "identity"): dict,
@@ -257,7 +256,8 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
         CheckpointError: it lacks something, or is of another step than its name says.
     """
     carried = {(OWN_KEY, name): object for name in _state_names(checkpoint)}
-    for keys, kind in (SHAPE_TO_RESUME | carried if to_resume else SHAPE).items():
+    embedding = {("state_dict", _embedding_name(checkpoint)): object}
+    for keys, kind in (SHAPE_TO_RESUME | embedding | carried if to_resume else SHAPE | embedding).items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -268,6 +268,12 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
             )
     if checkpoint["global_step"] != step:
         raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
+
+
+def _embedding_name(checkpoint: Checkpoint) -> str:
+    """Of the weights that every model has: those of its first words."""
+    weights, tables = checkpoint.get("state_dict"), f"{WEIGHTS_PREFIX}input.tables.0"
+    return tables if isinstance(weights, dict) and tables in weights else f"{WEIGHTS_PREFIX}embedding_VE"
 
 
 def _state_names(checkpoint: Checkpoint) -> list[str]:

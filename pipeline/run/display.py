@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.run.job import Job
 from pipeline.run.ledger import Event, events_tail
-from pipeline.run.records import SPEED, Record, records_tail, step_of
+from pipeline.run.records import SAMPLED_LOSS, SPEED, Record, records_tail, step_of
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,10 @@ class Display:
 
     def show(self, step: int, record: Record) -> None:
         """Moves to a step; `record` is empty where the step is not logged."""
-        if "train/perplexity" in record:
-            rate = record.get(SPEED) or 0.0
-            self._note = f"perplexity {_shown(record['train/perplexity'])} at {rate:,.0f} words/s"
+        for key, name in (("train/perplexity", "perplexity"), (SAMPLED_LOSS, "sampled loss")):
+            if key in record:
+                rate = record.get(SPEED) or 0.0
+                self._note = f"{name} {_shown(record[key])} at {rate:,.0f} words/s"
         epoch = f"epoch {(step - 1) // self._steps_per_epoch + 1}/{-(-self._total_steps // self._steps_per_epoch)}"
         self._bar.update(self._task, completed=step, description=epoch, note=self._note)
         valid = f"validation perplexity {_shown(record['valid/perplexity'])}" if "valid/perplexity" in record else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.run.account import Standing
-from pipeline.run.records import SPEED, Record
+from pipeline.run.records import SAMPLED_LOSS, SPEED, Record
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,9 @@ GAUGES: dict[str, str] = {  # name, without the prefix → what it says
     "skipped_windows_total": "Windows of text that were passed over for a bad loss.",
     "goodput_ratio": "Share of the run's time, without that after a clean stop, spent on steps that count.",
     "perplexity": "Of the steps since the last record.",
+    "sampled_loss": "Of a target since the last record, of an output layer that trains on some words alone.",
     "gradient_norm": "Of the last step, before clipping.",
-    "not_finite": "How many of perplexity, gradient norm and validation were not finite when last recorded.",
+    "not_finite": "How many of loss, perplexity, gradient norm and validation were not finite when last recorded.",
     "learning_rate": "Of the last step.",
     "tokens_per_second": "Targets a second since the last record, validations left out.",
     "valid_perplexity": "Of the last validation.",
@@ -40,6 +41,7 @@ GAUGES: dict[str, str] = {  # name, without the prefix → what it says
 }
 MEASURED = {  # key of a record → name
     "train/perplexity": "perplexity",
+    SAMPLED_LOSS: "sampled_loss",
     "train/gradient_norm": "gradient_norm",
     "train/learning_rate": "learning_rate",
     SPEED: "tokens_per_second",

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, float | int | None]
 METRICS_NAME = "metrics.jsonl"
 VALIDATION = "valid/perplexity"  # the key that a record of a validation has
+SAMPLED_LOSS = "train/sampled_loss"  # per target, of an output layer that trains on some words alone: no perplexity
 SPEED = "speed/tokens_per_second"  # words a second of all ranks since the record before, validations left out
 
 

@@ -95,7 +95,7 @@ def plain_nats(model: LanguageModel, tokens: Tokens) -> Iterator[Tensor]:
     Yields:
         as a `Predictor`.
     """
-    device = model.embedding_VE.device
+    device = model.device
     plan = LanePlan(num_targets=len(tokens), num_lanes=1, bptt=WINDOW_TOKENS)
     state = model.recurrence.zero_state(1)
     for window in read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1)):

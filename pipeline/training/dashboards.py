@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from pipeline import storage
 from pipeline.config import TrackingConfig
 from pipeline.masking import last_name, masked
-from pipeline.run.records import Record
+from pipeline.run.records import SAMPLED_LOSS, Record
 from pipeline.run.tracking import sync_line, tracking_id
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ MOST_NAME = 128  # characters in the name of an artifact
 BEST = (
     "train/nats_per_token",
     "train/perplexity",
+    SAMPLED_LOSS,
     "valid/nats_per_token",
     "valid/perplexity",
 )

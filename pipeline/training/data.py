@@ -18,7 +18,7 @@ from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.order import Order
 from pipeline.corpus.stream import Tokens, read_windows
 from pipeline.model.dropout import keys_of_steps
-from pipeline.model.output_layer import Targets
+from pipeline.model.output_layer import Sampler, Targets
 
 KEY_STEPS = 32  # whose dropout keys are drawn at once
 
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs_TL: word ids, int64.
-        targets: the N targets, prepared for the output layer.
+        targets: the N targets, prepared for the output layer, and what it draws for the step.
         rows_N: their places in the flattened T·L, int64; None: all are there.
         short_L: which lanes lack the last time step, bool; None: none.
         keys_SL: the lanes' dropout keys, int32.
@@ -55,6 +55,7 @@ def read_batches(
     seed: int,
     prepare_targets: Callable[[NDArray[np.int64]], Targets],
     num_sites: int,
+    sample: Sampler = lambda step, targets_N: (),
     order: Order | None = None,
     most_at_once: int | None = None,
 ) -> Iterator[Batch]:
@@ -65,6 +66,7 @@ def read_batches(
         seed: the experiment's; with step and lane it draws the dropout masks.
         prepare_targets: the output layer's.
         num_sites: places of the model where dropout stands.
+        sample: what the output layer draws for a step.
     """
     keys_KSL = np.empty((0, num_sites, len(lanes)), dtype=np.int32)
     windows = read_windows(tokens, plan, start=start, stop=stop, lanes=lanes, order=order, most_at_once=most_at_once)
@@ -74,7 +76,7 @@ def read_batches(
             keys_KSL = keys_of_steps(seed=seed, steps=steps, lanes=lanes, num_sites=num_sites)
         yield Batch(
             inputs_TL=torch.from_numpy(window.inputs_TL),
-            targets=prepare_targets(window.targets_N),
+            targets=(*prepare_targets(window.targets_N), *sample(window.step, window.targets_N)),
             rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
             short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
             keys_SL=torch.from_numpy(keys_KSL[number % KEY_STEPS]),

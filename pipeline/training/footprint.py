@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import FullSoftmaxConfig, ModelConfig, OptimConfig
+from pipeline.config import AdaptiveInputConfig, FullSoftmaxConfig, ModelConfig, OptimConfig
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.plan import Parameters
 from pipeline.training.optimization import build_optimizer
@@ -36,7 +36,9 @@ def shapes_of(section: ModelConfig, *, vocab_size: int) -> LanguageModel:
 def count_parameters(model: LanguageModel) -> Parameters:
     """How many parameters there are, by part; what is shared counts for the first."""
     total = _num_elements(model.parameters())
-    embedding, recurrence = model.embedding_VE.numel(), _num_elements(model.recurrence.parameters())
+    below = ("embedding_VE", "input.")
+    embedding = _num_elements(each for name, each in model.named_parameters() if name.startswith(below))
+    recurrence = _num_elements(model.recurrence.parameters())
     return Parameters(embedding=embedding, recurrence=recurrence, softmax=total - embedding - recurrence, total=total)
 
 
@@ -95,7 +97,7 @@ def activation_bytes(
 
     def held(lanes: int) -> int:
         words_N = expected_words(counts_V, lanes * bptt)
-        return below(lanes) + sum(_softmax_sizes(model, words_N, bf16=bf16, weights=bf16))
+        return below(lanes) + sum(_softmax_sizes(model, words_N, counts_V, bf16=bf16, weights=bf16))
 
     return held
 
@@ -113,7 +115,7 @@ def backward_bytes(section: ModelConfig, *, counts_V: NDArray[np.int64], bptt: i
 
     def added(lanes: int) -> int:
         words_N = expected_words(counts_V, lanes * bptt)
-        return 2 * max(_softmax_sizes(model, words_N, bf16=bf16, weights=False), default=0)
+        return 2 * max(_softmax_sizes(model, words_N, counts_V, bf16=bf16, weights=False), default=0)
 
     return added
 
@@ -153,10 +155,18 @@ def saved_sizes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tens
 
 
 def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: str) -> Callable[[int], int]:
-    """Of embedding, recurrence and dropout, by the number of lanes: a straight line through two trials."""
+    """Of input layer, recurrence and dropout, by the number of lanes: a straight line through two trials.
+
+    They are tried with few words: a cluster of an adaptive input has one, and its width is what it is.
+    """
     small = section.model_copy(update={"tied": False, "softmax": FullSoftmaxConfig(kind="full")})
+    vocab_size = 2
+    if isinstance(section.input, AdaptiveInputConfig) and section.input.cutoffs is not None:
+        vocab_size = len(section.input.cutoffs) + 1
+        few = section.input.model_copy(update={"cutoffs": tuple(range(1, vocab_size))})
+        small = small.model_copy(update={"input": few})
     with torch.device(device):
-        model = LanguageModel(small, vocab_size=2)
+        model = LanguageModel(small, vocab_size=vocab_size)
     operations = 2 * bptt * _num_elements(model.recurrence.parameters())
     most = max(2, min(TRIED_LANES, int(TRIED_OPERATIONS / operations)))
 
@@ -173,7 +183,9 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
     return lambda lanes: tried(lanes) if lanes < most else round(whole + of_a_lane * (lanes - most))
 
 
-def _softmax_sizes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bool, weights: bool) -> list[int]:
+def _softmax_sizes(
+    model: LanguageModel, words_N: NDArray[np.int64], counts_V: NDArray[np.int64], *, bf16: bool, weights: bool
+) -> list[int]:
     """Of the output layer, without the hidden vectors that it reads; with its weights, as bf16 copies them, or not."""
     layer = model.softmax.bfloat16() if bf16 else model.softmax
     hidden_NH = torch.empty(
@@ -183,7 +195,8 @@ def _softmax_sizes(model: LanguageModel, words_N: NDArray[np.int64], *, bf16: bo
         device="meta",
         requires_grad=True,
     )
-    targets = tuple(each.to("meta") for each in layer.prepare_targets(words_N))
+    sample = layer.sampler(counts=lambda: counts_V, seed=0)
+    targets = tuple(each.to("meta") for each in (*layer.prepare_targets(words_N), *sample(0, words_N)))
     known = [hidden_NH, *(() if weights else layer.parameters())]
     return saved_sizes(lambda: [layer.nats(hidden_NH, targets)], known=known)
 

@@ -17,7 +17,7 @@ from pipeline.run.account import Standing
 from pipeline.run.display import Display
 from pipeline.run.gauges import Gauges
 from pipeline.run.ledger import Ledger
-from pipeline.run.records import SPEED, MetricsFile, Record
+from pipeline.run.records import SAMPLED_LOSS, SPEED, MetricsFile, Record
 from pipeline.scoring.perplexity import Score, finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.dashboards import GuardedTracker, Reference
@@ -160,13 +160,19 @@ class Monitor(Callback):
 
     def _train_record(self, module: LanguageModelModule, nats: float, num_targets: int) -> Record:
         score = Score(total_nats=nats if num_targets else math.nan, num_targets=num_targets or 1)
-        return {
+        losses: Record = {
             "train/nats_per_token": finite(score.nats_per_token),
             "train/perplexity": finite(score.perplexity),
+        }
+        by_cluster = _by_cluster(module.model.softmax.clusters, module.state.end_cluster_interval())
+        if not module.model.softmax.loss_is_exact:
+            losses, by_cluster = {SAMPLED_LOSS: finite(score.nats_per_token)}, {}
+        return {
+            **losses,
             "train/gradient_norm": finite(float(module.gradient_norm)),
             "train/learning_rate": module.trainer.optimizers[0].param_groups[0]["lr"],
             SPEED: self.watch.tokens_per_second(),
-            **_by_cluster(module.model.softmax.clusters, module.state.end_cluster_interval()),
+            **by_cluster,
         }
 
     def _validation_record(self, step: int, module: LanguageModelModule, validate: Callable[[], Score]) -> Record:
@@ -191,7 +197,8 @@ class Monitor(Callback):
 
 def _without_loss(record: Record) -> Record:
     """A record of windows that were all passed over: its loss is null for want of targets, and no bad one."""
-    return {key: value for key, value in record.items() if key not in ("train/nats_per_token", "train/perplexity")}
+    losses = ("train/nats_per_token", "train/perplexity", SAMPLED_LOSS)
+    return {key: value for key, value in record.items() if key not in losses}
 
 
 def _by_cluster(clusters: Sequence[str], sums: Sequence[tuple[float, int]]) -> Record:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import Config
-from pipeline.model.language_model import LanguageModel
+from pipeline.model.language_model import LanguageModel, num_words
 from pipeline.run.checkpoint import check_weights, checkpoint_path, own_part
 from pipeline.run.folder import read_config
 from pipeline.training.origin import choose_checkpoint, weights_of
@@ -50,7 +50,7 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
     config = read_config(run)
     step, checkpoint, chosen = choose_checkpoint(run, which)
     weights = weights_of(checkpoint)
-    model = build_model(config.model, vocab_size=len(weights["embedding_VE"]))
+    model = build_model(config.model, vocab_size=num_words(weights))
     check_weights(checkpoint, model.state_dict(), path=checkpoint_path(run, step))
     model.load_state_dict(weights)
     return TrainedModel(

@@ -5,7 +5,15 @@ Imports no torch, so that a command is quick.
 
 import json
 
-from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
+from pipeline.config import (
+    AdaptiveInputConfig,
+    AdaptiveSoftmaxConfig,
+    Config,
+    FullInputConfig,
+    FullSoftmaxConfig,
+    ModelConfig,
+    flat,
+)
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.order import Order
@@ -16,20 +24,24 @@ CUTOFFS = (2000, 10000)  # where nobody gives any
 
 
 def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
-    """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full.
+    """The section with cutoffs, where it leaves them to the vocabulary: with no cutoff below it a layer is full.
+
+    An adaptive input has those of an adaptive softmax.
 
     Raises:
         ConfigError: a given cutoff is beyond the vocabulary.
     """
-    softmax = model.softmax
-    if not isinstance(softmax, AdaptiveSoftmaxConfig):
-        return model
-    if softmax.cutoffs is not None:
-        softmax.check_vocabulary(vocab_size)
-        return model
     cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff < vocab_size)
-    fitted = softmax.model_copy(update={"cutoffs": cutoffs}) if cutoffs else FullSoftmaxConfig(kind="full")
-    return model.model_copy(update={"softmax": fitted})
+    input, softmax = model.input, model.softmax
+    if isinstance(softmax, AdaptiveSoftmaxConfig):
+        softmax.check_vocabulary(vocab_size)
+        cutoffs = softmax.cutoffs or cutoffs
+        softmax = softmax.model_copy(update={"cutoffs": cutoffs}) if cutoffs else FullSoftmaxConfig(kind="full")
+    if isinstance(input, AdaptiveInputConfig):
+        input.check_vocabulary(vocab_size)
+        cutoffs = input.cutoffs or cutoffs
+        input = input.model_copy(update={"cutoffs": cutoffs}) if cutoffs else FullInputConfig(kind="full")
+    return model.model_copy(update={"input": input, "softmax": softmax})
 
 
 def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.model.language_model import LanguageModel
+from pipeline.model.output_layer import Sampler
 from pipeline.training.footprint import autocast, expected_words
 from pipeline.training.optimization import build_optimizer
 from pipeline.training.parts import build_model
@@ -137,12 +138,13 @@ def _stepper(config: Config, *, counts_V: NDArray[np.int64], device: str) -> Cal
         for parameter in model.parameters():
             parameter.fill_(config.model.init_scale)  # drawing them would take longer than the steps
     optimizer = build_optimizer(model.parameters(), config.optim)
+    sample = model.softmax.sampler(counts=lambda: counts_V, seed=config.stream.seed)
     words = np.random.default_rng(0).permutation(expected_words(counts_V, bptt * config.stream.num_lanes))
 
     def step(lanes: int) -> None:
         words_N = words[: bptt * lanes]
         with autocast(device, bf16=bf16):
-            loss = _nats(model, words_N, lanes=lanes, device=device) / len(words_N)
+            loss = _nats(model, words_N, sample=sample, lanes=lanes, device=device) / len(words_N)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
         optimizer.step()
@@ -153,9 +155,12 @@ def _stepper(config: Config, *, counts_V: NDArray[np.int64], device: str) -> Cal
     return step
 
 
-def _nats(model: LanguageModel, words_N: NDArray[np.int64], *, lanes: int, device: str) -> torch.Tensor:
+def _nats(
+    model: LanguageModel, words_N: NDArray[np.int64], *, sample: Sampler, lanes: int, device: str
+) -> torch.Tensor:
     """The loss of a window whose words are their own targets."""
-    targets = tuple(each.to(device) for each in model.softmax.prepare_targets(words_N))
+    prepared = (*model.softmax.prepare_targets(words_N), *sample(0, words_N))
+    targets = tuple(each.to(device) for each in prepared)
     keys_SL = torch.zeros(model.num_sites, lanes, dtype=torch.int32, device=device)
     inputs_TL = torch.from_numpy(words_N).view(-1, lanes).to(device)
     nats_N, _ = model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)

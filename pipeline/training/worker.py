@@ -24,12 +24,14 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan, rank_lanes
-from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest
+from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, check_fingerprint, read_manifest
 from pipeline.corpus.order import Order, ranges_of
 from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.vocabulary import read_vocabulary
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import last_name, masked_tree
 from pipeline.model.language_model import LanguageModel
+from pipeline.model.output_layer import Sampler
 from pipeline.run.account import Standing
 from pipeline.run.checkpoint import (
     check_weights,
@@ -237,7 +239,10 @@ def _go_on(
     ranks.agree(lambda: _check_weights(io, model))
     lanes = rank_lanes(plan.num_lanes, world_size=ranks.world_size, rank=ranks.rank)
     tokens = open_split(config.data, manifest, "train", cache=cache, num_lanes=len(lanes))
-    batches = partial(_batches, tokens, plan, order=order, lanes=lanes, seed=config.stream.seed, model=model)
+    sample = ranks.agree(lambda: _sampler(config, model))
+    batches = partial(
+        _batches, tokens, plan, order=order, lanes=lanes, seed=config.stream.seed, model=model, sample=sample
+    )
     module = LanguageModelModule(
         model,
         plan=plan,
@@ -361,6 +366,12 @@ def _model(
     return model
 
 
+def _sampler(config: Config, model: LanguageModel) -> Sampler:
+    """What the output layer draws; the corpus' counts of words are read if it needs them."""
+    vocabulary = storage.join(str(config.data), VOCABULARY_NAME)
+    return model.softmax.sampler(counts=lambda: read_vocabulary(vocabulary).counts, seed=config.stream.seed)
+
+
 def _rehearsed(plan: LanePlan, first_step: int) -> tuple[int, int]:
     """[start, stop) of the step whose batch is rehearsed: the first one, whose shards are needed anyway.
 
@@ -424,6 +435,7 @@ def _batches(
     lanes: range,
     seed: int,
     model: LanguageModel,
+    sample: Sampler,
     cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
     """A rank's batches of steps [start, stop).
@@ -440,6 +452,7 @@ def _batches(
         seed=seed,
         prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
+        sample=sample,
         order=order,
         most_at_once=None if cache is None else 1,
     )

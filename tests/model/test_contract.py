@@ -7,14 +7,15 @@ import pytest
 import torch
 from support.tables import toys_added
 
-from pipeline.config import KINDS, Config, load
+from pipeline.config import KINDS, Config, FullInputConfig, load
 from pipeline.model.dropout import lane_keys
-from pipeline.model.tables import OUTPUT_LAYERS, RECURRENCES
+from pipeline.model.language_model import LanguageModel, num_words
+from pipeline.model.tables import INPUT_LAYERS, OUTPUT_LAYERS, RECURRENCES
 from pipeline.training.parts import fitted_model
 
 LANES, INPUT = 4, 5
 HIDDEN, VOCAB = 6, 10_050  # more words than the default cutoffs
-TOYS = {"model.recurrence": ("decay", "trio"), "model.softmax": ("grouped",)}
+TOYS = {"model.recurrence": ("decay", "trio"), "model.softmax": ("grouped",), "model.input": ()}
 
 
 def kinds_of(place):
@@ -42,6 +43,41 @@ def assert_close(found, expected):
 def test_every_kind_has_its_class():
     assert {*KINDS["model.recurrence"].values()} == {*RECURRENCES}
     assert {*KINDS["model.softmax"].values()} == {*OUTPUT_LAYERS}
+    assert {*KINDS["model.input"].values()} == {FullInputConfig, *INPUT_LAYERS}
+
+
+# --- input layers
+
+
+@pytest.fixture(params=kinds_of("model.input"))
+def model(request):
+    sizes = ["model.embedding_size=7", "model.recurrence.hidden_size=3", "model.recurrence.num_layers=1"]
+    section = fitted_model(load(Config, [f"model.input.kind={request.param}", *sizes]).model, vocab_size=VOCAB)
+    assert section.input.kind == request.param
+    return drawn(LanguageModel(section, vocab_size=VOCAB))
+
+
+def test_a_words_vector_depends_on_the_word_alone(model):
+    words_TL = torch.from_numpy(targets_of(12)).view(4, 3)
+    found_TLE = model.embed(words_TL)
+    assert (found_TLE.shape, found_TLE.dtype) == ((4, 3, 7), torch.float64)
+    for word, vector_E in zip(words_TL.flatten(), found_TLE.flatten(0, 1), strict=True):
+        assert_close(model.embed(word.view(1, 1))[0, 0], vector_E)
+    assert len({tuple(each.tolist()) for each in found_TLE.flatten(0, 1)}) == 12
+
+
+def test_the_words_are_counted_by_the_weights(model):
+    assert num_words(model.state_dict()) == num_words(dict(model.named_parameters())) == VOCAB
+    assert model.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("words", [[0, 0], [VOCAB - 1]])
+def test_every_parameter_of_an_input_layer_has_a_gradient_whatever_the_words(model, words):
+    model.embed(torch.tensor(words)[:, None]).sum().backward()
+    upper = {id(each) for part in (model.recurrence, model.softmax) for each in part.parameters()}
+    below = [each for each in model.parameters() if id(each) not in upper]
+    assert below
+    assert all(each.grad is not None for each in below)
 
 
 # --- recurrences
@@ -181,6 +217,22 @@ def test_each_target_is_told_of_in_one_cluster(layer, num_tokens):
     assert nats_C.shape == (len(layer.clusters),) == (len(num_targets),)
     assert sum(num_targets) == num_tokens
     assert_close(nats_C.sum(), nats_N.sum())
+
+
+@pytest.mark.parametrize("targets", [[], [0, 0], [VOCAB - 1]])
+def test_what_is_drawn_stands_behind_the_targets_and_moves_every_parameter_too(layer, targets):
+    """Its words depend on no rank's targets; a kind whose loss is exact draws nothing."""
+    targets_N = np.array(targets, dtype=np.int64)
+    sample = layer.sampler(counts=lambda: np.arange(VOCAB, 0, -1), seed=3)
+    drawn_now = sample(5, targets_N)
+    assert layer.loss_is_exact == (drawn_now == ())
+    assert {each.device.type for each in drawn_now} <= {"cpu"}
+    assert all(torch.equal(*each) for each in zip(drawn_now[:1], sample(5, targets_of(9))[:1], strict=True))
+    nats_N = layer.nats(hidden_of(len(targets)), (*layer.prepare_targets(targets_N), *drawn_now))
+    assert nats_N.shape == (len(targets),)
+    assert nats_N.isfinite().all()
+    nats_N.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 @pytest.mark.parametrize("targets", [[], [0, 0], [VOCAB - 1]])

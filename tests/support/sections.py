@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.config import (
     AdaptiveSoftmaxConfig,
+    FullInputConfig,
     FullSoftmaxConfig,
     LSTMConfig,
     ModelConfig,
@@ -39,6 +40,7 @@ def model_section(
         dropout=dropout,
         tied=tied,
         init_scale=0.1,
+        input=FullInputConfig(kind="full"),
         recurrence=lstm_section(hidden_size=hidden_size, num_layers=num_layers, projection_size=projection_size),
         softmax=softmax_section(cutoffs, div_value=div_value),
     )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 from pipeline.config import KINDS
-from pipeline.model.tables import OUTPUT_LAYERS, RECURRENCES
+from pipeline.model.tables import INPUT_LAYERS, OUTPUT_LAYERS, RECURRENCES
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def tables_restored() -> Iterator[None]:
     """What modules add to the tables meanwhile is gone at the end, and so are the toys."""
     copies = {place: dict(kinds) for place, kinds in KINDS.items()}
     try:
-        with patch.dict(KINDS, copies), patch.dict(RECURRENCES), patch.dict(OUTPUT_LAYERS):
+        with patch.dict(KINDS, copies), patch.dict(INPUT_LAYERS), patch.dict(RECURRENCES), patch.dict(OUTPUT_LAYERS):
             yield
     finally:
         sys.modules.pop("support.toys", None)

@@ -120,6 +120,23 @@ def test_batches_of_an_order_are_those_of_its_windows():
         assert words_of(batch.targets, cutoffs=CUTOFFS).tolist() == window.targets_N.tolist()
 
 
+def test_what_the_output_layer_draws_for_a_step_stands_behind_the_targets():
+    tokens, plan, asked = drawn_ids(26), LanePlan(num_targets=26, num_lanes=2, bptt=5), []
+
+    def sample(step, targets_N):
+        asked.append((step, targets_N.tolist()))
+        return (torch.tensor([step]),)
+
+    given = {"start": 1, "stop": 5, "lanes": [1]}
+    batches = read_batches(
+        tokens, plan, **given, seed=5, prepare_targets=partial(split_targets, cutoffs=()), num_sites=3, sample=sample
+    )
+    for step, batch, window in zip(range(1, 5), batches, read_windows(tokens, plan, **given), strict=True):
+        targets_N, drawn = batch.targets
+        assert (targets_N.tolist(), drawn.tolist()) == (window.targets_N.tolist(), [step])
+        assert asked[-1] == (step, window.targets_N.tolist())
+
+
 # --- the way to the device
 
 

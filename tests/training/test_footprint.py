@@ -24,6 +24,7 @@ from pipeline.training.footprint import (
 )
 from pipeline.training.optimization import build_optimizer
 from pipeline.training.parts import bf16_is_native, build_model
+from pipeline.training.tiling import fitted_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 V, T = 3000, 12
@@ -36,6 +37,12 @@ def kinds_from_outside():
     """Cells and layers that are no part of the package."""
     with toys_added():
         yield
+
+
+def targets_of(model, targets_N):
+    """As training has them."""
+    sample = model.softmax.sampler(counts=lambda: COUNTS, seed=1)
+    return (*model.softmax.prepare_targets(targets_N), *sample(0, targets_N))
 
 
 def counted(model, lanes, *, bf16):
@@ -51,7 +58,8 @@ def counted(model, lanes, *, bf16):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast("cpu", bf16=bf16):
-        model(inputs_TL, model.recurrence.zero_state(lanes), model.softmax.prepare_targets(targets_N), keys_SL=keys_SL)
+        targets = targets_of(model, targets_N)
+        model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
     return sum(storage.nbytes() for address, storage in saved.items() if address not in known)
 
 
@@ -106,7 +114,7 @@ def test_a_step_needs_no_more_than_is_planned(tmp_path, numerics, cutoffs, div_v
     )
     with torch.profiler.profile(profile_memory=True) as profile:
         with autocast("cpu", bf16=numerics):
-            targets = model.softmax.prepare_targets(words_N)
+            targets = targets_of(model, words_N)
             nats_N, _ = model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
         nats_N.sum().backward()
     peak = most_allocated(profile, tmp_path / "trace.json")
@@ -126,6 +134,33 @@ def test_kinds_from_outside_are_counted_too(small_config, kinds):
     section = small_config(f"model.recurrence.kind={kinds[0]}", f"model.softmax.kind={kinds[1]}").model
     planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=False, device="cpu")
     assert planned(40) == pytest.approx(counted(build_model(section, vocab_size=V), 40, bf16=False), rel=0.02)
+
+
+SAMPLED = [["model.softmax.kind=sampled"], ["model.softmax.kind=nce"], ["model.softmax.kind=blackout"]]
+SIZES = ["model.softmax.num_samples=100", "model.embedding_size=48", "model.recurrence.hidden_size=48"]
+NARROW = ["model.input.kind=adaptive", "model.embedding_size=48", "model.softmax.kind=full", "model.dropout=0"]
+
+
+@pytest.mark.parametrize("numerics", [False, True], indirect=True, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("overrides", [*([*each, *SIZES] for each in SAMPLED), NARROW], ids=lambda each: each[0])
+def test_sampled_losses_and_an_adaptive_input_are_counted_too(small_config, numerics, tied, overrides):
+    if tied and overrides is NARROW:
+        overrides = ["model.input.kind=adaptive", "model.tied=true", "model.recurrence.hidden_size=6"]
+        overrides += ["model.input.div_value=2"]
+    else:
+        overrides = [*overrides, f"model.tied={json.dumps(tied)}"]
+    section = fitted_model(small_config(*overrides).model, vocab_size=V)
+    planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=numerics, device="cpu")
+    model = build_model(section, vocab_size=V)
+    for lanes in (8, 48):
+        assert planned(lanes) == pytest.approx(counted(model, lanes, bf16=numerics), rel=0.1)
+    found = count_parameters(shapes_of(section, vocab_size=V))
+    assert found.total == sum(each.numel() for each in model.parameters())
+    assert found.embedding == sum(
+        each.numel() for name, each in model.named_parameters() if name.split(".")[0] in ("embedding_VE", "input")
+    )
+    assert min(found.embedding, found.recurrence, found.softmax) > 0
 
 
 @pytest.mark.parametrize(("name", "momentum"), OPTIMIZERS)

@@ -76,9 +76,17 @@ def test_a_model_that_the_device_has_no_room_for_is_not_tried(small_config, monk
     assert try_steps(small_config(), counts_V=np.ones(9), lanes=1, device="cpu", num_threads=1, **limits) is None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_steps_of_a_real_model(small_config, precision):
-    config = small_config(f"precision={precision}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["precision=fp32"],
+        ["precision=bf16"],
+        ["model.softmax.kind=blackout", "model.input.kind=adaptive", "model.input.cutoffs=[20]"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_steps_of_a_real_model(small_config, overrides):
+    config = small_config(*overrides)
     config = config.model_copy(update={"stream": config.stream.model_copy(update={"num_lanes": 6})})
     threads = torch.get_num_threads()
     limits = {"budget_seconds": 3.0, "limit_seconds": 3.0}
