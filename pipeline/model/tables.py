@@ -2,18 +2,32 @@
 
 from pipeline.config import (
     AdaptiveSoftmaxConfig,
+    ElmanConfig,
     FullSoftmaxConfig,
+    GRUConfig,
     LSTMConfig,
+    MinLSTMConfig,
     RecurrenceConfig,
     SoftmaxConfig,
+    TransformerConfig,
+    WindowConfig,
 )
 from pipeline.model.adaptive_softmax import AdaptiveSoftmax
 from pipeline.model.lstm import StackedLSTM
+from pipeline.model.minlstm import StackedMinLSTM
+from pipeline.model.one_state import StackedElman, StackedGRU
 from pipeline.model.output_layer import OutputLayer
 from pipeline.model.recurrence import Recurrence
+from pipeline.model.transformer import Transformer
+from pipeline.model.window import FeedForward
 
 RECURRENCES: dict[type[RecurrenceConfig], type[Recurrence]] = {
     LSTMConfig: StackedLSTM,
+    GRUConfig: StackedGRU,
+    ElmanConfig: StackedElman,
+    MinLSTMConfig: StackedMinLSTM,
+    WindowConfig: FeedForward,
+    TransformerConfig: Transformer,
 }
 OUTPUT_LAYERS: dict[type[SoftmaxConfig], type[OutputLayer]] = {
     AdaptiveSoftmaxConfig: AdaptiveSoftmax,
