@@ -37,6 +37,7 @@ from pipeline.upgrades import RENAMED
 EXPERIMENTS = groups(Config)["experiment"]
 CUTOFFS = "model.softmax.cutoffs"
 TREES = {file: schema for _, schema, file, _ in VERBS.values()}  # by the file of conf/
+MODELS = ", ".join(groups(Config)["model"])
 SOFTMAXES = " or ".join(repr(kind) for kind in KINDS["model.softmax"])
 
 
@@ -67,8 +68,8 @@ def refused(message):
         ("stream.bptt=", "stream.bptt= has no value; give one, or null"),
         ("optim=adamm", "optim=adamm is not one of adagrad, adam, adamw, sgd; did you mean adam?"),
         ("optim=zzz", "optim=zzz is not one of adagrad, adam, adamw, sgd"),
-        ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
-        ("model=", "model= is not one of lstm"),
+        ("model=lsmt", f"model=lsmt is not one of {MODELS}; did you mean lstm?"),
+        ("model=", f"model= is not one of {MODELS}"),
         ("cluster=null", "cluster=null is not one of local, none, ray"),
         ("corpus=file", "corpus=file is not one of datasets, files; did you mean files?"),
     ],
@@ -248,6 +249,16 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
             ["model.recurrence.projection_size=200"],
             "model.recurrence.projection_size=200 must be below model.recurrence.hidden_size=200;"
             " use a smaller one or null",
+        ),
+        (
+            ["model=transformer", "model.recurrence.num_heads=6"],
+            "model.recurrence.num_heads=6 does not divide model.recurrence.hidden_size=200;"
+            " use model.recurrence.num_heads=5",
+        ),
+        (
+            ["model=window", "model.recurrence.num_layers=2"],
+            "model.recurrence.num_layers is no key of model.recurrence.kind=window;"
+            " leave it out or use model.recurrence.kind=lstm",
         ),
         (
             ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
@@ -485,7 +496,15 @@ def test_sections_are_found_with_their_prefix():
     assert found[""] is Config
     assert found["corpus.vocabulary."].__name__ == "VocabularyConfig"
     assert found["model.recurrence."].__name__ == "LSTMConfig"
-    assert {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields} >= leaves(Config).keys()
+    known = {f"{prefix}{name}" for prefix, each in found.items() for name in each.model_fields}
+    of_other_kinds = {
+        f"{place}.{name}"
+        for place, rows in KINDS.items()
+        for section in rows.values()
+        if f"{place}.kind" in known
+        for name in section.model_fields
+    }
+    assert known | of_other_kinds >= leaves(Config).keys()
 
 
 def test_groups_are_the_folders_of_conf():
@@ -494,6 +513,13 @@ def test_groups_are_the_folders_of_conf():
     assert found["optim"] == ["adagrad", "adam", "adamw", "sgd"]
     assert found["via"] == sorted(KINDS["via"])
     assert set(found) == {"cluster", "corpus", "experiment", "model", "optim", "via"}
+
+
+@pytest.mark.parametrize("kind", KINDS["model.recurrence"])
+def test_a_model_of_each_kind_is_chosen_by_its_name(kind):
+    chosen, alone = load(Config, [f"model={kind}"]).model, load(Config, [f"model.recurrence.kind={kind}"]).model
+    assert chosen.recurrence.kind == kind
+    assert chosen == alone  # the rest is shared, until an experiment says otherwise
 
 
 def test_a_tree_has_the_groups_that_fill_it():

@@ -2,54 +2,40 @@
 
     f, i = σ(W x); h = f / (f + i) · h' + i / (f + i) · g(W x); g(x) = x + 0.5 if x ≥ 0, else σ(x)
 
-Shape suffixes: K layers, T time, L lanes, E input width, H hidden.
+Shape suffixes: T time, L lanes, E input width, H hidden.
 
 Source: Feng et al. 2024, arXiv:2410.01201, section 3.2 and appendix B.
 """
-
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import MinLSTMConfig
+from pipeline.model.one_state import OneState
 from pipeline.model.output_layer import at_least_fp32
-from pipeline.model.recurrence import Recurrence, State, run_layers
 
 SCAN_STEPS = 64  # rounding grows with the sum of a scan's logarithms, which may be long where there is no backward pass
 
 
-class StackedMinLSTM(Recurrence):
-    """minLSTM layers with dropout below each of them; arguments as every `Recurrence`."""
+class MinLSTM(nn.Module):
+    """A layer; arguments as of torch's GRU."""
 
-    state_names = ("hidden_KLH",)
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(input_size, 3 * hidden_size)
 
-    def __init__(self, section: MinLSTMConfig, *, input_size: int, dropout: float) -> None:
-        super().__init__(section, input_size=input_size, dropout=dropout)
-        self.num_sites = section.num_layers
-        widths = [input_size, *[section.hidden_size] * (section.num_layers - 1)]
-        self.layers = nn.ModuleList(nn.Linear(width, 3 * section.hidden_size) for width in widths)
-
-    def zero_state(self, num_lanes: int) -> State:
-        """Zeros for `hidden_KLH`."""
-        return (next(self.parameters()).new_zeros(len(self.layers), num_lanes, self.output_size),)
-
-    def forward(
-        self, input_TLE: Tensor, state: State, *, keys_SL: Tensor | None, short_L: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Reads a window, as every `Recurrence`."""
-        layers = [partial(_read, layer) for layer in self.layers]
-        return run_layers(layers, input_TLE, state, dropout=self.dropout, keys_SL=keys_SL, short_L=short_L)
+    def forward(self, input_TLE: Tensor, hidden_1LH: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden vectors of a window, and the last of them."""
+        forget_TLH, take_TLH, new_TLH = at_least_fp32(self.gates(input_TLE)).chunk(3, dim=-1)
+        ratio_TLH = F.logsigmoid(forget_TLH) - F.logsigmoid(take_TLH)
+        hidden_TLH = scan(F.logsigmoid(ratio_TLH), F.logsigmoid(-ratio_TLH) + log_positive(new_TLH), hidden_1LH)
+        return hidden_TLH, hidden_TLH[-1:]
 
 
-def _read(layer: nn.Module, input_TLE: Tensor, before: State) -> tuple[Tensor, State]:
-    """One layer over a window."""
-    forget_TLH, take_TLH, candidate_TLH = at_least_fp32(layer(input_TLE)).chunk(3, dim=-1)
-    ratio_TLH = F.logsigmoid(forget_TLH) - F.logsigmoid(take_TLH)
-    log_new_TLH = F.logsigmoid(-ratio_TLH) + log_positive(candidate_TLH)
-    hidden_TLH = scan(F.logsigmoid(ratio_TLH), log_new_TLH, before[0])
-    return hidden_TLH, (hidden_TLH[-1:],)
+class StackedMinLSTM(OneState):
+    """minLSTM layers."""
+
+    cell = MinLSTM
 
 
 def log_positive(x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""GRU and Elman network: torch's cells whose state is one tensor, stacked.
+"""Stacked cells whose state is one tensor, and those of them that torch has: GRU and Elman network.
 
 Shape suffixes: K layers, T time, L lanes, E input width, H hidden.
 
 Source: Cho et al. 2014, arXiv:1406.1078 (GRU); Elman 1990, doi:10.1207/s15516709cog1402_1.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from pipeline.model.recurrence import Recurrence, State, run_layers
 
 
 class OneState(Recurrence):
-    """Layers of a cell of torch's, with dropout below each of them; arguments as every `Recurrence`.
+    """Layers of a cell with dropout below each of them; arguments as every `Recurrence`.
 
     Attributes:
-        cell: a layer of it.
+        cell: (input's width, hidden width) → a layer: (input_TLE, hidden_1LH) → (hidden_TLH, the last of them).
     """
 
     state_names = ("hidden_KLH",)
-    cell: type[nn.GRU | nn.RNN]
+    cell: Callable[[int, int], nn.Module]
 
     def __init__(self, section: StackedConfig, *, input_size: int, dropout: float) -> None:
         super().__init__(section, input_size=input_size, dropout=dropout)
@@ -54,6 +55,6 @@ class StackedElman(OneState):
 
 
 def _read(layer: nn.Module, input_TLE: Tensor, before: State) -> tuple[Tensor, State]:
-    """One layer over a window; torch's cell takes its only state tensor bare."""
+    """One layer over a window; it takes its only state tensor bare."""
     hidden_TLH, hidden_1LH = layer(input_TLE, before[0])
     return hidden_TLH, (hidden_1LH,)
