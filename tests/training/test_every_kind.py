@@ -20,10 +20,14 @@ pytestmark = [
 
 WINDOWS = 52  # as in test_resume.py: 1091 targets on 3 lanes of bptt 7, and the last window is not full
 SmallConfig = Callable[..., Config]
+KINDS = {kind: small(kind) for kind in RECURRENT} | {
+    "window of a word": [*small("window"), "model.recurrence.context_size=1"],  # no lane carries anything
+    "window, direct": [*small("window"), "model.recurrence.direct=true"],
+}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_as_an_undisturbed_one(
     kind: str,
     precision: str,
@@ -33,7 +37,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed twice in mid-epoch; with dropout, and with the state carried into the next epoch."""
-    common = [f"data={make_corpus()}", f"max_steps={WINDOWS + 9}", "checkpoint.every_steps=5", *small(kind)]
+    common = [f"data={make_corpus()}", f"max_steps={WINDOWS + 9}", "checkpoint.every_steps=5", *KINDS[kind]]
     common += [f"precision={precision}", "stream.state=carry"]
     whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
     train(small_config(*common, f"run={whole}"))
@@ -46,12 +50,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_with_another_number_of_workers(
     kind: str, make_corpus: Callable[..., str], small_config: SmallConfig, tmp_path: Path
 ) -> None:
     """1 worker, and 4 → 2 → 1 of them, in the middle of an epoch, with dropout: the same but for rounding."""
-    common = [f"data={make_corpus()}", *small(kind), "stream.num_lanes=4", "checkpoint.validate_every_steps=1000"]
+    common = [f"data={make_corpus()}", *KINDS[kind], "stream.num_lanes=4", "checkpoint.validate_every_steps=1000"]
     common += ["optim=sgd", "optim.lr=1"]  # Adam would make much of little differences
 
     def gone_on(run: str, *parts: tuple[int, int]) -> dict[str, Any]:
