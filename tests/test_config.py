@@ -37,6 +37,7 @@ from pipeline.upgrades import RENAMED
 EXPERIMENTS = groups(Config)["experiment"]
 CUTOFFS = "model.softmax.cutoffs"
 TREES = {file: schema for _, schema, file, _ in VERBS.values()}  # by the file of conf/
+MODELS = ", ".join(groups(Config)["model"])
 SOFTMAXES = " or ".join(repr(kind) for kind in KINDS["model.softmax"])
 
 
@@ -58,7 +59,7 @@ def refused(message):
         ("++stream.bptt=3", "unknown key ++stream.bptt; did you mean stream.bptt?"),
         ("modle=lstm", "unknown key modle; did you mean model?"),
         ("stream={bptt: 3}", "unknown key stream; did you mean stream.seed?"),
-        ("hydra.run.dir=x", "unknown key hydra.run.dir"),
+        ("hydra.verbose=x", "unknown key hydra.verbose"),
         ("data", "argument 'data' is not of the form key=value"),
         ("~data", "argument '~data' is not of the form key=value"),
         ("=x", "argument '=x' is not of the form key=value"),
@@ -67,8 +68,8 @@ def refused(message):
         ("stream.bptt=", "stream.bptt= has no value; give one, or null"),
         ("optim=adamm", "optim=adamm is not one of adagrad, adam, adamw, sgd; did you mean adam?"),
         ("optim=zzz", "optim=zzz is not one of adagrad, adam, adamw, sgd"),
-        ("model=lsmt", "model=lsmt is not one of lstm; did you mean lstm?"),
-        ("model=", "model= is not one of lstm"),
+        ("model=lsmt", f"model=lsmt is not one of {MODELS}; did you mean lstm?"),
+        ("model=", f"model= is not one of {MODELS}"),
         ("cluster=null", "cluster=null is not one of local, none, ray"),
         ("corpus=file", "corpus=file is not one of datasets, files; did you mean files?"),
     ],
@@ -248,6 +249,16 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
             ["model.recurrence.projection_size=200"],
             "model.recurrence.projection_size=200 must be below model.recurrence.hidden_size=200;"
             " use a smaller one or null",
+        ),
+        (
+            ["model=transformer", "model.recurrence.num_heads=6"],
+            "model.recurrence.num_heads=6 does not divide model.recurrence.hidden_size=200;"
+            " use model.recurrence.num_heads=5",
+        ),
+        (
+            ["model=window", "model.recurrence.num_layers=2"],
+            "model.recurrence.num_layers is no key of model.recurrence.kind=window;"
+            " leave it out or use model.recurrence.kind=lstm",
         ),
         (
             ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
@@ -521,6 +532,13 @@ def test_groups_are_the_folders_of_conf():
     assert found["optim"] == ["adagrad", "adam", "adamw", "sgd"]
     assert found["via"] == sorted(KINDS["via"])
     assert set(found) == {"cluster", "corpus", "experiment", "model", "optim", "via"}
+
+
+@pytest.mark.parametrize("kind", KINDS["model.recurrence"])
+def test_a_model_of_each_kind_is_chosen_by_its_name(kind):
+    chosen, alone = load(Config, [f"model={kind}"]).model, load(Config, [f"model.recurrence.kind={kind}"]).model
+    assert chosen.recurrence.kind == kind
+    assert chosen == alone  # the rest is shared, until an experiment says otherwise
 
 
 def test_a_tree_has_the_groups_that_fill_it():

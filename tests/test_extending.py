@@ -49,7 +49,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch, *, code: str) -> ModuleTy
     return made
 
 
-def test_the_gru_trains_and_passes_its_own_test(
+def test_the_mingru_trains_and_passes_its_own_test(
     make_corpus: Callable[..., str],
     small_config: Callable[..., Config],
     tmp_path: Path,
@@ -57,16 +57,14 @@ def test_the_gru_trains_and_passes_its_own_test(
 ) -> None:
     names = {**vars(config)}
     exec(compile(block("# pipeline/config/schema.py"), "section", "exec"), names)
-    monkeypatch.setattr(config, "GRUConfig", names["GRUConfig"], raising=False)
-    KINDS["model.recurrence"]["gru"] = names["GRUConfig"]
-    gru = module("pipeline.model.gru", monkeypatch, code=block("# pipeline/model/gru.py"))
-    RECURRENCES[names["GRUConfig"]] = gru.StackedGRU
+    monkeypatch.setattr(config, "MinGRUConfig", names["MinGRUConfig"], raising=False)
+    KINDS["model.recurrence"]["mingru"] = names["MinGRUConfig"]
+    mingru = module("pipeline.model.mingru", monkeypatch, code=block("# pipeline/model/mingru.py"))
+    RECURRENCES[names["MinGRUConfig"]] = mingru.StackedMinGRU
 
-    module(
-        "test_gru", monkeypatch, code=block("# tests/model/test_gru.py")
-    ).test_equals_torchs_own_with_several_layers()
+    module("test_mingru", monkeypatch, code=block("# tests/model/test_mingru.py")).test_equals_a_loop()
     values = [f"model.recurrence.{key}={value}" for key, value in yaml.safe_load(block("hidden_size")).items()]
-    common = [f"data={make_corpus()}", f"run={tmp_path / 'run'}", "model.recurrence.kind=gru", *values]
+    common = [f"data={make_corpus()}", f"run={tmp_path / 'run'}", "model.recurrence.kind=mingru", *values]
     assert train(small_config(*common, "max_steps=3")).step == 3
     assert train(small_config(*common, "max_steps=5")).first_step == 3
 

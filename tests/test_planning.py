@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.kinds import RECURRENT
 
 from pipeline import storage
 from pipeline.config import CheckpointConfig, PlanConfig, PlanSection
@@ -63,6 +64,15 @@ def test_the_numbers_of_a_run(planned, tmp_path):
     assert found.disk_bytes == found.num_checkpoints * found.checkpoint_bytes
     assert found.free_bytes > 0
     assert read_plan(run) == found
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_each_recurrence_is_planned_with_what_its_lanes_carry(planned, tmp_path, kind):
+    run = str(tmp_path / "run")
+    config = planned(f"model.recurrence.kind={kind}", max_steps=3, max_epochs=None, run=run)
+    found = plan(config)
+    train(config)
+    assert found.checkpoint_bytes == pytest.approx(storage.size_bytes(checkpoint_path(run, 3)), rel=0.003)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.kinds import RECURRENT
 from support.vocabularies import write_vocabulary
 
-from pipeline.config import Config, groups, load
+from pipeline.config import Config, flat, groups, load
 from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary
@@ -35,7 +36,15 @@ SIZES = {
     "ptb_large": (10_000, 66_034_000),
     "text8_grave": (44_000, 16_103_906),
     "lm1b_lstm2048": (793_471, 290_290_274),
+    "ladder_window": (33_278, 7_941_216),
+    "ladder_elman": (33_278, 7_941_816),
+    "ladder_gru": (33_278, 8_263_416),
+    "ladder_lstm": (33_278, 8_424_216),
+    "ladder_minlstm": (33_278, 8_022_216),
+    "ladder_transformer": (33_278, 8_746_616),
 }
+# mean square of a hidden vector's elements before the first step, where the cell's own are not near 0
+AT_FIRST = {"ladder_minlstm": 0.5, "ladder_transformer": 1.0}  # g(0) is 0.5 and grows upwards; a norm makes it 1
 STEPS = 2
 LARGE = ("ptb_large", "lm1b_lstm2048")  # on one core: 10 s and 1.2 GB of memory, 56 s and 5.4 GB
 
@@ -79,6 +88,22 @@ def test_the_numbers_above_are_those_of_the_formulas():
         first_words = SIZES[name][0] - 2_000 - last_words
         tails = 50 * 200 + first_words * 51 + 12 * 200 + last_words * 13
         assert SIZES[name][1] == SIZES[name][0] * 200 + 2 * lstm(200, 200) + 2002 * 201 + tails
+
+
+def test_the_rungs_of_the_ladder_differ_in_what_stands_between_embedding_and_softmax():
+    layer, words = 200 * 200, 33_278  # the weights of a square matrix
+    feed_forward = 200 * 800 + 800 + 800 * 200 + 200
+    between = {
+        "window": 4 * layer + 200,
+        "elman": 2 * (2 * layer + 2 * 200),
+        "gru": 2 * (6 * layer + 6 * 200),
+        "lstm": 2 * lstm(200, 200),
+        "minlstm": 2 * (3 * layer + 3 * 200),
+        "transformer": 2 * (4 * layer + 4 * 200 + feed_forward + 2 * 400) + 400,
+    }
+    others = SIZES["wikitext2"][1] - 2 * lstm(200, 200)
+    for kind, own in between.items():
+        assert SIZES[f"ladder_{kind}"] == (words, others + own)
 
 
 # --- what the papers give
@@ -129,6 +154,18 @@ def test_the_recipes_of_grave_2016(name):
 def test_the_vocabulary_of_one_billion_words_is_given_by_its_size():
     assert recipe("lm1b_lstm2048").corpus.vocabulary.size == 793_471
     assert recipe("text8_grave").corpus.vocabulary.size is None
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_the_rungs_of_the_ladder_share_all_but_the_model_and_how_its_weights_move(kind):
+    own = ("model.recurrence.", "model.init_scale", "optim.")
+    config, shared = recipe(f"ladder_{kind}"), recipe("ladder_lstm")
+    assert config.model.recurrence == recipe("wikitext2", f"model={kind}").model.recurrence
+    assert (config.max_epochs, config.model.dropout, config.optim.schedule.kind) == (5, 0.2, "cosine")
+    found, expected = (
+        {key: value for key, value in flat(each).items() if not key.startswith(own)} for each in (config, shared)
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize(("name", "limits"), [("wikitext2", (5, None)), ("demo", (None, 3500))])
@@ -279,7 +316,9 @@ def test_a_recipe_trains_at_its_real_size(name, folder):
     cutoffs = softmax.cutoffs if softmax.kind == "adaptive" else ()
     even = even_nats(first_window(ids, num_lanes=num_lanes, bptt=bptt), vocab_size=vocab_size, cutoffs=cutoffs)
     assert abs(even - math.log(vocab_size)) < (1e-9 if not cutoffs else 2.5)  # no cluster is far from its share
-    assert records[0]["train/nats_per_token"] == pytest.approx(even, abs=0.05)
+    # logits of a variance cost half of it: each is a sum over the hidden vector, of weights drawn uniformly
+    logits = AT_FIRST.get(name, 0.0) * config.model.recurrence.output_size * config.model.init_scale**2 / 3
+    assert records[0]["train/nats_per_token"] == pytest.approx(even + logits / 2, abs=0.05)
     for record, step in zip(records, range(STEPS), strict=True):
         rate = learning_rate(config.optim, step=step, epoch=0, total_steps=STEPS, validations=[])
         assert record["train/learning_rate"] == rate

@@ -257,6 +257,69 @@ def _check_vocabulary(cutoffs: tuple[int, ...] | None, vocab_size: int, place: s
         raise ConfigError(f"cutoff {cutoffs[-1]} is not below the vocabulary's {vocab_size} words; use {mend}")
 
 
+class StackedConfig(RecurrenceConfig):
+    """Layers of one width, one above the other."""
+
+    hidden_size: PositiveInt
+    """Width of each layer."""
+    num_layers: PositiveInt
+    """How many layers stand one above the other."""
+
+    @property
+    def output_size(self) -> int:
+        """The layers' width."""
+        return self.hidden_size
+
+
+class ElmanConfig(StackedConfig):
+    """Stacked Elman network."""
+
+
+class GRUConfig(StackedConfig):
+    """Stacked GRU."""
+
+
+class MinLSTMConfig(StackedConfig):
+    """Stacked minLSTM."""
+
+
+class WindowConfig(RecurrenceConfig):
+    """Feed-forward network over the last words."""
+
+    context_size: PositiveInt
+    """How many words before the target are read."""
+    hidden_size: PositiveInt
+    """Width of the hidden layer."""
+    direct: bool
+    """Whether the words also reach the output by a linear map, past the hidden layer."""
+
+    @property
+    def output_size(self) -> int:
+        """The hidden layer's width."""
+        return self.hidden_size
+
+
+class TransformerConfig(StackedConfig):
+    """Causal transformer over the last words."""
+
+    num_heads: PositiveInt
+    """How many heads of attention share a layer's width."""
+    feed_forward_size: PositiveInt
+    """Width of the hidden layer of each layer's feed-forward network."""
+    memory_size: PositiveInt
+    """How many tokens before its own a layer attends to, in earlier windows too."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            fitting = max(heads for heads in range(1, self.num_heads) if self.hidden_size % heads == 0)
+            raise ValueError(
+                f"model.recurrence.num_heads={self.num_heads} does not divide"
+                f" model.recurrence.hidden_size={self.hidden_size}; use model.recurrence.num_heads={fitting}"
+            )
+        return self
+
+
 class SoftmaxConfig(Section):
     """The output layer: what every kind of it has; each adds keys of its own."""
 
@@ -424,7 +487,14 @@ class SkyConfig(ViaConfig):
 # dotted key of a section that comes in kinds → kind → the section with that kind's keys
 KINDS: dict[str, dict[str, type[Section]]] = {
     "model.input": {"full": FullInputConfig, "adaptive": AdaptiveInputConfig},
-    "model.recurrence": {"lstm": LSTMConfig},
+    "model.recurrence": {
+        "lstm": LSTMConfig,
+        "gru": GRUConfig,
+        "elman": ElmanConfig,
+        "minlstm": MinLSTMConfig,
+        "window": WindowConfig,
+        "transformer": TransformerConfig,
+    },
     "model.softmax": {
         "adaptive": AdaptiveSoftmaxConfig,
         "full": FullSoftmaxConfig,

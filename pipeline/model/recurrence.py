@@ -107,3 +107,18 @@ def _stopped(layer: Layer, short_L: Tensor) -> Layer:
         return hidden_TLH, tuple(torch.where(stops_1L1, *each) for each in zip(middle, after, strict=True))
 
     return run
+
+
+def last_steps(read_TLE: Tensor, num_steps: int, *, short_L: Tensor | None) -> Tensor:
+    """The last time steps of each lane: the state of a kind that reads them again.
+
+    Args:
+        read_TLE: the state before and the window's inputs after it, more than `num_steps`.
+        num_steps: to keep.
+        short_L: as in `Recurrence.forward`; such a lane's are those before its last.
+    """
+    stop = len(read_TLE)
+    last_TLE = read_TLE[stop - num_steps :]
+    if short_L is None:
+        return last_TLE
+    return torch.where(short_L[None, :, None], read_TLE[stop - num_steps - 1 : stop - 1], last_TLE)

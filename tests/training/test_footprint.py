@@ -6,6 +6,7 @@ from itertools import accumulate, product
 import numpy as np
 import pytest
 import torch
+from support.kinds import RECURRENT
 from support.sections import model_section
 from support.tables import toys_added
 
@@ -127,6 +128,16 @@ def most_allocated(profile, path):
     changes = [each for each in json.loads(path.read_text())["traceEvents"] if each.get("name") == "[memory]"]
     changes.sort(key=lambda each: each["ts"])
     return max(accumulate(each["args"]["Bytes"] for each in changes))
+
+
+@pytest.mark.parametrize("numerics", [False, True], indirect=True, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_every_recurrence_is_counted(small_config, numerics, kind):
+    section = small_config(f"model.recurrence.kind={kind}", "model.softmax.kind=full").model
+    planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=numerics, device="cpu")
+    model = build_model(section, vocab_size=V)
+    for lanes in (3, 40):
+        assert planned(lanes) == pytest.approx(counted(model, lanes, bf16=numerics), rel=0.02)
 
 
 @pytest.mark.parametrize("kinds", [("trio", "grouped"), ("decay", "full")], ids="-".join)
