@@ -20,6 +20,7 @@ CONFIGURATION: dict[str, object] = {
     "corpus.null_rows": "refuse",
     "corpus.shard_tokens": None,
     "prepare.keep_ids": True,
+    "stream.random_bptt": False,
     "stream.order": "sequential",
     "stream.block_tokens": 65536,
     "stream.cache_gb": 50,

@@ -25,6 +25,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+RANDOM_BPTT = 10  # the least about which lengths are drawn: its half is the shortest of them
 
 
 def _one_is_a_list(value: object) -> object:
@@ -144,8 +145,10 @@ class StreamConfig(Section):
     """Rows of the global batch: each is a stretch of the corpus of its own, whatever the number of devices."""
     bptt: PositiveInt
     """Tokens of each lane in one step: how far gradients flow back in time."""
+    random_bptt: bool
+    """Whether steps differ in length, most about `bptt`, 5% about half of it; the learning rate follows."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    """Seed of the initial weights, of the dropout masks and of the order of blocks."""
+    """Seed of the initial weights, of the dropout masks, of the order of blocks and of the steps' lengths."""
     state: Literal["reset", "carry"]
     """The recurrent state at the start of an epoch: zero, or carried on from each lane's own end."""
     verify: Literal["digest", "size"]
@@ -158,6 +161,15 @@ class StreamConfig(Section):
     """Disk of this machine, in GB, for shards of a remote corpus; with `blocks` it should hold the corpus."""
     cache_folder: str | None
     """Where on this machine they are kept; null: a folder of wordlanes in the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.random_bptt and self.bptt < RANDOM_BPTT:
+            raise ValueError(
+                f"stream.random_bptt=true draws lengths of 5 and more about stream.bptt={self.bptt} and half of it; use"
+                f" stream.bptt={RANDOM_BPTT} or more, or stream.random_bptt=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:

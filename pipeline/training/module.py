@@ -107,18 +107,19 @@ class LanguageModelModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.optim)
 
     def current_learning_rate(self) -> float:
-        """The rate of the step to come.
+        """The rate of the step to come; a window whose length is drawn moves the weights by its share of `bptt`.
 
         A validation at the end of a run that now goes on has no part in it: without the stop it would not have been.
         """
         regular = [nats for step, nats in sorted(self.state.validations.items()) if step % self.validate_every == 0]
-        return learning_rate(
+        rate = learning_rate(
             self.optim,
             step=self.global_step,
             epoch=self.plan.position(self.global_step)[0],
             total_steps=self.total_steps,
             validations=regular,
         )
+        return rate * self.plan.share_of_bptt(self.global_step)
 
     def on_train_start(self) -> None:
         """Puts what a checkpoint brought where the steps are computed."""

@@ -43,7 +43,7 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     values = flat(config)
     names = [name for name in values if name.startswith(("model.", "optim."))]
     names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
-    names.append("stream.order")
+    names += ["stream.random_bptt", "stream.order"]
     if config.stream.order == "blocks":
         names.append("stream.block_tokens")
     if config.optim.schedule.kind == "plateau":
@@ -67,6 +67,7 @@ def lane_plan(config: Config, manifest: Manifest) -> LanePlan:
         num_targets=manifest.splits["train"].num_tokens,
         num_lanes=config.stream.num_lanes,
         bptt=config.stream.bptt,
+        window_seed=config.stream.seed if config.stream.random_bptt else None,
     )
 
 

@@ -37,6 +37,7 @@ FINGERPRINT = "ab" * 32
 STREAM = StreamConfig(
     num_lanes=3,
     bptt=5,
+    random_bptt=False,
     seed=1,
     state="reset",
     verify="digest",
