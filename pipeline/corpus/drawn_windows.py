@@ -66,7 +66,8 @@ class DrawnWindows:
     def before(self, epoch: int, window: int) -> int:
         """What the longest lane has read of an epoch before a window; all of it before window `num_windows`."""
         stretch, number = divmod(window, STRETCH)
-        return stretch * self.stretch_tokens + _bounds(self, epoch, stretch)[number]
+        found = stretch * self.stretch_tokens + _bounds(self, epoch, stretch)[number]
+        return min(found, self.lane_tokens)  # after as many windows as a whole stretch has
 
 
 @lru_cache(maxsize=64)

@@ -76,8 +76,9 @@ class LanePlan:
 
     def before(self, epoch: int, window: int) -> int:
         """Targets of the longest lane in an epoch's windows before one of them, which may be that after the last."""
-        found = window * self.bptt if self._drawn is None else self._drawn.before(epoch, window)
-        return min(found, self.lane_tokens)
+        if self._drawn is not None:
+            return self._drawn.before(epoch, window)
+        return min(window * self.bptt, self.lane_tokens)
 
     def lane_start(self, lane: int) -> int:
         """First target of a lane; lane `num_lanes` starts where the sequence ends."""
