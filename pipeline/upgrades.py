@@ -26,6 +26,8 @@ CONFIGURATION: dict[str, object] = {
     "stream.cache_gb": 50,
     "stream.cache_folder": None,
     "model.recurrence.kind": "lstm",
+    "optim.averaging": "none",
+    "optim.averaging_patience": 5,
     "tracking.group": None,
     "tracking.tags": [],
     "tracking.prometheus_folder": None,

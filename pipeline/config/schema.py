@@ -459,10 +459,19 @@ class OptimConfig(Section):
     """Weight decay, as the optimizer defines it."""
     clip_norm: Positive | None
     """The largest norm of the global gradient: a longer one is scaled down; null: no clipping."""
+    averaging: Literal["none", "nonmonotone", "start"]
+    """From when on the mean of the weights is what is evaluated: never, when validations get worse, at once."""
+    averaging_patience: PositiveInt
+    """With `nonmonotone`: a validation is compared with the best before so many of the latest."""
     schedule: ScheduleConfig
 
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:
+        if self.averaging != "none" and self.schedule.kind != "constant":
+            raise ValueError(
+                f"optim.averaging={self.averaging} needs a constant rate, and optim.schedule.kind={self.schedule.kind}"
+                " changes it; use optim.schedule.kind=constant or optim.averaging=none"
+            )
         if self.schedule.min_lr > self.lr:
             raise ValueError(
                 f"optim.schedule.min_lr={self.schedule.min_lr:g} is above optim.lr={self.lr:g}; use a smaller one"

@@ -6,8 +6,8 @@ that does not divide the lanes.
 
 The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes'
 lengths differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt)
-windows. With `window_seed` the lengths of the windows are drawn instead (`drawn_windows.py`): every epoch has as many of
-them as any other, and only in its last one does a lane lack a token.
+windows. With `window_seed` the lengths of the windows are drawn instead (`drawn_windows.py`): every epoch has as many
+of them as any other, and only in its last one does a lane lack a token.
 
 Rank r of W holds lanes [r·B//W, (r+1)·B//W), so the ranks' shares differ by one lane at most. A run begins with equal
 shares; uneven ones are those of an elastic group that has lost a node.
@@ -108,7 +108,7 @@ class LanePlan:
         return epoch * self.num_targets + self._bounds(step)[0] * self.num_lanes
 
     def share_of_bptt(self, step: int) -> float:
-        """How long a step's window is, as a share of `bptt`; 1 where lengths are not drawn, also for a short last one."""
+        """How long a step's window is, as a share of `bptt`; 1 where lengths are not drawn, for a short one too."""
         before, after = self._bounds(step)
         return 1.0 if self._drawn is None else (after - before) / self.bptt
 

@@ -46,7 +46,7 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     names += ["stream.random_bptt", "stream.order"]
     if config.stream.order == "blocks":
         names.append("stream.block_tokens")
-    if config.optim.schedule.kind == "plateau":
+    if config.optim.schedule.kind == "plateau" or config.optim.averaging == "nonmonotone":
         names.append("checkpoint.validate_every_steps")
     if config.init_from is not None:
         values["init_from"] = without_credentials(config.init_from)

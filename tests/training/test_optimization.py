@@ -12,7 +12,15 @@ from pipeline.config import OptimConfig
 from pipeline.training.optimization import build_optimizer, learning_rate
 
 SCHEDULE = {"kind": "constant", "warmup_steps": 0, "hold_epochs": 0, "divide_by": 2.0, "patience": 1, "min_lr": 0.0}
-OPTIM = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": None}
+OPTIM = {
+    "name": "sgd",
+    "lr": 1.0,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "clip_norm": None,
+    "averaging": "none",
+    "averaging_patience": 5,
+}
 
 
 def optim_of(*, schedule=None, **changes):
