@@ -9,7 +9,7 @@ about bptt for 95% of them and about bptt / 2 for the rest, in an order that see
 stretch has the same sum, and the windows before it are known without counting them up. What an epoch has beyond its
 last whole stretch gets lengths that the seed alone draws from these; the last of them is what is left, and stays last.
 
-Source: Merity et al. 2018, arXiv:1708.02182, section 5; the numbers, and the shortest length, are those of their code,
+Source: Merity et al. 2018, arXiv:1708.02182, section 4.1; numbers and shortest length are those of their code,
 which draws each length by itself.
 """
 
