@@ -75,7 +75,7 @@ def _forecast(config: PlanConfig, manifest: Manifest, tiling: LanePlan, *, run: 
     steps, world_size = total_steps(config, tiling), config.cluster.num_workers or 1
     model = footprint.shapes_of(config.model, vocab_size=manifest.vocab_size)
     parameters = footprint.count_parameters(model)
-    bptt = config.stream.bptt
+    bptt = tiling.longest_window
     activations = footprint.activation_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16, device=device)
     backward = footprint.backward_bytes(config.model, counts_V=counts_V, bptt=bptt, bf16=bf16)
     available = footprint.device_memory_bytes(device)

@@ -289,6 +289,11 @@ def check_splits(config: Config, manifest: Manifest) -> None:
             f"optim.schedule.kind=plateau waits for validations and data={config.data} has no split valid;"
             " prepare one or use optim.schedule.kind=cosine"
         )
+    if config.optim.averaging == "nonmonotone" and "valid" not in manifest.splits:
+        raise ConfigError(
+            f"optim.averaging=nonmonotone waits for validations and data={config.data} has no split valid;"
+            " prepare one or use optim.averaging=start"
+        )
 
 
 def _check_prometheus_folder(folder: str) -> None:

@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Exponent = Annotated[float, Field(ge=0, le=1)]
+RANDOM_BPTT = 10  # the least about which lengths are drawn: its half is the shortest of them
 
 
 def _one_is_a_list(value: object) -> object:
@@ -145,8 +146,10 @@ class StreamConfig(Section):
     """Rows of the global batch: each is a stretch of the corpus of its own, whatever the number of devices."""
     bptt: PositiveInt
     """Tokens of each lane in one step: how far gradients flow back in time."""
+    random_bptt: bool
+    """Whether steps differ in length, most about `bptt`, 5% about half of it; the learning rate follows."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    """Seed of the initial weights, of the dropout masks and of the order of blocks."""
+    """Seed of the initial weights, of the dropout masks, of the order of blocks and of the steps' lengths."""
     state: Literal["reset", "carry"]
     """The recurrent state at the start of an epoch: zero, or carried on from each lane's own end."""
     verify: Literal["digest", "size"]
@@ -159,6 +162,15 @@ class StreamConfig(Section):
     """Disk of this machine, in GB, for shards of a remote corpus; with `blocks` it should hold the corpus."""
     cache_folder: str | None
     """Where on this machine they are kept; null: a folder of wordlanes in the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.random_bptt and self.bptt < RANDOM_BPTT:
+            raise ValueError(
+                f"stream.random_bptt=true draws lengths of 5 and more about stream.bptt={self.bptt} and half of it; use"
+                f" stream.bptt={RANDOM_BPTT} or more, or stream.random_bptt=false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:
@@ -621,10 +633,19 @@ class OptimConfig(Section):
     """Weight decay, as the optimizer defines it."""
     clip_norm: Positive | None
     """The largest norm of the global gradient: a longer one is scaled down; null: no clipping."""
+    averaging: Literal["none", "nonmonotone", "start"]
+    """From when on the mean of the weights is what is evaluated: never, when validations get worse, at once."""
+    averaging_patience: PositiveInt
+    """With `nonmonotone`: a validation is compared with the best before so many of the latest."""
     schedule: ScheduleConfig
 
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:
+        if self.averaging != "none" and self.schedule.kind != "constant":
+            raise ValueError(
+                f"optim.averaging={self.averaging} needs a constant rate, and optim.schedule.kind={self.schedule.kind}"
+                " changes it; use optim.schedule.kind=constant or optim.averaging=none"
+            )
         if self.schedule.min_lr > self.lr:
             raise ValueError(
                 f"optim.schedule.min_lr={self.schedule.min_lr:g} is above optim.lr={self.lr:g}; use a smaller one"

@@ -6,17 +6,20 @@ that does not divide the lanes.
 
 The targets of a split form one sequence of N. Lane b of B owns targets [b·N//B, (b+1)·N//B) of it, so the lanes'
 lengths differ by one at most, and every window of an epoch but the last is full. An epoch has ceil(ceil(N/B)/bptt)
-windows.
+windows. With `window_seed` the lengths of the windows are drawn instead (`drawn_windows.py`): every epoch has as many
+of them as any other, and only in its last one does a lane lack a token.
 
 Rank r of W holds lanes [r·B//W, (r+1)·B//W), so the ranks' shares differ by one lane at most. A run begins with equal
 shares; uneven ones are those of an elastic group that has lost a node.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.drawn_windows import DrawnWindows, stretch_lengths
 from pipeline.errors import ConfigError
 
 
@@ -28,6 +31,7 @@ class LanePlan:
         num_targets: targets of the split, N.
         num_lanes: rows of the global batch, B, whatever the number of ranks.
         bptt: tokens that a lane reads in one step.
+        window_seed: draws how many tokens that is in each step, about `bptt` of them; None: just `bptt`.
 
     Raises:
         ConfigError: there are more lanes than targets.
@@ -36,6 +40,7 @@ class LanePlan:
     num_targets: int
     num_lanes: int
     bptt: int
+    window_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_lanes > self.num_targets:
@@ -44,39 +49,73 @@ class LanePlan:
                 f" use stream.num_lanes={max(1, self.num_targets // max(1, self.bptt))} or a larger corpus"
             )
 
+    @cached_property
+    def _drawn(self) -> DrawnWindows | None:
+        if self.window_seed is None:
+            return None
+        return DrawnWindows(lane_tokens=self.lane_tokens, bptt=self.bptt, seed=self.window_seed)
+
+    @property
+    def lane_tokens(self) -> int:
+        """Targets of the longest lane in an epoch."""
+        return -(-self.num_targets // self.num_lanes)
+
     @property
     def num_windows(self) -> int:
         """Windows of an epoch, which are its steps."""
-        longest = -(-self.num_targets // self.num_lanes)
-        return -(-longest // self.bptt)
+        return -(-self.lane_tokens // self.bptt) if self._drawn is None else self._drawn.num_windows
+
+    @property
+    def longest_window(self) -> int:
+        """The most tokens that a lane reads in one step."""
+        return self.bptt if self._drawn is None else max(stretch_lengths(self.bptt))
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, window) that a step reads, both from 0."""
         return divmod(step, self.num_windows)
 
+    def before(self, epoch: int, window: int) -> int:
+        """Targets of the longest lane in an epoch's windows before one of them, which may be that after the last."""
+        if self._drawn is not None:
+            return self._drawn.before(epoch, window)
+        return min(window * self.bptt, self.lane_tokens)
+
     def lane_start(self, lane: int) -> int:
         """First target of a lane; lane `num_lanes` starts where the sequence ends."""
         return lane * self.num_targets // self.num_lanes
 
-    def lengths(self, window: int) -> NDArray[np.int64]:
-        """Targets of each lane in a window: int64 [num_lanes], `bptt` but in the last window of an epoch."""
+    def lengths(self, step: int) -> NDArray[np.int64]:
+        """Targets of each lane in a step: int64 [num_lanes], all alike but in the last window of an epoch."""
         starts = np.arange(self.num_lanes + 1, dtype=np.int64) * self.num_targets // self.num_lanes
-        left: NDArray[np.int64] = np.diff(starts) - window * self.bptt
-        return left.clip(0, self.bptt)
+        before, after = self._bounds(step)
+        left: NDArray[np.int64] = np.diff(starts) - before
+        return left.clip(0, after - before)
 
-    def lane_ranges(self, window: int) -> list[tuple[int, int]]:
-        """[start, stop) of the split's targets that each lane reads in a window; empty if the lane has none left."""
-        starts = [self.lane_start(lane) + window * self.bptt for lane in range(self.num_lanes)]
-        return [(start, start + length) for start, length in zip(starts, self.lengths(window).tolist(), strict=True)]
+    def lane_ranges(self, step: int) -> list[tuple[int, int]]:
+        """[start, stop) of the split's targets that each lane reads in a step; empty if the lane has none left."""
+        before, _ = self._bounds(step)
+        starts = [self.lane_start(lane) + before for lane in range(self.num_lanes)]
+        return [(start, start + length) for start, length in zip(starts, self.lengths(step).tolist(), strict=True)]
 
-    def targets_in(self, window: int) -> int:
-        """Targets of the global batch in a window of an epoch."""
-        return min(self.bptt * self.num_lanes, self.num_targets - window * self.bptt * self.num_lanes)
+    def targets_in(self, step: int) -> int:
+        """Targets of the global batch in a step."""
+        before, after = self._bounds(step)
+        return min(after * self.num_lanes, self.num_targets) - before * self.num_lanes
 
     def tokens_seen(self, step: int) -> int:
         """Targets of all steps before `step`, over all epochs."""
+        epoch, _ = self.position(step)
+        return epoch * self.num_targets + self._bounds(step)[0] * self.num_lanes
+
+    def share_of_bptt(self, step: int) -> float:
+        """How long a step's window is, as a share of `bptt`; 1 where lengths are not drawn, for a short one too."""
+        before, after = self._bounds(step)
+        return 1.0 if self._drawn is None else (after - before) / self.bptt
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        """What the longest lane has read of its epoch before a step and after it."""
         epoch, window = self.position(step)
-        return epoch * self.num_targets + window * self.bptt * self.num_lanes
+        return self.before(epoch, window), self.before(epoch, window + 1)
 
 
 def rank_lanes(num_lanes: int, *, world_size: int, rank: int) -> range:

@@ -109,7 +109,7 @@ def stored_ranges(
         for each lane its ranges, in the order in which it reads them; none where it has no target left.
     """
     assert order.num_tokens == plan.num_targets, f"an order of {order.num_tokens} tokens for {plan.num_targets} targets"
-    starts, stops = lane_places(plan, lanes=lanes, window_start=window_start, window_stop=window_stop)
+    starts, stops = lane_places(plan, lanes=lanes, epoch=epoch, window_start=window_start, window_stop=window_stop)
     return order.stored_of_each(epoch, np.where(stops > starts, np.maximum(starts - 1, 0), stops), stops)
 
 
@@ -122,12 +122,15 @@ def ranges_of(plan: LanePlan, order: Order, lanes: Lanes) -> Callable[[int, int,
     return ranges
 
 
-def lane_places(plan: LanePlan, *, lanes: Lanes, window_start: int, window_stop: int) -> tuple[_Ints, _Ints]:
-    """The places of the targets of some lanes in the windows [window_start, window_stop): their starts, their stops."""
+def lane_places(
+    plan: LanePlan, *, lanes: Lanes, epoch: int, window_start: int, window_stop: int
+) -> tuple[_Ints, _Ints]:
+    """The places of the targets of some lanes in an epoch's windows [window_start, window_stop): starts and stops."""
     numbers = np.asarray(lanes, dtype=np.int64)
     begins = numbers * plan.num_targets // plan.num_lanes
     ends = (numbers + 1) * plan.num_targets // plan.num_lanes
-    return np.minimum(begins + window_start * plan.bptt, ends), np.minimum(begins + window_stop * plan.bptt, ends)
+    starts, stops = (begins + plan.before(epoch, window) for window in (window_start, window_stop))
+    return np.minimum(starts, ends), np.minimum(stops, ends)
 
 
 @lru_cache(maxsize=8)

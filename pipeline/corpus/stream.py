@@ -72,7 +72,7 @@ def windows_at_once(plan: LanePlan, *, num_lanes: int) -> int:
 
     As many as make `GROUP_BYTES`, one at least, `GROUP_WINDOWS` at most.
     """
-    return max(1, min(GROUP_WINDOWS, GROUP_BYTES // (plan.bptt * num_lanes * ID_BYTES)))
+    return max(1, min(GROUP_WINDOWS, GROUP_BYTES // (plan.longest_window * num_lanes * ID_BYTES)))
 
 
 def read_windows(
@@ -108,9 +108,10 @@ def read_windows(
         num_windows = min(size, stop - step, plan.num_windows - window)
         ids_TL = _read_group(tokens, plan, order, epoch=epoch, window=window, num_windows=num_windows, lanes=numbers)
         for number in range(num_windows):
-            first = number * plan.bptt
-            part_TL = ids_TL[first : first + plan.bptt + 1]
-            yield _window(plan, part_TL, step=step + number, window=window + number, lanes=numbers)
+            first, stop_row = (
+                plan.before(epoch, window + each) - plan.before(epoch, window) for each in (number, number + 1)
+            )
+            yield _window(plan, ids_TL[first : stop_row + 1], step=step + number, lanes=numbers)
         step, size = step + num_windows, min(2 * size, most)
 
 
@@ -118,8 +119,7 @@ def _read_group(
     tokens: Tokens, plan: LanePlan, order: Order, *, epoch: int, window: int, num_windows: int, lanes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The first input of each lane and below it the targets of some windows, each of which is the next one's input."""
-    longest = -(-plan.num_targets // plan.num_lanes)
-    height = min((window + num_windows) * plan.bptt, longest) - window * plan.bptt
+    height = plan.before(epoch, window + num_windows) - plan.before(epoch, window)
     ranges = stored_ranges(plan, order, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + num_windows)
     # what a short lane lacks stays as it is: it is no target, and `_window` puts `<eos>` where it would be an input
     ids_LT = np.empty((len(lanes), height + 1), dtype=np.int64)
@@ -133,11 +133,12 @@ def _read_group(
     return np.ascontiguousarray(ids_LT.T)
 
 
-def _window(plan: LanePlan, ids_TL: NDArray[np.int64], *, step: int, window: int, lanes: NDArray[np.int64]) -> Window:
+def _window(plan: LanePlan, ids_TL: NDArray[np.int64], *, step: int, lanes: NDArray[np.int64]) -> Window:
     """One window of a group; it shares no number with the next."""
     inputs_TL, targets_N, rows_N, short_L = ids_TL[:-1], ids_TL[1:].flatten(), None, None
+    epoch, window = plan.position(step)
     is_last = window == plan.num_windows - 1
-    if is_last and (is_short_L := _lengths(plan, window=window, lanes=lanes) < len(inputs_TL)).any():
+    if is_last and (is_short_L := _lengths(plan, epoch=epoch, window=window, lanes=lanes) < len(inputs_TL)).any():
         short_L = is_short_L
         inputs_TL[-1, short_L] = EOS  # a lane's last target is nobody's input
         there_TL = np.ones(inputs_TL.shape, dtype=bool)
@@ -151,11 +152,11 @@ def _window(plan: LanePlan, ids_TL: NDArray[np.int64], *, step: int, window: int
         targets_N=targets_N,
         rows_N=rows_N,
         short_L=short_L,
-        num_targets=plan.targets_in(window),
+        num_targets=plan.targets_in(step),
     )
 
 
-def _lengths(plan: LanePlan, *, window: int, lanes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _lengths(plan: LanePlan, *, epoch: int, window: int, lanes: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many targets each lane has in a window."""
-    starts, stops = lane_places(plan, lanes=lanes, window_start=window, window_stop=window + 1)
+    starts, stops = lane_places(plan, lanes=lanes, epoch=epoch, window_start=window, window_stop=window + 1)
     return stops - starts

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OWN_KEY = "wordlanes"  # where our part of a checkpoint stands
 WEIGHTS_PREFIX = "model."  # of their names in a checkpoint
+AVERAGED, NUM_AVERAGED = "averaged", "num_averaged"  # in our part: means of weights, by the model's names; of updates
 FOLDER = "checkpoints"
 NAME = r"step-(0|[1-9][0-9]*)\.ckpt"
 MARK_NAME = r"step-(0|[1-9][0-9]*)\.(?:json|ckpt\.sha256)"
@@ -295,13 +296,22 @@ def check_weights(checkpoint: Checkpoint, weights: Mapping[str, Any], *, path: s
         CheckpointError: names the first that is missing, not known or of another shape.
     """
     there = checkpoint["state_dict"]
+    averaged = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in averaged_of(checkpoint).items()}
     needed = {f"{WEIGHTS_PREFIX}{name}": tuple(tensor.shape) for name, tensor in weights.items()}
-    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in there.items()}
-    for name in [*needed, *(name for name in found if name not in needed)]:
-        if found.get(name) != needed.get(name):
-            raise CheckpointError(
-                f"{path} does not fit the model: {name} is {found.get(name)}, needed {needed.get(name)}; {_mend(path)}"
-            )
+    for part in (there, there | averaged):
+        found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in part.items()}
+        for name in [*needed, *(name for name in found if name not in needed)]:
+            if found.get(name) != needed.get(name):
+                raise CheckpointError(
+                    f"{path} does not fit the model: {name} is {found.get(name)}, needed {needed.get(name)};"
+                    f" {_mend(path)}"
+                )
+
+
+def averaged_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
+    """The means of its weights that a checkpoint holds, by the model's names; empty where nothing is averaged."""
+    found: dict[str, Tensor] = own_part(checkpoint).get(AVERAGED, {})
+    return found
 
 
 def _mend(path: str) -> str:

@@ -58,7 +58,9 @@ def checkpoint_bytes(model: LanguageModel, optim: OptimConfig, *, num_lanes: int
     carried = sum(each.numel() * each.element_size() for each in model.recurrence.zero_state(num_lanes))
     names = [name for name, _ in model.named_parameters()]
     file = io.BytesIO()  # a checkpoint whose tensors have one element, for what the file adds to each
-    torch.save([{name: torch.zeros(1) for name in names}, _stepped(optim, [1] * len(names)).state_dict()], file)
+    small = {name: torch.zeros(1) for name in names}
+    means = {name: torch.zeros(1) for name in names if optim.averaging != "none"}
+    torch.save([small, means, _stepped(optim, [1] * len(names)).state_dict()], file)
     tensors = weight_bytes(model) + optimizer_bytes(optim, model.parameters()) + carried
     return tensors + file.tell() + LIGHTNING_BYTES
 
@@ -74,10 +76,14 @@ def device_memory_bytes(device: str) -> int | None:
 
 
 def optimizer_bytes(optim: OptimConfig, parameters: Iterable[Tensor]) -> int:
-    """The state that the optimizer keeps of the parameters: so much for each, and so much for each number in it."""
+    """The state that the optimizer keeps of the parameters: so much for each, and so much for each number in it.
+
+    The parameters' mean counts as part of it, from the first step on, though it may come late.
+    """
     small, large = (_state_bytes(optim, num_elements=number) for number in (1, 2))
-    sizes = [each.numel() for each in parameters]
-    return sum(small + (large - small) * (size - 1) for size in sizes)
+    weights = list(parameters)
+    means = sum(each.numel() * each.element_size() for each in weights if optim.averaging != "none")
+    return means + sum(small + (large - small) * (each.numel() - 1) for each in weights)
 
 
 def activation_bytes(

@@ -4,7 +4,8 @@ In: batches of `training/data.py`. Out: gradients of the global mean nats; the c
 beyond weights. Refuses nothing: what it is given was judged before.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from pipeline.config import OptimConfig
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.order import Order
 from pipeline.model.language_model import LanguageModel
-from pipeline.run.checkpoint import OWN_KEY, all_finite
+from pipeline.run.checkpoint import AVERAGED, OWN_KEY, all_finite
 from pipeline.training.collectives import Collectives
 from pipeline.training.data import Batch
-from pipeline.training.optimization import build_optimizer, learning_rate
+from pipeline.training.optimization import averages_from, build_optimizer, learning_rate
 from pipeline.training.state import TrainState
 from pipeline.upgrades import stored_identity
 
@@ -107,18 +108,43 @@ class LanguageModelModule(lightning.LightningModule):
         return build_optimizer(self.parameters(), self.optim)
 
     def current_learning_rate(self) -> float:
-        """The rate of the step to come.
-
-        A validation at the end of a run that now goes on has no part in it: without the stop it would not have been.
-        """
-        regular = [nats for step, nats in sorted(self.state.validations.items()) if step % self.validate_every == 0]
-        return learning_rate(
+        """The rate of the step to come; a window whose length is drawn has its share of `bptt` of it."""
+        rate = learning_rate(
             self.optim,
             step=self.global_step,
             epoch=self.plan.position(self.global_step)[0],
             total_steps=self.total_steps,
-            validations=regular,
+            validations=[nats for _, nats in sorted(self._regular_validations().items())],
         )
+        return rate * self.plan.share_of_bptt(self.global_step)
+
+    def averages_from(self) -> int | None:
+        """The step after which the weights of each update enter their mean, by the validations so far."""
+        return averages_from(self.optim, self._regular_validations())
+
+    def _regular_validations(self) -> dict[int, float]:
+        """Those that decide how training goes on.
+
+        One at the end of a run that now goes on has no part in it: without the stop it would not have been.
+        """
+        return {step: nats for step, nats in self.state.validations.items() if step % self.validate_every == 0}
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within it the model has the weights that are evaluated: their mean, where there is one."""
+        self._exchange_weights()
+        try:
+            yield
+        finally:
+            self._exchange_weights()
+
+    @torch.no_grad()
+    def _exchange_weights(self) -> None:
+        """Puts each weight where its mean is and the mean where it is, in place: others hold on to both."""
+        for name, weight in self.model.named_parameters() if self.state.averaged else ():
+            kept = weight.clone()
+            weight.copy_(self.state.averaged[name])
+            self.state.averaged[name].copy_(kept)
 
     def on_train_start(self) -> None:
         """Puts what a checkpoint brought where the steps are computed."""
@@ -126,6 +152,7 @@ class LanguageModelModule(lightning.LightningModule):
             self.rehearse(self.first_batch())
         if self.state.carried is not None:
             self.state.carried = tuple(each.to(self.device) for each in self.state.carried)
+        self.state.averaged = {name: mean.to(self.device) for name, mean in self.state.averaged.items()}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate of the step."""
@@ -168,13 +195,15 @@ class LanguageModelModule(lightning.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """One update; none where the window is passed over."""
+        """One update, which enters the mean of the weights if it is time; none where the window is passed over."""
         if self.global_step in self.state.skipped:
             assert optimizer_closure is not None
             optimizer_closure()
             self._note_norm(torch.zeros((), device=self.device))
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.averages_from() is not None:
+            self.state.average(self.model.named_parameters())
 
     def rehearse(self, batch: Batch) -> None:
         """One backward pass of a batch, of which nothing is kept; all ranks do it before their first step.
@@ -234,6 +263,7 @@ class LanguageModelModule(lightning.LightningModule):
             "norm of the weights": [weights.square().sum()],
             "optimizer's state": [each for each in optimizer if isinstance(each, Tensor)],
             "carried state": [*self.state.carried],
+            "mean of the weights": [*self.state.averaged.values()],
         }
         found = self.ranks.sums([float(not all_finite(tensors)) for tensors in parts.values()])
         return [name for name, count in zip(parts, found, strict=True) if count]
@@ -270,10 +300,21 @@ class LanguageModelModule(lightning.LightningModule):
             "identity": stored_identity(self.identity),
             "tokens_seen": self.plan.tokens_seen(self.global_step),
             **self.state.state_dict(names, step=self.global_step, lanes_of_all=self.ranks.lanes_of_all),
+            AVERAGED: self._averaged_by_all_names(),
         }
+
+    def _averaged_by_all_names(self) -> dict[str, Tensor]:
+        """A weight that is shared has several names in the model's `state_dict`; so has its mean in a checkpoint."""
+        if not self.state.averaged:
+            return {}
+        first = {id(weight): name for name, weight in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name: self.state.averaged[first[id(weight)]] for name, weight in every}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again, with the state of this rank's lanes, however many ranks wrote it."""
         self.state.load_state_dict(checkpoint[OWN_KEY], self.model.recurrence.state_names, lanes=self.lanes)
+        if averaged := self.state.averaged:
+            self.state.averaged = {name: averaged[name] for name, _ in self.model.named_parameters()}
         # a finished run whose limit has grown goes on; Lightning would take its last batch for the end
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

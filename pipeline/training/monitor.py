@@ -178,7 +178,7 @@ class Monitor(Callback):
     def _validation_record(self, step: int, module: LanguageModelModule, validate: Callable[[], Score]) -> Record:
         """One rank scores, since all must go on with the same number, and it is told to the others."""
         self.watch.pause()
-        with self.sync.unwatched():
+        with self.sync.unwatched(), module.evaluated():
             began = time.perf_counter()
             score = self.ranks.from_first(validate() if self.ranks.first else None)
             seconds = time.perf_counter() - began
@@ -188,6 +188,8 @@ class Monitor(Callback):
             log.warning("validation at step %d is not finite (%s): it is never the best", step, score.nats_per_token)
         if self.reporter is not None:
             self.reporter.ledger.write("validation", step=step, seconds=seconds)
+        if self.reporter is not None and step == module.averages_from():
+            log.info("validations get worse: averaging the weights from step %d on", step)
         self.watch.go_on()
         return {
             "valid/nats_per_token": finite(score.nats_per_token),

@@ -1,11 +1,12 @@
-"""How the weights move: the optimizer, and the learning rate as a pure function.
+"""How the weights move: the optimizer, and as pure functions the learning rate and when their averaging begins.
 
-In: the `optim` section, a step, and the validations so far. Out: a torch optimizer; a learning rate. Nothing is kept
-between steps, so a resumed run has the rate of an undisturbed one.
+In: the `optim` section, a step, and the validations so far. Out: a torch optimizer; a learning rate; a step. Nothing is
+kept between steps, so a resumed run has the rate of an undisturbed one.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -56,6 +57,31 @@ def learning_rate(
         case "cosine":
             share = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
             return schedule.min_lr + (optim.lr - schedule.min_lr) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+
+
+def averages_from(optim: OptimConfig, validations: Mapping[int, float]) -> int | None:
+    """The step after which the weights of each update enter their mean; None: not yet, or never.
+
+    With `nonmonotone` it is the step of the first validation that is worse than the best of those that are older than
+    the last `averaging_patience` before it.
+
+    Args:
+        optim: the section.
+        validations: nats per token of every validation so far, by step; one that is no number is worse than any.
+
+    Source: Merity et al. 2018, arXiv:1708.02182, section 3, algorithm 1.
+    """
+    match optim.averaging:
+        case "none":
+            return None
+        case "start":
+            return 0
+        case "nonmonotone":
+            steps = sorted(validations)
+            nats = [math.inf if math.isnan(validations[step]) else validations[step] for step in steps]
+            judged = zip(steps, nats, strict=True)
+            late, best = list(judged)[optim.averaging_patience + 1 :], accumulate(nats, min)
+            return next((step for (step, now), before in zip(late, best, strict=False) if now > before), None)
 
 
 def _plateaus(validations: Sequence[float], schedule: ScheduleConfig) -> int:

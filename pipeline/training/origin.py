@@ -13,9 +13,11 @@ from pipeline.corpus.manifest import Manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import (
     FOLDER,
+    NUM_AVERAGED,
     WEIGHTS_PREFIX,
     Checkpoint,
     all_finite,
+    averaged_of,
     best_step,
     check_shape,
     checkpoint_path,
@@ -35,8 +37,12 @@ SHAPELESS = ("model.dropout", "model.init_scale")  # what of the model's section
 
 
 def weights_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
-    """The model's part of a checkpoint, by the model's own names."""
-    return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+    """What a checkpoint's model is evaluated with, by the model's own names: the mean of its weights, if it has one.
+
+    The weights of the last update, from which training goes on, stand in `state_dict` in either case.
+    """
+    weights = {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+    return weights | averaged_of(checkpoint)
 
 
 def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
@@ -58,7 +64,9 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
         else:
             step = best
     checkpoint = _load(run, step)
-    if not all_finite(checkpoint["state_dict"]):
+    if num_averaged := own_part(checkpoint).get(NUM_AVERAGED, 0):
+        chosen += f", the mean of {num_averaged} updates"
+    if not all_finite(weights_of(checkpoint)):
         others = _listed([each for each in steps if each != step])
         mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
         raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")

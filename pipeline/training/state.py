@@ -3,13 +3,14 @@
 Every part of the training that has something to carry writes it here, and nowhere else; a checkpoint holds all of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pipeline.model.recurrence import State
+from pipeline.run.checkpoint import AVERAGED, NUM_AVERAGED
 
 Number = TypeVar("Number", int, float)
 CARRIED = "state_names"  # under which the names of the carried tensors stand
@@ -26,6 +27,8 @@ class TrainState:
         cluster_nats, cluster_targets: the same for each cluster of the output layer; empty before the first step.
         loss_history: losses by which the next ones are judged.
         skipped: steps whose windows are passed over, counted from 0: no update, and no lane's state moves.
+        averaged: the mean of each weight over some updates, by the model's names; empty before the first of them.
+        num_averaged: how many updates these are.
     """
 
     carried: State | None = None
@@ -36,6 +39,8 @@ class TrainState:
     cluster_targets: list[int] = field(default_factory=list)
     loss_history: list[float] = field(default_factory=list)
     skipped: set[int] = field(default_factory=set)
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    num_averaged: int = 0
 
     def add(self, nats: float, num_targets: int) -> None:
         """Takes a step into the interval's sums."""
@@ -59,6 +64,15 @@ class TrainState:
         self.cluster_nats, self.cluster_targets = [], []
         return found
 
+    def average(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes the weights after an update into their mean, by name."""
+        self.num_averaged += 1
+        for name, weight in weights:
+            if self.num_averaged == 1:
+                self.averaged[name] = weight.detach().clone()
+            else:
+                self.averaged[name].lerp_(weight.detach(), 1 / self.num_averaged)
+
     def state_dict(
         self, names: Sequence[str], *, step: int, lanes_of_all: Callable[[Tensor], Tensor | None]
     ) -> dict[str, Any]:
@@ -79,6 +93,8 @@ class TrainState:
             "cluster_targets": list(self.cluster_targets),
             "loss_history": list(self.loss_history),
             "skipped": sorted(each for each in self.skipped if each < step),
+            AVERAGED: dict(self.averaged),
+            NUM_AVERAGED: self.num_averaged,
         }
         carried = {name: lanes_of_all(part) for name, part in zip(names, self.carried, strict=True)}
         assert not own.keys() & carried.keys(), "a tensor of the carried state has the name of another entry"
@@ -99,6 +115,7 @@ class TrainState:
         self.cluster_nats, self.cluster_targets = found.get("cluster_nats", []), found.get("cluster_targets", [])
         self.loss_history = found["loss_history"]
         self.skipped |= set(found["skipped"])
+        self.averaged, self.num_averaged = found.get(AVERAGED, {}), found.get(NUM_AVERAGED, 0)
 
 
 def _added(sums: Sequence[Number], values: Sequence[Number]) -> list[Number]:

@@ -267,7 +267,7 @@ class Sync(Callback):
     def _take(self, module: LanguageModelModule, measured: Sequence[Measured]) -> None:
         """Takes the steps into the interval's sums up to the first that is bad."""
         for step, nats, norm, cluster_nats, cluster_targets in measured:
-            num_targets = module.plan.targets_in(module.plan.position(step - 1)[1])
+            num_targets = module.plan.targets_in(step - 1)
             if step - 1 in module.state.skipped:
                 continue
             why = self._losses.check(step, nats / num_targets)
@@ -310,10 +310,10 @@ class Sync(Callback):
                     step=each,
                     epoch=epoch,
                     window=window,
-                    num_tokens=module.plan.targets_in(window),
+                    num_tokens=module.plan.targets_in(each - 1),
                     tokens=[
                         stored
-                        for start, stop in module.plan.lane_ranges(window)
+                        for start, stop in module.plan.lane_ranges(each - 1)
                         for stored in module.order.stored(epoch, start, stop) or [(start, stop)]
                     ],
                 )

@@ -55,10 +55,10 @@ def run_identity(config: Config, manifest: Manifest, *, total_steps: int) -> dic
     values = flat(config)
     names = [name for name in values if name.startswith(("model.", "optim."))]
     names += ["init_from", "precision", "stream.num_lanes", "stream.bptt", "stream.seed", "stream.state"]
-    names.append("stream.order")
+    names += ["stream.random_bptt", "stream.order"]
     if config.stream.order == "blocks":
         names.append("stream.block_tokens")
-    if config.optim.schedule.kind == "plateau":
+    if config.optim.schedule.kind == "plateau" or config.optim.averaging == "nonmonotone":
         names.append("checkpoint.validate_every_steps")
     if config.init_from is not None:
         values["init_from"] = without_credentials(config.init_from)
@@ -79,6 +79,7 @@ def lane_plan(config: Config, manifest: Manifest) -> LanePlan:
         num_targets=manifest.splits["train"].num_tokens,
         num_lanes=config.stream.num_lanes,
         bptt=config.stream.bptt,
+        window_seed=config.stream.seed if config.stream.random_bptt else None,
     )
 
 

@@ -13,9 +13,16 @@ from pipeline.errors import ConfigError
 
 @st.composite
 def plans(draw):
+    """Half of them with windows whose lengths are drawn; some of those have more than one stretch."""
     num_lanes = draw(st.integers(1, 12))
-    num_targets = draw(st.integers(num_lanes, 150))
-    return LanePlan(num_targets=num_targets, num_lanes=num_lanes, bptt=draw(st.integers(1, 40)))
+    window_seed = draw(st.none() | st.integers(0, 9))
+    most = 150 if window_seed is None else 1500
+    return LanePlan(
+        num_targets=draw(st.integers(num_lanes, most)),
+        num_lanes=num_lanes,
+        bptt=draw(st.integers(1, 40)),
+        window_seed=window_seed,
+    )
 
 
 def plan_of(num_targets, num_lanes, bptt):
@@ -57,27 +64,33 @@ def test_lanes_tile_the_targets_and_differ_by_one_at_most(plan):
 
 
 @settings(deadline=None)
-@given(plans())
-def test_windows_tile_each_lane(plan):
-    lengths = np.array([plan.lengths(window) for window in range(plan.num_windows)])
+@given(plans(), st.integers(0, 2))
+def test_windows_tile_each_lane(plan, epoch):
+    steps = range(epoch * plan.num_windows, (epoch + 1) * plan.num_windows)
+    lengths = np.array([plan.lengths(step) for step in steps])
     assert lengths.sum(axis=0).tolist() == [
         plan.lane_start(lane + 1) - plan.lane_start(lane) for lane in range(plan.num_lanes)
     ]
-    assert (lengths[:-1] == plan.bptt).all()  # every window but the last is full
+    assert (lengths[:-1] == lengths[:-1, :1]).all()  # every window but the last is full
+    assert plan.window_seed is not None or (lengths[:-1] == plan.bptt).all()
+    assert lengths.max() <= plan.longest_window
     assert lengths.min() >= 0
     assert lengths[-1].max() > 0  # and none is empty
     assert lengths[-1].max() - lengths[-1].min() <= 1
-    assert [plan.targets_in(window) for window in range(plan.num_windows)] == lengths.sum(axis=1).tolist()
+    assert [plan.targets_in(step) for step in steps] == lengths.sum(axis=1).tolist()
+    shares = [plan.share_of_bptt(step) for step in steps]
+    assert shares == [1.0 if plan.window_seed is None else each.max() / plan.bptt for each in lengths]
 
 
 @settings(deadline=None)
-@given(plans())
-def test_the_ranges_of_an_epoch_tile_the_targets(plan):
-    windows = [plan.lane_ranges(window) for window in range(plan.num_windows)]
+@given(plans(), st.integers(0, 2))
+def test_the_ranges_of_an_epoch_tile_the_targets(plan, epoch):
+    first = epoch * plan.num_windows
+    windows = [plan.lane_ranges(first + window) for window in range(plan.num_windows)]
     read = [target for ranges in windows for start, stop in ranges for target in range(start, stop)]
     assert sorted(read) == list(range(plan.num_targets))  # each exactly once
     for window, ranges in enumerate(windows):
-        assert [stop - start for start, stop in ranges] == plan.lengths(window).tolist()
+        assert [stop - start for start, stop in ranges] == plan.lengths(first + window).tolist()
     for lane, ranges in enumerate(zip(*windows, strict=True)):  # each goes on where the lane stopped
         bounds = [bound for each in ranges for bound in each]
         assert bounds[1:-1:2] == bounds[2::2]
@@ -88,7 +101,7 @@ def test_the_ranges_of_an_epoch_tile_the_targets(plan):
 @settings(deadline=None)
 @given(plans(), st.integers(0, 60))
 def test_tokens_seen_is_the_sum_over_the_steps_before(plan, step):
-    assert plan.tokens_seen(step) == sum(plan.targets_in(plan.position(each)[1]) for each in range(step))
+    assert plan.tokens_seen(step) == sum(plan.targets_in(each) for each in range(step))
 
 
 @settings(deadline=None)

@@ -35,7 +35,8 @@ def blocks_in(order, epoch):
 def plans_and_orders(draw):
     num_lanes = draw(st.integers(1, 6))
     num_tokens = draw(st.integers(num_lanes, 90))
-    plan = LanePlan(num_targets=num_tokens, num_lanes=num_lanes, bptt=draw(st.integers(1, 12)))
+    window_seed = draw(st.none() | st.integers(0, 5))
+    plan = LanePlan(num_targets=num_tokens, num_lanes=num_lanes, bptt=draw(st.integers(1, 12)), window_seed=window_seed)
     block_tokens = draw(st.one_of(st.none(), st.integers(1, num_tokens)))
     return plan, Order(num_tokens=num_tokens, block_tokens=block_tokens, seed=draw(st.integers(0, 5)))
 
@@ -228,8 +229,9 @@ def test_a_trillion_tokens_are_read_from_any_step_without_being_counted_up(num_l
         window = read_window(tokens, plan, step=step, lanes=range(num_lanes), order=order)
         assert tokens.num_read <= num_lanes * 71
         epoch, number = plan.position(step)
-        assert window.num_targets == plan.targets_in(number)
-        starts, stops = lane_places(plan, lanes=range(num_lanes), window_start=number, window_stop=number + 1)
+        assert window.num_targets == plan.targets_in(step)
+        places = {"epoch": epoch, "window_start": number, "window_stop": number + 1}
+        starts, stops = lane_places(plan, lanes=range(num_lanes), **places)
         for lane in (0, 1, num_lanes // 2, num_lanes - 1):
             length = int(stops[lane] - starts[lane])
             assert int(starts[lane]) == min(plan.lane_start(lane) + number * 70, plan.lane_start(lane + 1))

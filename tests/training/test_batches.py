@@ -73,10 +73,15 @@ def test_a_batch_is_a_window_its_split_and_its_keys(cutoffs, lanes):
 
 
 @settings(deadline=None)
-@given(st.sampled_from([(1, 6), (2, 6), (3, 6), (6, 6), (2, 4), (4, 4)]), st.integers(0, 60), st.integers(1, 9))
-def test_the_global_batch_does_not_hang_on_the_world_size(ranks_and_lanes, more, bptt):
+@given(
+    st.sampled_from([(1, 6), (2, 6), (3, 6), (6, 6), (2, 4), (4, 4)]),
+    st.integers(0, 60),
+    st.integers(1, 9),
+    st.none() | st.integers(0, 9),
+)
+def test_the_global_batch_does_not_hang_on_the_world_size(ranks_and_lanes, more, bptt, window_seed):
     world_size, num_lanes = ranks_and_lanes
-    plan = LanePlan(num_targets=num_lanes + more, num_lanes=num_lanes, bptt=bptt)
+    plan = LanePlan(num_targets=num_lanes + more, num_lanes=num_lanes, bptt=bptt, window_seed=window_seed)
     tokens = drawn_ids(plan.num_targets)
     stop = 2 * plan.num_windows + 1
     whole = batches_of(tokens, plan, stop=stop, lanes=range(num_lanes))

@@ -72,9 +72,11 @@ def assert_close(run: Path, checkpoint: dict[str, Any], other_run: Path, other: 
     for one, another in zip(mine, theirs, strict=True):
         assert one == pytest.approx(another, rel=1e-5, abs=1e-9)
     torch.testing.assert_close(checkpoint["state_dict"], other["state_dict"], rtol=1e-4, atol=1e-6)
+    averaged, others = (each["wordlanes"]["averaged"] for each in (checkpoint, other))
+    torch.testing.assert_close(averaged, others, rtol=1e-4, atol=1e-6)
     for name in ("hidden_KLP", "cell_KLH"):
         torch.testing.assert_close(checkpoint["wordlanes"][name], other["wordlanes"][name], rtol=1e-4, atol=1e-6)
-    for name in ("tokens_seen", "interval_targets", "validations", "identity"):
+    for name in ("tokens_seen", "interval_targets", "validations", "identity", "num_averaged"):
         assert checkpoint["wordlanes"][name] == pytest.approx(other["wordlanes"][name])
 
 
@@ -96,6 +98,8 @@ CASES = {
         "checkpoint.validate_every_steps=4",
     ],
     "tied, full softmax": ["model.tied=true", "model.embedding_size=5", "model.softmax.kind=full"],
+    "drawn windows": ["stream.bptt=10", "stream.random_bptt=true", "stream.state=carry"],
+    "averaging": ["optim.averaging=start", "checkpoint.validate_every_steps=4"],
     "blocks": ["stream.order=blocks", "stream.block_tokens=20", "stream.state=carry"],
 }
 

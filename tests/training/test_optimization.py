@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.config import OptimConfig
-from pipeline.training.optimization import build_optimizer, learning_rate
+from pipeline.training.optimization import averages_from, build_optimizer, learning_rate
 
 SCHEDULE = {"kind": "constant", "warmup_steps": 0, "hold_epochs": 0, "divide_by": 2.0, "patience": 1, "min_lr": 0.0}
-OPTIM = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": None}
+OPTIM = {
+    "name": "sgd",
+    "lr": 1.0,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "clip_norm": None,
+    "averaging": "none",
+    "averaging_patience": 5,
+}
 
 
 def optim_of(*, schedule=None, **changes):
@@ -130,6 +138,59 @@ def test_cosine_of_a_run_no_longer_than_its_warmup_divides_by_nothing(total_step
 def test_cosine_of_one_step_after_the_warmup():
     optim = optim_of(schedule={"kind": "cosine", "warmup_steps": 4})
     assert [rate(optim, step=step, total_steps=5) for step in (4, 5)] == [1.0, 0.0]
+
+
+# --- when averaging begins
+
+
+def begins(nats, *, patience=5, averaging="nonmonotone"):
+    validations = {10 * (place + 1): each for place, each in enumerate(nats)}
+    return averages_from(optim_of(averaging=averaging, averaging_patience=patience), validations)
+
+
+FALLING = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("patience", "nats", "step"),
+    [
+        (5, [], None),
+        (5, FALLING, None),
+        (5, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], 70),  # worse than the only one that is old enough
+        (5, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0], None),  # no more than 5 before: none is old enough
+        (5, [2.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5], None),  # of those before the last five, 2.0 alone counts
+        (5, [2.0, 1.0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], 80),
+        (5, [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], None),  # an equal one is not worse
+        (5, [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5], 80),  # and better ones later change nothing
+        (1, [3.0, 4.0, 2.9], None),
+        (1, [3.0, 1.0, 3.5], 30),
+        (2, [5.0, 4.0, 4.5, 4.4], None),
+        (2, [5.0, 4.0, 4.5, 5.1], 40),
+        (1, [3.0, 2.0, math.nan], 30),  # no number is worse
+        (1, [math.nan, 2.0, 1.0], None),
+        (1, [math.nan, 2.0, 1.0, 3.0], 40),
+    ],
+)
+def test_averaging_begins_when_a_validation_is_worse_than_the_best_of_the_old_ones(patience, nats, step):
+    assert begins(nats, patience=patience) == step
+
+
+def test_averaging_begins_at_the_start_or_never():
+    worse = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert begins(worse, averaging="start") == begins([], averaging="start") == 0
+    assert begins(worse, averaging="none") is None
+    assert begins(worse) == 70
+
+
+@given(st.lists(st.floats(1, 9), max_size=20), st.integers(1, 6))
+def test_averaging_begins_where_merity_and_others_switch(validations, patience):
+    """Their code's own words, one validation after the other; and what came later changes nothing."""
+    best_val_loss, switched = [], None
+    for place, val_loss in enumerate(validations):
+        if switched is None and len(best_val_loss) > patience and val_loss > min(best_val_loss[:-patience]):
+            switched = 10 * (place + 1)
+        best_val_loss.append(val_loss)
+    assert begins(validations, patience=patience) == switched
 
 
 # --- optimizers

@@ -41,6 +41,17 @@ CASES = {
     ],
     "cosine, adamw": ["optim=adamw", "optim.lr=0.01", "optim.schedule.kind=cosine", "optim.schedule.warmup_steps=20"],
     "adagrad, projection": ["optim=adagrad", "optim.lr=0.1", "model.projection_size=4", "model.num_layers=3"],
+    "drawn windows, blocks, averaging": [
+        *["stream.bptt=10", "stream.random_bptt=true", "stream.order=blocks", "stream.block_tokens=60"],
+        *["stream.state=carry", "optim=sgd", "optim.lr=30", "optim.averaging=nonmonotone"],
+        *["optim.averaging_patience=1", "checkpoint.validate_every_steps=4"],
+    ],
+    "averaging, tied": [
+        "optim.averaging=start",
+        "model.tied=true",
+        "model.embedding_size=5",
+        "model.softmax.div_value=1",
+    ],
     "bf16, tied": ["precision=bf16", "model.tied=true", "model.embedding_size=5", "model.softmax.div_value=1"],
     "step decay, momentum, full softmax": [
         "optim=sgd",

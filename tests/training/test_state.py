@@ -13,6 +13,8 @@ def test_a_state_comes_back_with_the_lanes_of_a_rank_and_what_is_to_be_skipped_b
     state.add(1.0, 4)
     state.add_clusters((3.0, 2.0), (1, 1))
     state.add_clusters((1.0, 0.0), (4, 0))
+    for value in (1.0, 4.0, 7.0):
+        state.average([("weight", torch.full((2,), value))])
     kept = state.state_dict(["hidden", "count"], step=8, lanes_of_all=lambda part: part.clone())
     assert kept["skipped"] == [2], "what is skipped later is no part of the updates made so far"
     assert state.end_interval() == (6.0, 6)
@@ -23,10 +25,12 @@ def test_a_state_comes_back_with_the_lanes_of_a_rank_and_what_is_to_be_skipped_b
     for mine, whole in zip(other.carried, state.carried, strict=True):
         assert torch.equal(mine, whole[:, 1:3])
     assert (other.validations, other.loss_history, other.skipped) == ({7: 1.5}, [3.0, 2.0], {2, 11})
+    assert (other.num_averaged, other.averaged["weight"].tolist()) == (3, [4.0, 4.0])
     assert other.end_interval() == (6.0, 6)
     assert other.end_cluster_interval() == [(4.0, 5), (2.0, 1)]
     assert other.end_cluster_interval() == []
-    before = {key: value for key, value in kept.items() if not key.startswith("cluster_")}
+    before = {key: value for key, value in kept.items() if not key.startswith(("cluster_", "averaged", "num_"))}
     other.load_state_dict(before, ["hidden", "count"], lanes=range(1, 3))
+    assert (other.averaged, other.num_averaged) == ({}, 0)
     other.add_clusters((0.5, 0.5), (1, 2))
     assert other.end_cluster_interval() == [(0.5, 1), (0.5, 2)], "of an earlier version's checkpoint, the steps since"
