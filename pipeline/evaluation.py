@@ -87,7 +87,10 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda what, 
     corpus = _open_corpus(config, models)
     for each in models:
         each.model.to(device)
-    predictors = [_predictor(corpus, config, each.model, progress) for each in models]
+    predictors = []
+    for number, each in enumerate(models, start=1):
+        gradients = partial(progress, f"gradients of model {number} on train")
+        predictors.append(_predictor(corpus, config, each.model, gradients))
     weights: tuple[float, ...] = ()
     predict = predictors[0]
     if config.mix is not None:
@@ -113,10 +116,10 @@ def _check_options(config: EvaluateConfig, models: Sequence[TrainedModel]) -> No
     """Refuses options of recurrent models where there is none."""
     if any(isinstance(each.model, LanguageModel) for each in models):
         return
-    runs = f"run={config.run}" + ("" if config.mix is None else f", mix=[{','.join(config.mix)}]")
+    none = f"run={config.run} is" if config.mix is None else f"run={config.run}, mix=[{','.join(config.mix)}] are"
     for key, value in (("neural_cache.size", config.neural_cache.size), ("dynamic.lr", config.dynamic.lr)):
         if value is not None:
-            raise ConfigError(f"{key}={value:g} needs a recurrent model, and {runs} is none; use {key}=null")
+            raise ConfigError(f"{key}={value:g} needs a recurrent model, and {none} none; use {key}=null")
 
 
 def _protocol(config: EvaluateConfig, models: Sequence[TrainedModel], weights: Sequence[float]) -> str:
@@ -135,8 +138,15 @@ def _protocol(config: EvaluateConfig, models: Sequence[TrainedModel], weights: S
 # --- predictors
 
 
-def _predictor(corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel, progress: Progress) -> Predictor:
-    """What gives each target its nats by a model with the options, which are for recurrent models alone."""
+def _predictor(
+    corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel, progress: Callable[[int, int], None]
+) -> Predictor:
+    """What gives each target its nats by a model with the options, which are for recurrent models alone.
+
+    Args:
+        corpus, config, model: what scores what, and how.
+        progress: of a pass over the training text, if there is one: takes the tokens of a window, and of all.
+    """
     if not isinstance(model, LanguageModel):
         return predictor_of(model)
     read: Reader = partial(read_plain, model)
@@ -147,11 +157,13 @@ def _predictor(corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel, 
     return partial(nats_of, read)
 
 
-def _rates(corpus: "_Corpus", section: DynamicConfig, model: LanguageModel, progress: Progress) -> Rates:
-    """How dynamic evaluation moves the model's weights."""
+def _rates(
+    corpus: "_Corpus", section: DynamicConfig, model: LanguageModel, progress: Callable[[int, int], None]
+) -> Rates:
+    """How dynamic evaluation moves the model's weights; arguments as of `_predictor`."""
     with corpus.opened("train", num_lanes=section.num_lanes, bptt=section.segment) as split:
         total = min(len(split.tokens), section.num_windows * section.num_lanes * section.segment)
-        told = split.followed(partial(progress, "gradients on train"), total=total)
+        told = split.followed(progress, total=total)
         return learning_rates(model, section, split.tokens, progress=told)
 
 

@@ -51,12 +51,12 @@ def fitted_weights(
         CorpusError: the sequence is empty.
         CheckpointError: a model gives one of its tokens nats that are not finite.
     """
+    if not len(tokens):
+        raise CorpusError("the split to fit weights on has 0 tokens; use another split or give the weights")
     parts = []
     for nats_KN in _nats_of_each(predictors, tokens):
         parts.append(nats_KN)
         progress(nats_KN.shape[1])
-    if not parts:
-        raise CorpusError("the split to fit weights on has 0 tokens; use another split or give the weights")
     nats_KN = torch.cat(parts, dim=1)
     if ruined := [number for number, nats_N in enumerate(nats_KN, start=1) if not nats_N.isfinite().all()]:
         raise CheckpointError(f"model {ruined[0]} of the mixture gives nats that are not finite; leave it out")
@@ -75,13 +75,11 @@ def em_weights(nats_KN: Tensor) -> Iterator[Tensor]:
     """
     shares_KN = torch.exp(nats_KN.amin(0) - nats_KN)  # probabilities, as shares of the best model's
     weights_K = torch.full((len(nats_KN),), 1 / len(nats_KN), dtype=torch.float64)
-    while True:
-        yield weights_K
-        gains_K = (shares_KN / (weights_K @ shares_KN)).mean(1)
-        if gains_K.max() - 1 <= NEAR_NATS:
-            return
+    yield weights_K
+    while (gains_K := (shares_KN / (weights_K @ shares_KN)).mean(1)).max() - 1 > NEAR_NATS:
         weights_K = weights_K * gains_K
         weights_K /= weights_K.sum()  # rounding alone
+        yield weights_K
 
 
 def mixture_protocol(weights: Sequence[float], *, fitted_on: str | None) -> str:
