@@ -67,10 +67,11 @@ def loop(model, ids, options):
         scored.append(nats.detach())
         gradients = torch.autograd.grad(nats.mean(), list(learner.parameters()))
         with torch.no_grad():
-            for now, first, root, gradient in zip(learner.parameters(), origin, roots, gradients, strict=True):
+            for now, *others in zip(learner.parameters(), origin, roots, gradients, strict=True):
+                first, root, gradient = others
                 at_most = float("inf") if options.decay == 0 else 1 / options.decay
                 decay = options.decay * (root / mean).clamp(max=at_most)
-                now += decay * (first - now) - options.lr * gradient / (root + options.epsilon)
+                now.add_(decay * (first - now) - options.lr * gradient / (root + options.epsilon))
     return torch.cat(scored)
 
 

@@ -1,5 +1,6 @@
 """The mixture: probabilities are averaged, sum to 1, and EM finds the best weights."""
 
+import itertools
 import math
 from functools import partial
 
@@ -83,7 +84,7 @@ def test_each_step_is_better_and_the_last_is_the_best_there_is(num_models, num_t
     weights = list(em_weights(nats_KN))
     assert weights[0].tolist() == [1 / num_models] * num_models
     found = [likelihood(nats_KN, each.tolist()) for each in weights]
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(found))
     shares_KN = torch.exp(-nats_KN)
     gains_K = (shares_KN / (weights[-1] @ shares_KN)).mean(1)  # the gradient: no other weights win more than this
     assert gains_K.max() <= 1 + 1e-8
