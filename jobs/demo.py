@@ -39,15 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     print("2/3 train", flush=True)
     train.main(overrides)
     print("3/3 evaluate", flush=True)
-    request = EvaluateConfig(
-        run=config.run,
-        data=config.data,
-        split="test",
-        checkpoint="best",
-        accelerator=config.accelerator,
-        cache_gb=None,
-        cache_folder=None,
-    )
+    places = [f"run={config.run}", f"data={config.data}", f"accelerator={config.accelerator}"]
+    request = load(EvaluateConfig, places, name="evaluate")  # the test split, the best checkpoint
     Console().print(_table(storage.absolute(config.run), read_manifest(config.data), evaluate_shown(request)))
 
 

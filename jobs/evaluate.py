@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline.config import EvaluateConfig, load
 from pipeline.evaluation import Evaluation, evaluate_split
-from pipeline.scoring.perplexity import PROTOCOL, finite, shown_number
+from pipeline.scoring.perplexity import finite, shown_number
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,19 +28,28 @@ def evaluate_shown(config: EvaluateConfig) -> Evaluation:
     if not console.is_terminal:
         return evaluate_split(config)
     with Progress(*Progress.get_default_columns(), TextColumn("words"), console=console, transient=True) as bar:
-        task = bar.add_task(f"scoring {config.split}", total=None)
-        return evaluate_split(config, progress=lambda words, total: bar.update(task, advance=words, total=total))
+        scoring = f"scoring {config.split}"
+        tasks = {scoring: bar.add_task(scoring, total=None)}
+
+        def show(what: str, num_tokens: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], advance=num_tokens, total=total)
+
+        return evaluate_split(config, progress=show)
 
 
-def as_json(evaluation: Evaluation) -> dict[str, str | int | float | None]:
-    """The object that `--json` prints; what is not a finite number is null."""
+def as_json(evaluation: Evaluation) -> dict[str, object]:
+    """The object that `--json` prints; what is not a finite number is null. A mixture adds its models."""
+    mixture = [{"checkpoint": each.path, "weight": weight} for each, weight in evaluation.mixture]
     return {
         "split": evaluation.split,
         "perplexity": finite(evaluation.score.perplexity),
         "nats_per_token": finite(evaluation.score.nats_per_token),
         "targets": evaluation.score.num_targets,
         "oov_rate": evaluation.oov_rate,
-        "protocol": PROTOCOL,
+        "protocol": evaluation.protocol,
+        **({"mixture": mixture} if mixture else {}),
     }
 
 
@@ -54,5 +63,7 @@ def _table(evaluation: Evaluation) -> Table:
     table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
     table.add_row("unigram perplexity", shown_number(evaluation.unigram.perplexity))
     table.add_row("checkpoint", f"step {trained.step}, {trained.chosen}")
-    table.add_row("protocol", PROTOCOL)
+    for each, weight in evaluation.mixture:
+        table.add_row(f"weight {weight:.4f}", each.path)
+    table.add_row("protocol", evaluation.protocol)
     return table

@@ -1,25 +1,44 @@
-"""Evaluation: how well the model of a run predicts a split.
+"""Evaluation: how well the model of a run, or several together, predict a split.
 
-In: an `EvaluateConfig`. Out: the split's score beside that of the unigram baseline. Refuses a folder without a run, and
-a corpus that is missing, damaged, of another vocabulary or without the split.
+In: an `EvaluateConfig`. Out: the split's score beside that of the unigram baseline, and by which protocol. Refuses a
+folder without a run, a corpus that is missing, damaged, of another vocabulary or without the split, and options that
+the models do not know.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from pipeline.config import EvaluateConfig, given
+from pipeline.config import DynamicConfig, EvaluateConfig, StreamConfig, given
 from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest, verify_corpus
 from pipeline.corpus.order import Order, ranges_of
+from pipeline.corpus.tokens import TokenSequence
+from pipeline.corpus.vocabulary import Vocabulary
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import MASK
-from pipeline.scoring.perplexity import WINDOW_TOKENS, Score, score_tokens, score_unigram
+from pipeline.model.language_model import LanguageModel
+from pipeline.scoring.dynamic import Rates, dynamic_protocol, learning_rates, read_dynamic
+from pipeline.scoring.mixture import fitted_weights, mixed_nats, mixture_protocol
+from pipeline.scoring.neural_cache import cache_protocol, cached_nats
+from pipeline.scoring.perplexity import (
+    PROTOCOL,
+    WINDOW_TOKENS,
+    Predictor,
+    Reader,
+    Score,
+    nats_of,
+    predictor_of,
+    read_plain,
+    score,
+    score_unigram,
+)
 from pipeline.training.parts import choose_device, open_split, settle_numerics
 from pipeline.training.restore import TrainedModel, load_trained
 
-Progress = Callable[[int, int], None]  # (targets scored since the last call, targets of the split)
+Progress = Callable[[str, int, int], None]  # (what is done, tokens of it since the last call, tokens of it)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +47,13 @@ class Evaluation:
 
     Attributes:
         split: its name.
-        score: of the model: total nats, number of targets, perplexity.
+        score: of the model, or of the mixture: total nats, number of targets, perplexity.
         unigram: of a baseline that knows the words' shares of the training text and nothing else.
         oov_rate: the share of the split's tokens that are <unk>.
         trained: the model, and the checkpoint that it comes from.
+        mixture: the models whose probabilities were averaged, each with its weight, the run's first; empty where the
+            run's model is alone.
+        protocol: how it was scored, for people.
     """
 
     split: str
@@ -39,92 +61,243 @@ class Evaluation:
     unigram: Score
     oov_rate: float
     trained: TrainedModel
+    mixture: tuple[tuple[TrainedModel, float], ...]
+    protocol: str
 
 
-def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored, total: None) -> Evaluation:
-    """Scores a split with the model of a run.
+def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda what, num_tokens, total: None) -> Evaluation:
+    """Scores a split with the model of a run, or with a mixture.
 
     Args:
         config: the run, and what to score.
-        progress: called after each window.
+        progress: called after each window of each pass, but that of the baseline.
 
     Raises:
-        ConfigError: `run` is missing or no run.
-        CorpusError: the corpus is missing or damaged, of another vocabulary, or without the split.
+        ConfigError: `run` is missing or no run, or the models do not know an option.
+        CorpusError: the corpus is missing or damaged, of another vocabulary, or without a split that is needed.
         CheckpointError: there is no whole checkpoint.
     """
     run = given("run", config.run)
     device = choose_device(config.accelerator)
     settle_numerics()
     trained = load_trained(run, config.checkpoint)
-    data = given("data", config.data or trained.config.data)
-    if config.data is None and MASK in data:
-        raise ConfigError(f"data={data} of run={run} is kept without its secret; give data=FOLDER")
-    manifest = read_manifest(data)
-    check_fingerprint(data, manifest)
-    if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
-        raise CorpusError(
-            f"data={data} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"
-            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
-            " corpus"
-        )
-    with _cache(data, manifest, config, trained) as cache:
-        tokens = open_split(data, manifest, config.split, cache=cache)
-        vocabulary = verify_corpus(data, manifest.only(config.split), digests=cache is None)  # or when fetched
-
-        on_read = _followed_by(cache, first_step=0)
-
-        def on_scored(num_tokens: int) -> None:
-            on_read(num_tokens)
-            progress(num_tokens, len(tokens))
-
-        score = score_tokens(trained.model.to(device), tokens, progress=on_scored)
-        on_read = _followed_by(cache, first_step=-(-len(tokens) // WINDOW_TOKENS))
-        unigram = score_unigram(tokens, counts_V=vocabulary.counts, progress=on_read)
+    which = config.checkpoint if isinstance(config.checkpoint, str) else "best"  # a step is one of `run`
+    models = (trained, *(load_trained(other, which) for other in config.mix or ()))
+    _check_options(config, models)
+    corpus = _open_corpus(config, models)
+    for each in models:
+        each.model.to(device)
+    predictors = []
+    for number, each in enumerate(models, start=1):
+        gradients = partial(progress, f"gradients of model {number} on train")
+        predictors.append(_predictor(corpus, config, each.model, gradients))
+    weights: tuple[float, ...] = ()
+    predict = predictors[0]
+    if config.mix is not None:
+        weights = config.mix_weights or _fitted(corpus, config, predictors, progress)
+        predict = partial(mixed_nats, predictors, weights)
+    with corpus.opened(config.split, num_readers=len(models), num_passes=2) as split:
+        scored = split.followed(partial(progress, f"scoring {config.split}"))
+        found = score(predict, split.tokens, progress=scored)
+        again = split.followed(first_step=split.plan.num_windows)
+        unigram = score_unigram(split.tokens, counts_V=split.vocabulary.counts, progress=again)
     return Evaluation(
         split=config.split,
-        score=score,
+        score=found,
         unigram=unigram,
-        oov_rate=manifest.splits[config.split].oov_rate,
+        oov_rate=corpus.manifest.splits[config.split].oov_rate,
         trained=trained,
+        mixture=tuple(zip(models, weights, strict=True)) if weights else (),
+        protocol=_protocol(config, models, weights),
     )
 
 
-def _followed_by(cache: ShardCache | None, *, first_step: int) -> Callable[[int], None]:
-    """What tells a cache how far a pass over the split has come, by how many tokens were read since the last call.
+def _check_options(config: EvaluateConfig, models: Sequence[TrainedModel]) -> None:
+    """Refuses options of recurrent models where there is none."""
+    if any(isinstance(each.model, LanguageModel) for each in models):
+        return
+    none = f"run={config.run} is" if config.mix is None else f"run={config.run}, mix=[{','.join(config.mix)}] are"
+    for key, value in (("neural_cache.size", config.neural_cache.size), ("dynamic.lr", config.dynamic.lr)):
+        if value is not None:
+            raise ConfigError(f"{key}={value:g} needs a recurrent model, and {none} none; use {key}=null")
+
+
+def _protocol(config: EvaluateConfig, models: Sequence[TrainedModel], weights: Sequence[float]) -> str:
+    parts = [PROTOCOL]
+    if config.dynamic.lr is not None:
+        parts.append(dynamic_protocol(config.dynamic))
+    if config.neural_cache.size is not None:
+        parts.append(cache_protocol(config.neural_cache))
+    if len(parts) > 1 and not all(isinstance(each.model, LanguageModel) for each in models):
+        parts[-1] += " (recurrent models alone)"
+    if weights:
+        parts.append(mixture_protocol(weights, fitted_on=None if config.mix_weights else config.mix_split))
+    return ", ".join(parts)
+
+
+# --- predictors
+
+
+def _predictor(
+    corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel, progress: Callable[[int, int], None]
+) -> Predictor:
+    """What gives each target its nats by a model with the options, which are for recurrent models alone.
 
     Args:
-        cache: of a remote corpus.
-        first_step: of the pass.
+        corpus, config, model: what scores what, and how.
+        progress: of a pass over the training text, if there is one: takes the tokens of a window, and of all.
     """
-    num_read = 0
-
-    def on_read(num_tokens: int) -> None:
-        nonlocal num_read
-        num_read += num_tokens
-        if cache is not None:
-            cache.at(first_step + num_read // WINDOW_TOKENS)
-
-    on_read(0)
-    return on_read
+    if not isinstance(model, LanguageModel):
+        return predictor_of(model)
+    read: Reader = partial(read_plain, model)
+    if config.dynamic.lr is not None:
+        read = partial(read_dynamic, model, config.dynamic, _rates(corpus, config.dynamic, model, progress))
+    if config.neural_cache.size is not None:
+        return partial(cached_nats, read, config.neural_cache)
+    return partial(nats_of, read)
 
 
-def _cache(
-    data: str, manifest: Manifest, config: EvaluateConfig, trained: TrainedModel
-) -> AbstractContextManager[ShardCache | None]:
-    """This machine's cache of a remote corpus: as the run has it, or as is given; digests are compared always."""
-    stream = trained.config.stream
-    stream = stream.model_copy(
-        update={
-            "verify": "digest",
-            "order": "sequential",
-            "cache_gb": config.cache_gb or stream.cache_gb,
-            "cache_folder": config.cache_folder or stream.cache_folder,
-        }
-    )
-    shards, future = manifest.shards_of(config.split), None
-    if num_tokens := sum(shard.num_tokens for shard in shards):
-        plan = LanePlan(num_targets=num_tokens, num_lanes=1, bptt=WINDOW_TOKENS)
-        ranges = ranges_of(plan, Order(num_tokens=num_tokens), [0])
-        future = Future(shards, plan, ranges, total_steps=2 * plan.num_windows)  # read twice
-    return open_cache(data, shards, stream=stream, num_lanes=1, future=future)
+def _rates(
+    corpus: "_Corpus", section: DynamicConfig, model: LanguageModel, progress: Callable[[int, int], None]
+) -> Rates:
+    """How dynamic evaluation moves the model's weights; arguments as of `_predictor`."""
+    with corpus.opened("train", num_lanes=section.num_lanes, bptt=section.segment) as split:
+        total = min(len(split.tokens), section.num_windows * section.num_lanes * section.segment)
+        told = split.followed(progress, total=total)
+        return learning_rates(model, section, split.tokens, progress=told)
+
+
+def _fitted(
+    corpus: "_Corpus", config: EvaluateConfig, predictors: Sequence[Predictor], progress: Progress
+) -> tuple[float, ...]:
+    """The weights that fit `mix_split` best."""
+    with corpus.opened(config.mix_split, num_readers=len(predictors)) as split:
+        told = split.followed(partial(progress, f"weights on {config.mix_split}"))
+        return fitted_weights(predictors, split.tokens, progress=told)
+
+
+# --- the corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """A split that is read.
+
+    Attributes:
+        tokens: of it.
+        plan: how they are read.
+        vocabulary: of the corpus.
+        cache: of a remote corpus, which has to know how far they have been read.
+    """
+
+    tokens: TokenSequence
+    plan: LanePlan
+    vocabulary: Vocabulary
+    cache: ShardCache | None
+
+    def followed(
+        self, progress: Callable[[int, int], None] | None = None, *, first_step: int = 0, total: int | None = None
+    ) -> Callable[[int], None]:
+        """What is told how many tokens a pass has read since the last time, and tells the cache and the user.
+
+        Args:
+            progress: takes this number, and the tokens of the pass.
+            first_step: of the pass.
+            total: tokens of the pass; None: all.
+        """
+        num_read, step_tokens = 0, self.plan.num_lanes * self.plan.bptt
+
+        def on_read(num_tokens: int) -> None:
+            nonlocal num_read
+            num_read += num_tokens
+            if self.cache is not None:
+                self.cache.at(first_step + num_read // step_tokens)
+            if progress is not None:
+                progress(num_tokens, total or len(self.tokens))
+
+        on_read(0)
+        return on_read
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    """A prepared corpus, and how the shards of a remote one are kept."""
+
+    data: str
+    manifest: Manifest
+    stream: StreamConfig
+
+    @contextmanager
+    def opened(
+        self, split: str, *, num_lanes: int = 1, bptt: int = WINDOW_TOKENS, num_readers: int = 1, num_passes: int = 1
+    ) -> Iterator[_Split]:
+        """A split, after its shards are compared with the manifest.
+
+        Args:
+            split: its name.
+            num_lanes, bptt: how it is read.
+            num_readers: that read it at once, each all lanes.
+            num_passes: how often it is read.
+        """
+        shards = self.manifest.shards_of(split)
+        num_tokens = sum(shard.num_tokens for shard in shards)
+        plan = LanePlan(num_targets=num_tokens, num_lanes=num_lanes, bptt=bptt)
+        ranges = ranges_of(plan, Order(num_tokens=num_tokens), range(num_lanes))
+        future = Future(shards, plan, ranges, total_steps=num_passes * plan.num_windows)
+        num_at_once = num_readers * num_lanes
+        with open_cache(self.data, shards, stream=self.stream, num_lanes=num_at_once, future=future) as cache:
+            tokens = open_split(self.data, self.manifest, split, cache=cache, num_lanes=num_at_once)
+            only = self.manifest.only(split)
+            vocabulary = verify_corpus(self.data, only, digests=cache is None)  # or when fetched
+            yield _Split(tokens=tokens, plan=plan, vocabulary=vocabulary, cache=cache)
+
+
+def _open_corpus(config: EvaluateConfig, models: Sequence[TrainedModel]) -> _Corpus:
+    """The corpus that the run was trained on, or the one that is given; shards are kept as the run has it.
+
+    Digests of remote shards are compared always.
+    """
+    run = models[0].config
+    data = given("data", config.data or run.data)
+    if config.data is None and MASK in data:
+        raise ConfigError(f"data={data} of run={config.run} is kept without its secret; give data=FOLDER")
+    manifest = read_manifest(data)
+    check_fingerprint(data, manifest)
+    ours = manifest.vocabulary_fingerprint
+    for each, name in zip(models, ("the run", *(f"mix={other}" for other in config.mix or ())), strict=True):
+        if each.vocabulary_fingerprint != ours:
+            mend = "prepare it with corpus.vocabulary.path=VOCABULARY of the run's corpus"
+            if each is not models[0]:
+                mend = "mix runs that share a vocabulary"
+            raise CorpusError(
+                f"data={data} has vocabulary {ours[:12]}, {name} was trained with {each.vocabulary_fingerprint[:12]};"
+                f" {mend}"
+            )
+    _check_splits(config, data, manifest)
+    update = {
+        "verify": "digest",
+        "order": "sequential",
+        "cache_gb": config.cache_gb or run.stream.cache_gb,
+        "cache_folder": config.cache_folder or run.stream.cache_folder,
+    }
+    return _Corpus(data=data, manifest=manifest, stream=run.stream.model_copy(update=update))
+
+
+def _check_splits(config: EvaluateConfig, data: str, manifest: Manifest) -> None:
+    """Refuses a corpus that lacks a split that is read, or its tokens."""
+    needed = {"split": config.split}
+    if config.mix is not None and config.mix_weights is None:
+        needed["mix_split"] = config.mix_split
+    if config.dynamic.lr is not None:
+        needed[f"dynamic.lr={config.dynamic.lr:g} reads train: split"] = "train"
+    for key, split in needed.items():
+        if split not in manifest.splits:
+            raise CorpusError(f"{key}={split} is not in data={data}; use one of {', '.join(manifest.splits)}")
+        if not manifest.splits[split].num_tokens:
+            raise CorpusError(f"{key}={split} has 0 tokens in data={data}; at least 1 is needed")
+    if config.dynamic.lr is not None and config.dynamic.num_lanes > manifest.splits["train"].num_tokens:
+        num_tokens = manifest.splits["train"].num_tokens
+        raise ConfigError(
+            f"dynamic.num_lanes={config.dynamic.num_lanes} is more than train has tokens, {num_tokens};"
+            f" use dynamic.num_lanes={num_tokens} or fewer"
+        )

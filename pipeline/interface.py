@@ -101,7 +101,7 @@ def train(config: Config) -> "Conclusion":
 
 def evaluate(
     run: str,
-    *,
+    *overrides: str,
     split: str = "test",
     checkpoint: Literal["best", "last"] | int = "best",
     data: str | None = None,
@@ -111,20 +111,22 @@ def evaluate(
 
     Args:
         run: the run folder.
+        overrides: further keys of `evaluate` as on the command line: `neural_cache.size=500`, `mix=[RUN2,RUN3]`.
         split: of the corpus.
         checkpoint: the best by validation nats, the last, or that of a step.
         data: another prepared corpus with the same vocabulary; None: that of the run.
         accelerator: the device; `auto` takes CUDA where there is a GPU.
 
     Raises:
-        ConfigError: the folder holds no run, or the device is not there.
+        ConfigError: the folder holds no run, the device is not there, or an override is none.
         CorpusError: the corpus is missing or damaged, of another vocabulary, or without the split.
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
     from pipeline.evaluation import evaluate_split
 
     keys = {"run": run, "split": split, "checkpoint": checkpoint, "accelerator": accelerator, "data": data or "null"}
-    return evaluate_split(load(EvaluateConfig, [f"{key}={value}" for key, value in keys.items()], name="evaluate"))
+    typed = [*(f"{key}={value}" for key, value in keys.items()), *overrides]
+    return evaluate_split(load(EvaluateConfig, typed, name="evaluate"))
 
 
 def load_model(run: str, *, checkpoint: Literal["best", "last"] | int = "best") -> "TrainedModel":

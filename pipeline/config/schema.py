@@ -761,6 +761,34 @@ class ClusterConfig(Section):
         return self
 
 
+class NeuralCacheConfig(Section):
+    """Words that were read lately gain probability."""
+
+    size: PositiveInt | None
+    """How many of the last words it holds; null: there is no cache."""
+    weight: Share
+    """Its share of the probability."""
+    sharpness: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """By how much it prefers words with hidden vectors like the one at hand; 0: all that it holds count alike."""
+
+
+class DynamicConfig(Section):
+    """Weights that learn from what they have scored."""
+
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """Learning rate; null: the weights stay as they are."""
+    decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """How far each update pulls the weights back to the trained ones."""
+    epsilon: Positive
+    """Added to the root mean square of each weight's gradient, by which its rate is divided."""
+    segment: PositiveInt
+    """Words that are scored between two updates, and time steps of a training window."""
+    num_lanes: PositiveInt
+    """Lanes of the training windows over which gradients are squared and averaged."""
+    num_windows: PositiveInt
+    """How many of these windows, from the first one on, if the training text has as many."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known name most like the word, or nothing if none is like it."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

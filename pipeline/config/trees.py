@@ -1,5 +1,6 @@
 """The trees: which sections and keys each verb reads."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -9,10 +10,12 @@ from pipeline.config.schema import (
     CheckpointConfig,
     ClusterConfig,
     CorpusConfig,
+    DynamicConfig,
     Extensions,
     GuardConfig,
     LoggingConfig,
     ModelConfig,
+    NeuralCacheConfig,
     OptimConfig,
     Paths,
     Positive,
@@ -127,6 +130,34 @@ class EvaluateConfig(Section):
     """Disk of this machine, in GB, for token shards of a remote corpus; null: as the run has it."""
     cache_folder: str | None
     """Where on this machine they are kept; null: as the run has it."""
+    mix: Paths | None
+    """Other runs whose probabilities are averaged with the run's, as [A,B]; null: none."""
+    mix_weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None
+    """A share for the run and for each of the others, which sum to 1; null: the ones that fit `mix_split` best."""
+    mix_split: str
+    """The split on which the shares are fitted, by EM; another than the one to score."""
+    neural_cache: NeuralCacheConfig
+    dynamic: DynamicConfig
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Self:
+        weights = None if self.mix_weights is None else str(list(self.mix_weights)).replace(" ", "")
+        num_runs = 1 + len(self.mix or ())
+        if weights is not None and self.mix is None:
+            raise ValueError(f"mix_weights={weights} are shares of several runs; use mix=[RUN,...] or mix_weights=null")
+        if self.mix_weights is not None and len(self.mix_weights) != num_runs:
+            raise ValueError(
+                f"mix_weights={weights} has {len(self.mix_weights)} shares for {num_runs} runs; give one for run= and"
+                " one for each of mix="
+            )
+        if self.mix_weights is not None and not math.isclose(sum(self.mix_weights), 1, abs_tol=1e-6):
+            raise ValueError(f"mix_weights={weights} sum to {sum(self.mix_weights):g}; they must sum to 1")
+        if self.mix is not None and weights is None and self.split == self.mix_split:
+            raise ValueError(
+                f"split={self.split} would be scored with shares that were fitted on it, mix_split={self.mix_split};"
+                " use another mix_split, or give mix_weights"
+            )
+        return self
 
 
 class VerifyConfig(Section):

@@ -1,13 +1,15 @@
 """Perplexity of a token sequence.
 
 In: a model, a token sequence. Out: total nats and the number of targets they belong to, divided once, at the end.
+What scores otherwise than a plain model (a cache, weights that go on learning, several models) is a file beside this.
 Protocol: one lane from the zero state over the whole sequence, `<eos>` before the first target, dropout off, fp32.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +17,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.corpus.lanes import LanePlan
-from pipeline.corpus.stream import Tokens, read_windows
+from pipeline.corpus.stream import Tokens, Window, read_windows
 from pipeline.errors import CorpusError
 from pipeline.model.language_model import LanguageModel
+from pipeline.model.recurrence import State
 
 PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
 WINDOW_TOKENS = 1000  # bounds memory; the score does not depend on it
 
 # a token sequence → nats of its targets in their order, float64, `WINDOW_TOKENS` at a time, on any device
 Predictor = Callable[[Tokens], Iterator[Tensor]]
+
+
+class Read(NamedTuple):
+    """What a recurrent model made of some targets that follow each other; all on its device.
+
+    Attributes:
+        hidden_NH: the vectors from which it predicted them.
+        words_N: the targets, int64.
+        nats_N: what they cost.
+    """
+
+    hidden_NH: Tensor
+    words_N: Tensor
+    nats_N: Tensor
+
+
+Reader = Callable[[Tokens], Iterator[Read]]  # in the targets' order, `WINDOW_TOKENS` at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +104,75 @@ def score(predict: Predictor, tokens: Tokens, *, progress: Callable[[int], None]
     return Score(total_nats=float(total_nats), num_targets=num_targets)
 
 
-@torch.inference_mode()
+def predictor_of(model: LanguageModel) -> Predictor:
+    """What gives each target its nats by a trained model as it is."""
+    return partial(plain_nats, model)
+
+
 def plain_nats(model: LanguageModel, tokens: Tokens) -> Iterator[Tensor]:
-    """Nats of every target of a sequence by a model whose weights stay as they are.
+    """Nats of every target of a sequence by a model whose weights stay as they are; arguments as `read_plain`."""
+    return nats_of(partial(read_plain, model), tokens)
+
+
+def nats_of(read: Reader, tokens: Tokens) -> Iterator[Tensor]:
+    """The nats alone of what a reader gives, as a `Predictor`."""
+    for found in read(tokens):
+        yield found.nats_N.double()
+
+
+@torch.inference_mode()
+def read_plain(model: LanguageModel, tokens: Tokens) -> Iterator[Read]:
+    """Reads a sequence with weights that stay as they are.
 
     Args:
         model: left in the mode it is in: dropout acts only where keys are given, and none are.
         tokens: the sequence.
 
     Yields:
-        as a `Predictor`.
+        as a `Reader`.
     """
-    device = model.device
-    plan = LanePlan(num_targets=len(tokens), num_lanes=1, bptt=WINDOW_TOKENS)
     state = model.recurrence.zero_state(1)
-    for window in read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1)):
-        targets = tuple(each.to(device) for each in model.softmax.prepare_targets(window.targets_N))
-        nats_N, state = model(torch.from_numpy(window.inputs_TL).to(device), state, targets)
-        yield nats_N.double()
+    for window in one_lane(tokens, bptt=WINDOW_TOKENS):
+        found, state = read_window(model, window, state)
+        yield found
+
+
+def one_lane(tokens: Tokens, *, bptt: int) -> Iterator[Window]:
+    """A whole sequence as one lane, in windows of so many tokens."""
+    plan = LanePlan(num_targets=len(tokens), num_lanes=1, bptt=bptt)
+    return read_windows(tokens, plan, start=0, stop=plan.num_windows, lanes=range(1))
+
+
+def read_window(model: LanguageModel, window: Window, state: State) -> tuple[Read, State]:
+    """What a model makes of a window, and the state after it; in the graph where gradients are kept."""
+    device = model.device
+    inputs_TL, words_N = (torch.from_numpy(each).to(device) for each in (window.inputs_TL, window.targets_N))
+    targets = tuple(each.to(device) for each in model.softmax.prepare_targets(window.targets_N))
+    short_L = None if window.short_L is None else torch.from_numpy(window.short_L).to(device)
+    hidden_TLH, state = model.hidden(inputs_TL, state, short_L=short_L)
+    hidden_NH = hidden_TLH.flatten(0, 1)
+    if window.rows_N is not None:
+        hidden_NH = hidden_NH.index_select(0, torch.from_numpy(window.rows_N).to(device))
+    return Read(hidden_NH, words_N, model.softmax.nats(hidden_NH, targets)), state
+
+
+def in_windows(reads: Iterable[Read]) -> Iterator[Read]:
+    """The same, `WINDOW_TOKENS` at a time."""
+    held: list[Read] = []
+    num_held = 0
+    for each in reads:
+        held.append(each)
+        num_held += len(each.nats_N)
+        while num_held >= WINDOW_TOKENS:
+            joined = _joined(held)
+            yield Read(*(part[:WINDOW_TOKENS] for part in joined))
+            held, num_held = [Read(*(part[WINDOW_TOKENS:] for part in joined))], num_held - WINDOW_TOKENS
+    if num_held:
+        yield _joined(held)
+
+
+def _joined(reads: Iterable[Read]) -> Read:
+    return Read(*(torch.cat(parts) for parts in zip(*reads, strict=True)))
 
 
 def score_unigram(

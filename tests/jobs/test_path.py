@@ -382,4 +382,4 @@ def test_help_fits_a_narrow_terminal(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     (place,) = [number for number, line in enumerate(lines) if line.startswith("  data=null")]
-    assert lines[place + 1].startswith(" " * lines[place].index("Another") + "vocabulary")
+    assert lines[place + 1].startswith(" " * lines[place].index("Another") + "the same vocabulary")

@@ -161,6 +161,33 @@ def test_a_run_from_there_is_the_run_from_here_and_fetches_each_shard_once(
 
 
 @pytest.mark.slow
+def test_options_of_evaluation_read_other_splits_from_there_with_the_same_score(remote: Remote) -> None:
+    """Gradients on train, weights on valid, the test split twice: each through the cache, within the smallest bound."""
+    train(remote.config("run", "max_steps=5", there=False))
+    run = remote.folder / "run"
+    options = ["dynamic.lr=0.001", "dynamic.num_lanes=2", "dynamic.segment=7", "neural_cache.size=20", f"mix=[{run}]"]
+    bound = f"cache_gb={2 * remote.largest / 1e9!r}"  # two lanes of train, or two readers
+    here, there = (
+        evaluate_split(
+            load(
+                EvaluateConfig,
+                [f"run={run}", f"data={data}", f"cache_folder={remote.cache}", bound, *options],
+                name="evaluate",
+            )
+        )
+        for data in (remote.here, remote.there)
+    )
+    assert (here.score, here.unigram, here.protocol) == (there.score, there.unigram, there.protocol)
+    assert {name.split("/")[1] for name in remote.fetched()} == {"train", "valid"}
+    held = [(remote.cache / name).stat().st_size for name in remote.kept()]
+    assert 0 < sum(held) <= 2 * remote.largest
+    with pytest.raises(ConfigError, match="2 lanes"):
+        smaller = f"cache_gb={1.9 * remote.largest / 1e9!r}"
+        places = [f"run={run}", f"data={remote.there}", f"cache_folder={remote.cache}"]
+        evaluate_split(load(EvaluateConfig, [*places, smaller, *options], name="evaluate"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("smallest", [False, True])
 def test_two_ranks_share_a_cache_and_a_kill_while_one_fetches_costs_nothing(remote: Remote, smallest: bool) -> None:
     two = ["cluster.num_workers=2", "cluster.cpus_per_worker=1", "checkpoint.every_steps=10"]
