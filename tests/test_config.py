@@ -59,7 +59,7 @@ def refused(message):
         ("++stream.bptt=3", "unknown key ++stream.bptt; did you mean stream.bptt?"),
         ("modle=lstm", "unknown key modle; did you mean model?"),
         ("stream={bptt: 3}", "unknown key stream; did you mean stream.seed?"),
-        ("hydra.run.dir=x", "unknown key hydra.run.dir"),
+        ("hydra.run.dir=x", "unknown key hydra.run.dir; did you mean model.recurrence.direct?"),
         ("data", "argument 'data' is not of the form key=value"),
         ("~data", "argument '~data' is not of the form key=value"),
         ("=x", "argument '=x' is not of the form key=value"),
