@@ -5,6 +5,11 @@ import pytest
 from pipeline.upgrades import stored_identity, upgraded_configuration, upgraded_identity, upgraded_manifest
 
 SIZES = {"hidden_size": 8, "num_layers": 2, "projection_size": None}
+NONE = {
+    **dict.fromkeys(["input_dropout", "layer_dropout", "output_dropout"]),
+    **dict.fromkeys(["embedding_dropout", "activation", "temporal"], 0.0),
+    "locked": False,
+}
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "full"])
@@ -15,7 +20,9 @@ def test_a_models_section_of_before_is_one_of_today(kind):
     assert today["model"] == {
         "dropout": 0.1,
         "softmax": softmax if kind == "adaptive" else {"kind": "full"},
-        "recurrence": {**SIZES, "kind": "lstm"},
+        "recurrence": {**SIZES, "kind": "lstm", "last_size": None, "weight_dropout": 0.0},
+        "recurrence_init_scale": None,
+        "regularization": NONE,
     }
     assert upgraded_configuration(today) == today
     assert before["model"]["hidden_size"] == 8  # it is left as it was

@@ -114,7 +114,7 @@ def test_dropout_stands_below_each_layer_with_its_own_row_of_keys():
 def test_dropout_acts_where_keys_are_given_and_nowhere_else(monkeypatch):
     sites = []
     monkeypatch.setattr(
-        recurrence, "lane_dropout", lambda input_TLH, keys_L, *, p: sites.append((keys_L.tolist(), p)) or input_TLH
+        recurrence, "lane_dropout", lambda input_TLH, keys_L, *, p, locked: sites.append((keys_L.tolist(), p, locked)) or input_TLH
     )
     lstm = stacked_of(num_layers=3, dropout=0.4)
     lstm.train()
@@ -127,7 +127,7 @@ def test_dropout_acts_where_keys_are_given_and_nowhere_else(monkeypatch):
         keys_SL=torch.arange(16, dtype=torch.int32).reshape(4, LANES),
         short_L=torch.tensor([True, False, False, False]),
     )
-    assert sites == [([0, 1, 2, 3], 0.4), ([4, 5, 6, 7], 0.4), ([8, 9, 10, 11], 0.4)]
+    assert sites == [([0, 1, 2, 3], 0.4, False), ([4, 5, 6, 7], 0.4, False), ([8, 9, 10, 11], 0.4, False)]
 
 
 def test_lanes_do_not_touch_each_other():

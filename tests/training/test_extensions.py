@@ -85,7 +85,7 @@ def plain_nats(model: torch.nn.Module, tokens: object) -> float:
 
 def test_its_section_has_its_own_keys_with_the_values_of_its_class() -> None:
     config = load(Config, [EXTENSION, "model.recurrence.kind=decay", "model.softmax.kind=grouped"])
-    assert {key: value for key, value in flat(config).items() if key.startswith("model.re")} == {
+    assert {key: value for key, value in flat(config).items() if key.startswith("model.recurrence.")} == {
         "model.recurrence.kind": "decay",
         "model.recurrence.width": 5,
         "model.recurrence.decay": 0.5,
