@@ -72,7 +72,7 @@ def assert_close(run: Path, checkpoint: dict[str, Any], other_run: Path, other: 
     for one, another in zip(mine, theirs, strict=True):
         assert one == pytest.approx(another, rel=1e-5, abs=1e-9)
     torch.testing.assert_close(checkpoint["state_dict"], other["state_dict"], rtol=1e-4, atol=1e-6)
-    for name in ("hidden_KLP", "cell_KLH"):
+    for name in checkpoint["wordlanes"]["state_names"]:
         torch.testing.assert_close(checkpoint["wordlanes"][name], other["wordlanes"][name], rtol=1e-4, atol=1e-6)
     for name in ("tokens_seen", "interval_targets", "validations", "identity"):
         assert checkpoint["wordlanes"][name] == pytest.approx(other["wordlanes"][name])
@@ -97,6 +97,20 @@ CASES = {
     ],
     "tied, full softmax": ["model.tied=true", "model.embedding_size=5", "model.softmax.kind=full"],
     "blocks": ["stream.order=blocks", "stream.block_tokens=20", "stream.state=carry"],
+    "AWD-LSTM": [
+        "stream.state=carry",
+        "model.embedding_size=4",
+        "model.tied=true",
+        "model.softmax.kind=full",
+        "model.recurrence.last_size=4",
+        "model.recurrence.weight_dropout=0.5",
+        "model.regularization.locked=true",
+        "model.regularization.input_dropout=0.4",
+        "model.regularization.layer_dropout=0.2",
+        "model.regularization.embedding_dropout=0.1",
+        "model.regularization.activation=2",
+        "model.regularization.temporal=20",
+    ],
 }
 
 
