@@ -74,3 +74,11 @@ def test_a_run_of_before_reads_its_text_as_it_lies():
         "stream.bptt": "7",
         "stream.order": '"sequential"',
     }
+
+
+def test_a_section_gets_no_keys_of_another_kind():
+    """Those of the LSTM came later, and a run of before may have a cell of the user's own."""
+    today = upgraded_configuration({"model": {"recurrence": {"kind": "toy", "width": 3}}})
+    assert today["model"]["recurrence"] == {"kind": "toy", "width": 3}
+    assert today["model"]["regularization"] == NONE
+    assert upgraded_configuration(today) == today
