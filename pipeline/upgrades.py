@@ -29,9 +29,25 @@ CONFIGURATION: dict[str, object] = {
     "model.recurrence.kind": "lstm",
     "optim.averaging": "none",
     "optim.averaging_patience": 5,
+    "model.recurrence.last_size": None,
+    "model.recurrence.weight_dropout": 0.0,
+    "model.recurrence_init_scale": None,
+    "model.regularization.locked": False,
+    "model.regularization.input_dropout": None,
+    "model.regularization.layer_dropout": None,
+    "model.regularization.output_dropout": None,
+    "model.regularization.embedding_dropout": 0.0,
+    "model.regularization.activation": 0.0,
+    "model.regularization.temporal": 0.0,
     "tracking.group": None,
     "tracking.tags": [],
     "tracking.prometheus_folder": None,
+}
+
+# dotted key of CONFIGURATION → the kind that its section has to be of: in a section of another there is no such key
+OF_KIND: dict[str, str] = {
+    "model.recurrence.last_size": "lstm",
+    "model.recurrence.weight_dropout": "lstm",
 }
 
 # former dotted key of `Config` → its name today; the identity that a checkpoint holds keeps the former one
@@ -64,7 +80,7 @@ MANIFEST: dict[str, object] = {
 # keys of a manifest that are no longer written
 MANIFEST_REMOVED = ("versions",)  # of the packages that the demo's text was made of
 
-SECTIONS = ("prepare", "model.input")  # of `Config` that came later, by dotted key
+SECTIONS = ("prepare", "model.input", "model.regularization")  # of `Config` that came later, by dotted key
 CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 
 
@@ -138,7 +154,8 @@ def _add(tree: dict[str, Any], added: Mapping[str, object]) -> None:
     """Puts keys that are missing into a tree."""
     for key, value in added.items():
         for node, last in _places(tree, key.split(".")):
-            node.setdefault(last, value)
+            if key not in OF_KIND or node.get("kind") == OF_KIND[key]:
+                node.setdefault(last, value)
 
 
 def _taken(tree: dict[str, Any], key: str) -> list[Any]:

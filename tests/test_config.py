@@ -161,6 +161,21 @@ def test_nearest(word, expected):
         ("model.tied=yes", 'model.tied="yes": it must be a valid boolean'),
         ("model.tied=1", "model.tied=1: it must be a valid boolean"),
         ("model.init_scale=0", "model.init_scale=0: it must be greater than 0"),
+        ("model.recurrence_init_scale=0", "model.recurrence_init_scale=0: it must be greater than 0, or null"),
+        (
+            "model.regularization.input_dropout=1",
+            "model.regularization.input_dropout=1: it must be less than 1, or null",
+        ),
+        (
+            "model.regularization.embedding_dropout=1",
+            "model.regularization.embedding_dropout=1: it must be less than 1",
+        ),
+        (
+            "model.regularization.temporal=-1",
+            "model.regularization.temporal=-1: it must be greater than or equal to 0",
+        ),
+        ("model.regularization.activation=inf", "model.regularization.activation=Infinity: it must be a finite number"),
+        ("model.recurrence.weight_dropout=1", "model.recurrence.weight_dropout=1: it must be less than 1"),
         (
             "model.projection_size=0",
             "model.recurrence.projection_size=0: it must be greater than or equal to 1, or null",
@@ -261,6 +276,21 @@ def test_what_hydra_cannot_read_is_refused_in_one_line(override):
             " leave it out or use model.recurrence.kind=lstm",
         ),
         (
+            ["model.recurrence.projection_size=50", "model.recurrence.last_size=100"],
+            "model.recurrence.last_size=100 and model.recurrence.projection_size=50 both give the output's width;"
+            " set one of them to null",
+        ),
+        (
+            ["model.recurrence.num_layers=1", "model.recurrence.last_size=100"],
+            "model.recurrence.last_size=100 needs a layer below the last; use null and"
+            " model.recurrence.hidden_size=100, or model.recurrence.num_layers=2",
+        ),
+        (
+            ["model.tied=true", "model.softmax.kind=full", "model.recurrence.last_size=100"],
+            "model.tied=true needs model.embedding_size=200 equal to the output's 100;"
+            " use model.embedding_size=100 or model.tied=false",
+        ),
+        (
             ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=100"],
             "model.tied=true needs model.embedding_size=100 equal to the output's 200;"
             " use model.embedding_size=200 or model.tied=false",
@@ -319,6 +349,7 @@ def test_combinations_that_cannot_be_are_refused(overrides, message):
         ["corpus.valid=x", "corpus.test_fraction=0.25"],
         ["model.softmax.kind=full"],
         ["model.tied=true", "model.softmax.kind=full"],
+        ["model.tied=true", "model.softmax.kind=full", "model.embedding_size=50", "model.recurrence.last_size=50"],
         ["model.tied=true", "model.softmax.div_value=1", "model.embedding_size=50", "model.projection_size=50"],
         ["corpus=datasets", "corpus.dataset=wikitext"],
     ],

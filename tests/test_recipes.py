@@ -42,11 +42,14 @@ SIZES = {
     "ladder_lstm": (33_278, 8_424_216),
     "ladder_minlstm": (33_278, 8_022_216),
     "ladder_transformer": (33_278, 8_746_616),
+    "awd_ptb": (10_000, 24_221_600),
+    "awd_wikitext2": (33_278, 33_556_078),
 }
 # mean square of a hidden vector's elements before the first step, where the cell's own are not near 0
 AT_FIRST = {"ladder_minlstm": 0.5, "ladder_transformer": 1.0}  # g(0) is 0.5 and grows upwards; a norm makes it 1
 STEPS = 2
-LARGE = ("ptb_large", "lm1b_lstm2048")  # on one core: 10 s and 1.2 GB of memory, 56 s and 5.4 GB
+# on one core: ptb_large 10 s and 1.2 GB of memory, lm1b_lstm2048 56 s and 5.4 GB
+LARGE = ("ptb_large", "lm1b_lstm2048", "awd_ptb", "awd_wikitext2")
 
 
 @lru_cache
@@ -82,6 +85,9 @@ def test_the_numbers_above_are_those_of_the_formulas():
     assert SIZES["ptb_large"][1] == 10_000 * 1500 + 2 * lstm(1500, 1500) + 10_000 * 1501
     text8 = [2002 * 513, 128 * 512 + 8_000 * 129, 32 * 512 + 34_000 * 33]
     assert SIZES["text8_grave"][1] == 44_000 * 256 + lstm(256, 512) + sum(text8)
+    for name in ("awd_ptb", "awd_wikitext2"):
+        cells = lstm(400, 1150) + lstm(1150, 1150) + lstm(1150, 400)
+        assert SIZES[name][1] == SIZES[name][0] * 400 + cells + SIZES[name][0]  # tied: of the softmax a bias alone
     lm1b = [4003 * 2049, 512 * 2048 + 36_000 * 513, 128 * 2048 + 160_000 * 129, 32 * 2048 + 593_471 * 33]
     assert SIZES["lm1b_lstm2048"][1] == 793_471 * 256 + lstm(256, 2048) + sum(lm1b)
     for name, last_words in (("wikitext2", 23_278), ("demo", 12_000)):
@@ -149,6 +155,27 @@ def test_the_recipes_of_grave_2016(name):
     assert (optim.name, optim.lr, optim.clip_norm, optim.weight_decay) == ("adagrad", 0.1, 1.0, 0)
     assert optim.schedule.kind == "constant"
     assert config.corpus.vocabulary.min_count == min_count
+
+
+MERITY = {"awd_ptb": (20, 500, 0.4, 0.25), "awd_wikitext2": (80, 750, 0.65, 0.2)}  # lanes, epochs, input, layers
+
+
+@pytest.mark.parametrize("name", MERITY)
+def test_the_recipes_of_merity_2018(name):
+    """Their loss is a mean over tokens, so that rate, clip and decay are theirs."""
+    num_lanes, epochs, input_dropout, layer_dropout = MERITY[name]
+    config = recipe(name)
+    model, cell, drop, optim = config.model, config.model.recurrence, config.model.regularization, config.optim
+    assert (cell.hidden_size, cell.num_layers, cell.last_size, model.embedding_size) == (1150, 3, 400, 400)
+    assert (model.tied, model.softmax.kind, cell.weight_dropout) == (True, "full", 0.5)
+    assert (drop.input_dropout, drop.layer_dropout, drop.output_dropout) == (input_dropout, layer_dropout, 0.4)
+    assert (drop.locked, drop.embedding_dropout, drop.activation, drop.temporal) == (True, 0.1, 2, 1)
+    assert (model.init_scale, model.recurrence_init_scale) == (0.1, pytest.approx(1150**-0.5, abs=1e-4))
+    assert (config.stream.num_lanes, config.stream.bptt, config.stream.state) == (num_lanes, 70, "reset")
+    assert (config.max_epochs, config.max_steps) == (epochs, None)
+    assert (optim.name, optim.lr, optim.clip_norm, optim.weight_decay) == ("sgd", 30, 0.25, 1.2e-6)
+    assert (optim.momentum, optim.schedule.kind) == (0, "constant")
+    assert (config.corpus.words, config.corpus.eos, config.corpus.vocabulary.size) == ("whitespace", "line", None)
 
 
 def test_the_vocabulary_of_one_billion_words_is_given_by_its_size():

@@ -5,6 +5,11 @@ import pytest
 from pipeline.upgrades import stored_identity, upgraded_configuration, upgraded_identity, upgraded_manifest
 
 SIZES = {"hidden_size": 8, "num_layers": 2, "projection_size": None}
+NONE = {
+    **dict.fromkeys(["input_dropout", "layer_dropout", "output_dropout"]),
+    **dict.fromkeys(["embedding_dropout", "activation", "temporal"], 0.0),
+    "locked": False,
+}
 
 
 @pytest.mark.parametrize("kind", ["adaptive", "full"])
@@ -15,8 +20,10 @@ def test_a_models_section_of_before_is_one_of_today(kind):
     assert today["model"] == {
         "dropout": 0.1,
         "softmax": softmax if kind == "adaptive" else {"kind": "full"},
-        "recurrence": {**SIZES, "kind": "lstm"},
         "input": {"kind": "full"},
+        "recurrence": {**SIZES, "kind": "lstm", "last_size": None, "weight_dropout": 0.0},
+        "recurrence_init_scale": None,
+        "regularization": NONE,
     }
     assert upgraded_configuration(today) == today
     assert before["model"]["hidden_size"] == 8  # it is left as it was
@@ -75,3 +82,11 @@ def test_a_run_of_before_reads_its_text_as_it_lies():
         "stream.bptt": "7",
         "stream.order": '"sequential"',
     }
+
+
+def test_a_section_gets_no_keys_of_another_kind():
+    """Those of the LSTM came later, and a run of before may have a cell of the user's own."""
+    today = upgraded_configuration({"model": {"recurrence": {"kind": "toy", "width": 3}}})
+    assert today["model"]["recurrence"] == {"kind": "toy", "width": 3}
+    assert today["model"]["regularization"] == NONE
+    assert upgraded_configuration(today) == today

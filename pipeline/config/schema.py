@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Exponent = Annotated[float, Field(ge=0, le=1)]
 RANDOM_BPTT = 10  # the least about which lengths are drawn: its half is the shortest of them
@@ -185,6 +186,8 @@ class StreamConfig(Section):
 class RecurrenceConfig(Section):
     """The recurrence: what every kind of it has; each adds keys of its own."""
 
+    layered: ClassVar[bool] = False  # whether `model.regularization` says what is dropped below each of its layers
+
     kind: str
     """Which recurrent cell reads the words; it decides which other keys there are."""
 
@@ -197,12 +200,18 @@ class RecurrenceConfig(Section):
 class LSTMConfig(RecurrenceConfig):
     """Stacked LSTM."""
 
+    layered: ClassVar[bool] = True
+
     hidden_size: PositiveInt
     """Width of each layer's cell."""
     num_layers: PositiveInt
     """How many layers stand one above the other."""
     projection_size: PositiveInt | None
     """Width to which each layer's hidden vector is projected, below hidden_size; null: it is not projected."""
+    last_size: PositiveInt | None
+    """Width of the last layer's cell, as tied weights may need; null: hidden_size."""
+    weight_dropout: Share
+    """Share of each layer's recurrent weights that a training step drops, the same for all words of the step."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -211,12 +220,23 @@ class LSTMConfig(RecurrenceConfig):
                 f"model.recurrence.projection_size={self.projection_size} must be below"
                 f" model.recurrence.hidden_size={self.hidden_size}; use a smaller one or null"
             )
+        if self.last_size is not None and self.projection_size is not None:
+            raise ValueError(
+                f"model.recurrence.last_size={self.last_size} and"
+                f" model.recurrence.projection_size={self.projection_size} both give the output's width;"
+                " set one of them to null"
+            )
+        if self.last_size is not None and self.num_layers == 1:
+            raise ValueError(
+                f"model.recurrence.last_size={self.last_size} needs a layer below the last; use null and"
+                f" model.recurrence.hidden_size={self.last_size}, or model.recurrence.num_layers=2"
+            )
         return self
 
     @property
     def output_size(self) -> int:
-        """The projection's width, else the cell's."""
-        return self.projection_size or self.hidden_size
+        """The projection's width, else the last cell's."""
+        return self.projection_size or self.last_size or self.hidden_size
 
 
 class InputConfig(Section):
@@ -272,6 +292,8 @@ def _check_vocabulary(cutoffs: tuple[int, ...] | None, vocab_size: int, place: s
 class StackedConfig(RecurrenceConfig):
     """Layers of one width, one above the other."""
 
+    layered: ClassVar[bool] = True
+
     hidden_size: PositiveInt
     """Width of each layer."""
     num_layers: PositiveInt
@@ -313,6 +335,8 @@ class WindowConfig(RecurrenceConfig):
 
 class TransformerConfig(StackedConfig):
     """Causal transformer over the last words."""
+
+    layered: ClassVar[bool] = False
 
     num_heads: PositiveInt
     """How many heads of attention share a layer's width."""
@@ -546,6 +570,25 @@ def by_kind(place: str) -> BeforeValidator:
     return BeforeValidator(judged)
 
 
+class RegularizationConfig(Section):
+    """What is dropped where, beside model.dropout, and what is added to the loss that a step minimizes."""
+
+    locked: bool
+    """Whether a lane drops the same units at all time steps of a window, instead of others at each."""
+    input_dropout: Share | None
+    """Share of the word vectors' units that is dropped; null: model.dropout."""
+    layer_dropout: Share | None
+    """Share of each layer's units, the last one's aside, that is dropped; null: model.dropout."""
+    output_dropout: Share | None
+    """Share of the last layer's units that is dropped; null: model.dropout."""
+    embedding_dropout: Share
+    """Share of the vocabulary's words whose vectors a step drops, wherever these words stand in it."""
+    activation: NotNegative
+    """Weight in the loss of the mean square of the last layer's hidden units, after dropout; 0: none."""
+    temporal: NotNegative
+    """Weight in the loss of the mean square of their change from word to word, before dropout; 0: none."""
+
+
 class ModelConfig(Section):
     """Input layer, recurrence, output layer."""
 
@@ -558,6 +601,9 @@ class ModelConfig(Section):
     init_scale: Positive
     """The weights are drawn uniformly from [-init_scale, init_scale]."""
     input: Annotated[SerializeAsAny[InputConfig], by_kind("model.input")]
+    recurrence_init_scale: Positive | None
+    """The same for the weights of the recurrence; null: init_scale."""
+    regularization: RegularizationConfig
     recurrence: Annotated[SerializeAsAny[RecurrenceConfig], by_kind("model.recurrence")]
     softmax: Annotated[SerializeAsAny[SoftmaxConfig], by_kind("model.softmax")]
 
@@ -576,6 +622,14 @@ class ModelConfig(Section):
                 f"model.tied=true shares rows of full width, model.softmax.div_value={self.softmax.div_value:g} narrows"
                 " them; use model.softmax.div_value=1, model.input.kind=adaptive or model.tied=false"
             )
+        if not self.recurrence.layered:
+            plain = {"locked": False, "input_dropout": None, "layer_dropout": None}
+            for key, value in plain.items():
+                if (found := getattr(self.regularization, key)) != value:
+                    raise ValueError(
+                        f"model.regularization.{key}={json.dumps(found)} is not for"
+                        f" model.recurrence.kind={self.recurrence.kind}; use {json.dumps(value)}"
+                    )
         return self
 
     def _clusters_fit(self, input: AdaptiveInputConfig) -> None:

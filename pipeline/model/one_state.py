@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from pipeline.config import StackedConfig
-from pipeline.model.recurrence import Recurrence, State, run_layers
+from pipeline.model.recurrence import LayerDropout, Recurrence, State, run_layers
 
 
 class OneState(Recurrence):
@@ -24,7 +24,7 @@ class OneState(Recurrence):
     state_names = ("hidden_KLH",)
     cell: Callable[[int, int], nn.Module]
 
-    def __init__(self, section: StackedConfig, *, input_size: int, dropout: float) -> None:
+    def __init__(self, section: StackedConfig, *, input_size: int, dropout: float | LayerDropout) -> None:
         super().__init__(section, input_size=input_size, dropout=dropout)
         self.num_sites = section.num_layers
         widths = [input_size, *[section.hidden_size] * (section.num_layers - 1)]

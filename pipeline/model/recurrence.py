@@ -9,6 +9,8 @@ Shape suffixes: K layers, T time, L lanes, S dropout sites, E input width, H hid
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,20 @@ State = tuple[Tensor, ...]  # what is carried from window to window: any number 
 Layer = Callable[[Tensor, State], tuple[Tensor, State]]  # (input_TLE, its state [1, lanes, W]) → (hidden_TLH, state)
 
 
+class LayerDropout(NamedTuple):
+    """What is dropped below layers that stand one above the other.
+
+    Attributes:
+        input: share of the lowest layer's inputs.
+        between: share of the others' inputs.
+        locked: whether a lane drops the same at all time steps of a window.
+    """
+
+    input: float
+    between: float
+    locked: bool = False
+
+
 class Recurrence(nn.Module):
     """What stands between embedding and output layer.
 
@@ -29,17 +45,20 @@ class Recurrence(nn.Module):
         section: of the configuration, with the keys of this kind.
         input_size: width of the inputs.
         dropout: share of the non-recurrent connections that a step drops; those to the output layer are not its own.
+            A `LayerDropout` if the section is `layered`.
 
     Attributes:
         output_size: width of the hidden vectors.
         num_sites: how many rows of dropout keys `forward` reads, one for each place where dropout stands.
+        num_shared_sites: how many rows it reads in which all lanes have the same key, for what all of them share.
         state_names: of the state's tensors, in their order, as a checkpoint holds them.
     """
 
     num_sites: int
+    num_shared_sites: int = 0
     state_names: tuple[str, ...]
 
-    def __init__(self, section: RecurrenceConfig, *, input_size: int, dropout: float) -> None:
+    def __init__(self, section: RecurrenceConfig, *, input_size: int, dropout: float | LayerDropout) -> None:
         super().__init__()
         self.output_size = section.output_size
         self.dropout = dropout
@@ -56,7 +75,8 @@ class Recurrence(nn.Module):
         Args:
             input_TLE: [time, lanes, input_size].
             state: of the same lanes.
-            keys_SL: the lanes' dropout keys, at least `num_sites` rows; None: nothing is dropped.
+            keys_SL: the lanes' dropout keys: the first `num_sites` rows are its own, and the last `num_shared_sites`;
+                others may stand between them. None: nothing is dropped.
             short_L: which lanes lack the last time step, bool [lanes]; None: none.
 
         Returns:
@@ -70,30 +90,37 @@ def run_layers(
     input_TLE: Tensor,
     state: State,
     *,
-    dropout: float,
+    dropout: float | LayerDropout,
     keys_SL: Tensor | None,
     short_L: Tensor | None,
+    num_tensors: int | None = None,
 ) -> tuple[Tensor, State]:
     """Layers one above the other, with dropout below each: the `forward` of a kind that is made of such layers.
 
     Args:
         layers: each reads what the one below it gives.
         input_TLE, keys_SL, short_L: as in `Recurrence.forward`; layer k drops by row k of the keys.
-        state: tensors [layers, lanes, W].
+        state: tensors [layers, lanes, W]; of layers that differ in width, those of some layers and then the next ones'.
         dropout: share to drop.
+        num_tensors: of a layer's state; None: as many as the whole state has, since all layers have one width.
 
     Returns:
         As `Recurrence.forward`.
     """
-    hidden_TLH, states = input_TLE, []
-    for k, layer in enumerate(layers):
+    drop = dropout if isinstance(dropout, LayerDropout) else LayerDropout(dropout, dropout)
+    groups = [state] if num_tensors is None else [state[i : i + num_tensors] for i in range(0, len(state), num_tensors)]
+    befores = [tuple(each[k : k + 1] for each in group) for group in groups for k in range(len(group[0]))]
+    hidden_TLH, afters = input_TLE, []
+    for k, (layer, before) in enumerate(zip(layers, befores, strict=True)):
         if keys_SL is not None:
-            hidden_TLH = lane_dropout(hidden_TLH, keys_SL[k], p=dropout)
-        before = tuple(each_KLW[k : k + 1] for each_KLW in state)
+            share = drop.between if k else drop.input
+            hidden_TLH = lane_dropout(hidden_TLH, keys_SL[k], p=share, locked=drop.locked)
         run = layer if short_L is None else _stopped(layer, short_L)
         hidden_TLH, after = run(hidden_TLH, before)
-        states.append(after)
-    return hidden_TLH, tuple(torch.cat(each) for each in zip(*states, strict=True))
+        afters.append(after)
+    left = iter(afters)
+    joined = [zip(*islice(left, len(group[0])), strict=True) for group in groups]
+    return hidden_TLH, tuple(torch.cat(each) for group in joined for each in group)
 
 
 def _stopped(layer: Layer, short_L: Tensor) -> Layer:

@@ -27,6 +27,7 @@ class Transformer(Recurrence):
 
     def __init__(self, section: TransformerConfig, *, input_size: int, dropout: float) -> None:
         super().__init__(section, input_size=input_size, dropout=dropout)
+        self.share = dropout
         self.num_sites = 1 + 2 * section.num_layers
         self.memory_size, self.num_heads = section.memory_size, section.num_heads
         width = section.hidden_size
@@ -47,7 +48,7 @@ class Transformer(Recurrence):
         bias_LATR = attention_bias(
             len(input_TLE), filled_1L1[0, :, 0], memory_size=self.memory_size, num_heads=self.num_heads
         )
-        hidden_TLH = _dropped(self.project(input_TLE), keys_SL, site=0, p=self.dropout)
+        hidden_TLH = _dropped(self.project(input_TLE), keys_SL, site=0, p=self.share)
         kept = []
         for k, (layer, memory_MLH) in enumerate(zip(self.layers, memory_CLH.chunk(len(self.layers)), strict=True)):
             read_RLH = torch.cat([memory_MLH, hidden_TLH])

@@ -27,6 +27,7 @@ class FeedForward(Recurrence):
 
     def __init__(self, section: WindowConfig, *, input_size: int, dropout: float) -> None:
         super().__init__(section, input_size=input_size, dropout=dropout)
+        self.share = dropout
         self.context_size, self.input_size = section.context_size, input_size
         width = section.context_size * input_size
         self.hidden = nn.Linear(width, section.hidden_size)
@@ -42,7 +43,7 @@ class FeedForward(Recurrence):
         """Reads a window, as every `Recurrence`."""
         num_steps = len(input_TLE)
         if keys_SL is not None:
-            input_TLE = lane_dropout(input_TLE, keys_SL[0], p=self.dropout)
+            input_TLE = lane_dropout(input_TLE, keys_SL[0], p=self.share)
         inputs_CLE = torch.cat([state[0], input_TLE])
         context_TLX = torch.cat([inputs_CLE[c : c + num_steps] for c in range(self.context_size)], dim=-1)
         hidden_TLH = torch.tanh(self.hidden(context_TLX))

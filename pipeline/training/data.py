@@ -7,6 +7,7 @@ Shape suffixes: K steps, T time, L lanes of this rank, N their targets, S dropou
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,7 @@ def read_batches(
     prepare_targets: Callable[[NDArray[np.int64]], Targets],
     num_sites: int,
     sample: Sampler = lambda step, targets_N: (),
+    num_shared_sites: int = 0,
     order: Order | None = None,
     most_at_once: int | None = None,
 ) -> Iterator[Batch]:
@@ -67,13 +69,15 @@ def read_batches(
         prepare_targets: the output layer's.
         num_sites: places of the model where dropout stands.
         sample: what the output layer draws for a step.
+        num_sites, num_shared_sites: places of the model where dropout stands, as of `lane_keys`.
     """
-    keys_KSL = np.empty((0, num_sites, len(lanes)), dtype=np.int32)
+    draw = partial(keys_of_steps, seed=seed, lanes=lanes, num_sites=num_sites, num_shared_sites=num_shared_sites)
+    keys_KSL = draw(steps=[])
     windows = read_windows(tokens, plan, start=start, stop=stop, lanes=lanes, order=order, most_at_once=most_at_once)
     for number, window in enumerate(windows):
         if number % KEY_STEPS == 0:
             steps = range(window.step, min(window.step + KEY_STEPS, stop))
-            keys_KSL = keys_of_steps(seed=seed, steps=steps, lanes=lanes, num_sites=num_sites)
+            keys_KSL = draw(steps=steps)
         yield Batch(
             inputs_TL=torch.from_numpy(window.inputs_TL),
             targets=(*prepare_targets(window.targets_N), *sample(window.step, window.targets_N)),

@@ -178,10 +178,18 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
 
     def tried(lanes: int) -> int:
         inputs_TL = torch.zeros(bptt, lanes, dtype=torch.int64, device=device)
-        keys_SL = torch.zeros(model.num_sites, lanes, dtype=torch.int32, device=device)
+        num_keys = model.num_sites + model.num_shared_sites
+        keys_SL = torch.zeros(num_keys, lanes, dtype=torch.int32, device=device)
         state = model.recurrence.zero_state(lanes)
+
+        def forward() -> list[Tensor]:
+            hidden_TLH, penalty, _ = model.hidden_and_penalty(
+                inputs_TL, state, keys_SL=keys_SL, num_targets=bptt * lanes, num_pairs=(bptt - 1) * lanes
+            )
+            return [hidden_TLH] if penalty is None else [hidden_TLH, penalty]
+
         with autocast(device, bf16=bf16):
-            kept = saved_sizes(lambda: model.hidden(inputs_TL, state, keys_SL=keys_SL)[:1], known=model.parameters())
+            kept = saved_sizes(forward, known=model.parameters())
         return sum(kept)
 
     half, whole = tried(most // 2), tried(most)

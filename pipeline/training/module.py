@@ -161,26 +161,30 @@ class LanguageModelModule(lightning.LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The rank's share of the global mean nats.
+        """The rank's share of the global mean nats, and of what the configuration adds to them.
 
-        DDP averages the ranks' gradients, so each gives its nats · world_size / targets of the global batch.
+        DDP averages the ranks' gradients, so each gives its nats · world_size / targets of the global batch. What is
+        noted are the nats alone.
         """
         if self.state.carried is None or (batch.starts_epoch and not self.carry):
             self.state.carried = self.model.recurrence.zero_state(batch.inputs_TL.shape[1])
         if self.global_step in self.state.skipped:
             return self._no_loss()
-        nats_N, state = self.model(
+        hidden_TLH, penalty, state = self.model.hidden_and_penalty(
             batch.inputs_TL,
             self.state.carried,
-            batch.targets,
             keys_SL=batch.keys_SL,
+            num_targets=batch.num_targets,
+            num_pairs=max(0, batch.num_targets - self.plan.num_lanes),  # the lanes' lengths differ by one at most
             short_L=batch.short_L,
             rows_N=batch.rows_N,
         )
+        nats_N = self.model.nats(hidden_TLH, batch.targets, rows_N=batch.rows_N)
         self.state.carried = tuple(each.detach() for each in state)  # truncated BPTT
         total_nats: Tensor = nats_N.sum()
         self._note_nats(total_nats.detach(), *self.model.softmax.cluster_sums(nats_N.detach(), batch.targets))
-        return total_nats * (self.trainer.world_size / batch.num_targets)
+        minimized = total_nats if penalty is None else total_nats + penalty
+        return minimized * (self.trainer.world_size / batch.num_targets)
 
     def _no_loss(self) -> Tensor:
         """Zero, with zero gradients for every parameter: DDP waits for each of them, in every step."""

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
     from pipeline.model.language_model import LanguageModel
 
-SHAPELESS = ("model.dropout", "model.init_scale")  # what of the model's section its weights do not depend on
+# how those keys of the model's section begin on which the shapes of its weights do not depend
+SHAPELESS = (
+    "model.dropout",
+    "model.init_scale",
+    "model.recurrence_init_scale",
+    "model.recurrence.weight_dropout",
+    "model.regularization.",
+)
 
 
 def weights_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
@@ -149,7 +156,7 @@ def _fitting_weights(model: "LanguageModel", path: str, *, identity: Mapping[str
         {name: getattr(each, "shape", None) for name, each in some.items()} for some in (weights, model.state_dict())
     ]
     if shapes[0] != shapes[1]:
-        keys = [key for key in identity if key.startswith("model.") and key not in SHAPELESS]
+        keys = [key for key in identity if key.startswith("model.") and not key.startswith(SHAPELESS)]
         differing = [key for key in keys if found.get(key) != identity[key]]
         named = ", ".join(f"{key} was {found.get(key)} and is {identity[key]}" for key in differing)
         raise ConfigError(f"init_from={path} has weights of other shapes: {named}; set it back, or use init_from=null")

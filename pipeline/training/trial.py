@@ -161,8 +161,15 @@ def _nats(
     """The loss of a window whose words are their own targets."""
     prepared = (*model.softmax.prepare_targets(words_N), *sample(0, words_N))
     targets = tuple(each.to(device) for each in prepared)
-    keys_SL = torch.zeros(model.num_sites, lanes, dtype=torch.int32, device=device)
+    num_keys = model.num_sites + model.num_shared_sites
+    keys_SL = torch.zeros(num_keys, lanes, dtype=torch.int32, device=device)
     inputs_TL = torch.from_numpy(words_N).view(-1, lanes).to(device)
-    nats_N, _ = model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
-    total_nats: torch.Tensor = nats_N.sum()
-    return total_nats
+    hidden_TLH, penalty, _ = model.hidden_and_penalty(
+        inputs_TL,
+        model.recurrence.zero_state(lanes),
+        keys_SL=keys_SL,
+        num_targets=len(words_N),
+        num_pairs=len(words_N) - lanes,
+    )
+    total_nats: torch.Tensor = model.nats(hidden_TLH, targets).sum()
+    return total_nats if penalty is None else total_nats + penalty

@@ -360,7 +360,11 @@ def _model(
 ) -> LanguageModel:
     """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
     model = build_model(config.model, vocab_size=manifest.vocab_size)
-    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    model.draw_weights(
+        seed=config.stream.seed,
+        init_scale=config.model.init_scale,
+        recurrence_init_scale=config.model.recurrence_init_scale,
+    )
     if config.init_from is not None and first_step == 0:
         _take_weights(model, config.init_from, ranks, identity=identity)
     return model
@@ -453,6 +457,7 @@ def _batches(
         prepare_targets=model.softmax.prepare_targets,
         num_sites=model.num_sites,
         sample=sample,
+        num_shared_sites=model.num_shared_sites,
         order=order,
         most_at_once=None if cache is None else 1,
     )

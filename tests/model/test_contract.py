@@ -97,7 +97,8 @@ def input_of(num_steps):
 
 
 def keys_of(recurrence):
-    return torch.from_numpy(lane_keys(seed=1, step=2, lanes=range(LANES), num_sites=recurrence.num_sites))
+    sites = {"num_sites": recurrence.num_sites, "num_shared_sites": recurrence.num_shared_sites}
+    return torch.from_numpy(lane_keys(seed=1, step=2, lanes=range(LANES), **sites))
 
 
 def state_of(recurrence):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.masks import lane_masks_by_hand, mask_by_hand, word_mask_by_hand
 
 from pipeline.model import dropout
-from pipeline.model.dropout import lane_dropout, lane_keys
+from pipeline.model.dropout import lane_dropout, lane_keys, weight_dropout, word_dropout
 
 
 def keys_of(*, seed=1, step=0, lanes=range(4), num_sites=1):
@@ -203,3 +204,115 @@ def test_a_first_use_in_inference_mode_leaves_training_unharmed():
     input_TLH = torch.ones(2, 4, 3, requires_grad=True)
     lane_dropout(input_TLH, keys_L, p=0.5).sum().backward()
     assert torch.equal(input_TLH.grad != 0, mask_of(keys_L, num_steps=2, width=3))
+
+
+@pytest.mark.parametrize("width", [1, 6, 7])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.65])
+def test_a_mask_is_the_one_worked_out_by_hand(p, width):
+    keys_L = keys_of(step=3)[0]
+    input_TLH = torch.randn(5, 4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for locked in (False, True):
+        expected = input_TLH * lane_masks_by_hand(keys_L, 5, width, p=p, locked=locked)
+        torch.testing.assert_close(lane_dropout(input_TLH, keys_L, p=p, locked=locked), expected)
+
+
+# --- locked masks
+
+
+def test_a_locked_mask_is_that_of_the_first_time_step_in_all():
+    keys_L, ones = keys_of()[0], torch.ones(7, 4, 11)
+    locked = lane_dropout(ones, keys_L, p=0.5, locked=True)
+    assert torch.equal(locked, lane_dropout(ones[:1], keys_L, p=0.5).expand(7, -1, -1))
+    assert locked.shape == ones.shape
+    assert len({tuple(each) for each in locked[0].tolist()}) == 4  # each lane has its own
+
+
+def test_locked_masks_of_lanes_and_steps_are_unrelated_and_drop_the_share():
+    masks = [mask_of(keys_of(step=step, lanes=range(8))[0], num_steps=1, width=900, p=0.3) for step in range(20)]
+    mask_KLH = torch.cat(masks)
+    spread = math.sqrt(0.3 * 0.7 / mask_KLH.numel())
+    assert abs(float((~mask_KLH).double().mean()) - 0.3) < 5 * spread
+    assert_unrelated(mask_KLH, mask_KLH.roll(1, 0))
+    assert_unrelated(mask_KLH, mask_KLH.roll(1, 1))
+
+
+# --- what all lanes drop alike
+
+
+def test_golden_shared_keys():
+    keys_SL = lane_keys(seed=1, step=0, lanes=[0, 1, 5], num_sites=2, num_shared_sites=2)
+    assert keys_SL[:2].tolist() == [[129774079, -762039808, -861781190], [-167734309, -1554577794, 444630068]]
+    assert keys_SL[2:].tolist() == [[-2042296919] * 3, [-1962155215] * 3]  # SplitMix64 of Python's own integers
+    assert keys_SL.dtype == np.int32
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**40), st.lists(st.integers(0, 10**6), min_size=1, max_size=6))
+def test_shared_keys_are_those_of_every_lane_and_rank(step, lanes):
+    keys_SL = lane_keys(seed=3, step=step, lanes=lanes, num_sites=1, num_shared_sites=3)
+    alone = lane_keys(seed=3, step=step, lanes=[0], num_sites=0, num_shared_sites=3)
+    assert (keys_SL[1:] == alone).all()
+    assert len({*alone[:, 0].tolist()}) == 3
+    assert keys_SL[0].tolist() == lane_keys(seed=3, step=step, lanes=lanes, num_sites=1)[0].tolist()
+
+
+def test_shared_keys_differ_from_step_to_step_and_from_those_of_lanes():
+    of = {"lanes": range(64), "num_sites": 4, "num_shared_sites": 4}
+    keys = [lane_keys(seed=seed, step=step, **of) for seed in range(8) for step in range(8)]
+    own, shared = np.stack(keys)[:, :4], np.stack(keys)[:, 4:, 0]
+    assert len({*own.flatten().tolist(), *shared.flatten().tolist()}) == 8 * 8 * 4 * (64 + 1)
+
+
+def shared_key(*, seed=1, step=0, num_lanes=3):
+    keys = lane_keys(seed=seed, step=step, lanes=range(num_lanes), num_sites=0, num_shared_sites=1)
+    return torch.from_numpy(keys)[0]
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands():
+    words_TL = torch.tensor([[5, 0, 5], [7, 5, 2], [0, 7, 33_277]])
+    vectors = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step in range(4):
+        keys_L = shared_key(step=step)
+        mask_V = word_mask_by_hand(int(keys_L[0]) & 0xFFFFFFFF, 33_278, p=0.5)
+        found = word_dropout(vectors, words_TL, keys_L, p=0.5)
+        torch.testing.assert_close(found, vectors * mask_V[words_TL][:, :, None])
+
+
+def test_the_share_of_words_dropped_is_p_and_steps_are_unrelated():
+    words_TL = torch.arange(30_000)[:, None]
+    masks = [word_dropout(torch.ones(30_000, 1, 1), words_TL, shared_key(step=step), p=0.1) != 0 for step in range(9)]
+    mask_KV = torch.stack(masks)
+    spread = math.sqrt(0.1 * 0.9 / mask_KV.numel())
+    assert abs(float((~mask_KV).double().mean()) - 0.1) < 5 * spread
+    assert_unrelated(mask_KV, mask_KV.roll(1, 0))
+    assert_unrelated(mask_KV, mask_KV.roll(1, 1))
+
+
+@pytest.mark.parametrize("shape", [(8, 2), (12, 3)])
+def test_dropped_weights_are_those_worked_out_by_hand_and_their_gradient_too(shape):
+    weight_GH = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    keys_L = shared_key(step=5)
+    mask_GH = mask_by_hand(int(keys_L[0]) & 0xFFFFFFFF, *shape, p=0.5)
+    found = weight_dropout(weight_GH, keys_L, p=0.5)
+    torch.testing.assert_close(found, weight_GH.detach() * mask_GH)
+    found.sum().backward()
+    torch.testing.assert_close(weight_GH.grad, mask_GH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_share_of_words_or_weights_returns_them_as_they_are(dtype):
+    vectors, weight = torch.randn(2, 3, 4).to(dtype), torch.randn(8, 2).to(dtype)
+    words_TL = torch.zeros(2, 3, dtype=torch.int64)
+    assert word_dropout(vectors, words_TL, shared_key(), p=0.0) is vectors
+    assert torch.equal(weight_dropout(weight, shared_key(), p=0.0), weight)
+    assert word_dropout(vectors, words_TL, shared_key(), p=0.5).dtype == dtype
+    assert weight_dropout(weight, shared_key(), p=0.5).dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_words_and_weights_are_dropped_alike_on_any_device():
+    words_TL, keys_L = torch.arange(12).view(4, 3), shared_key()
+    for drop, arguments in ((word_dropout, (torch.ones(4, 3, 5), words_TL)), (weight_dropout, (torch.ones(8, 3),))):
+        on_device = drop(*(each.cuda() for each in arguments), keys_L.cuda(), p=0.5)
+        assert torch.equal(on_device.cpu(), drop(*arguments, keys_L, p=0.5))

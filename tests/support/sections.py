@@ -8,12 +8,41 @@ from pipeline.config import (
     FullSoftmaxConfig,
     LSTMConfig,
     ModelConfig,
+    RegularizationConfig,
 )
 
 
-def lstm_section(*, hidden_size: int, num_layers: int = 2, projection_size: int | None = None) -> LSTMConfig:
+def lstm_section(
+    *,
+    hidden_size: int,
+    num_layers: int = 2,
+    projection_size: int | None = None,
+    last_size: int | None = None,
+    weight_dropout: float = 0.0,
+) -> LSTMConfig:
     """A stacked LSTM."""
-    return LSTMConfig(kind="lstm", hidden_size=hidden_size, num_layers=num_layers, projection_size=projection_size)
+    return LSTMConfig(
+        kind="lstm",
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        projection_size=projection_size,
+        last_size=last_size,
+        weight_dropout=weight_dropout,
+    )
+
+
+def regularization_section(**changes: float | None) -> RegularizationConfig:
+    """None but what is given."""
+    plain = {
+        "locked": False,
+        "input_dropout": None,
+        "layer_dropout": None,
+        "output_dropout": None,
+        "embedding_dropout": 0.0,
+        "activation": 0.0,
+        "temporal": 0.0,
+    }
+    return RegularizationConfig.model_validate(plain | changes)
 
 
 def softmax_section(cutoffs: Sequence[int], *, div_value: float) -> AdaptiveSoftmaxConfig | FullSoftmaxConfig:
@@ -29,10 +58,13 @@ def model_section(
     hidden_size: int,
     num_layers: int = 2,
     projection_size: int | None = None,
+    last_size: int | None = None,
+    weight_dropout: float = 0.0,
     dropout: float,
     tied: bool,
     cutoffs: Sequence[int],
     div_value: float,
+    **regularization: float | None,
 ) -> ModelConfig:
     """A stacked LSTM with a softmax."""
     return ModelConfig(
@@ -41,6 +73,14 @@ def model_section(
         tied=tied,
         init_scale=0.1,
         input=FullInputConfig(kind="full"),
-        recurrence=lstm_section(hidden_size=hidden_size, num_layers=num_layers, projection_size=projection_size),
+        recurrence_init_scale=None,
+        regularization=regularization_section(**regularization),
+        recurrence=lstm_section(
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            projection_size=projection_size,
+            last_size=last_size,
+            weight_dropout=weight_dropout,
+        ),
         softmax=softmax_section(cutoffs, div_value=div_value),
     )

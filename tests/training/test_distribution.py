@@ -74,7 +74,7 @@ def assert_close(run: Path, checkpoint: dict[str, Any], other_run: Path, other: 
     torch.testing.assert_close(checkpoint["state_dict"], other["state_dict"], rtol=1e-4, atol=1e-6)
     averaged, others = (each["wordlanes"]["averaged"] for each in (checkpoint, other))
     torch.testing.assert_close(averaged, others, rtol=1e-4, atol=1e-6)
-    for name in ("hidden_KLP", "cell_KLH"):
+    for name in checkpoint["wordlanes"]["state_names"]:
         torch.testing.assert_close(checkpoint["wordlanes"][name], other["wordlanes"][name], rtol=1e-4, atol=1e-6)
     for name in ("tokens_seen", "interval_targets", "validations", "identity", "num_averaged"):
         assert checkpoint["wordlanes"][name] == pytest.approx(other["wordlanes"][name])
@@ -101,6 +101,20 @@ CASES = {
     "drawn windows": ["stream.bptt=10", "stream.random_bptt=true", "stream.state=carry"],
     "averaging": ["optim.averaging=start", "checkpoint.validate_every_steps=4"],
     "blocks": ["stream.order=blocks", "stream.block_tokens=20", "stream.state=carry"],
+    "AWD-LSTM": [
+        "stream.state=carry",
+        "model.embedding_size=4",
+        "model.tied=true",
+        "model.softmax.kind=full",
+        "model.recurrence.last_size=4",
+        "model.recurrence.weight_dropout=0.5",
+        "model.regularization.locked=true",
+        "model.regularization.input_dropout=0.4",
+        "model.regularization.layer_dropout=0.2",
+        "model.regularization.embedding_dropout=0.1",
+        "model.regularization.activation=2",
+        "model.regularization.temporal=20",
+    ],
 }
 
 

@@ -31,6 +31,16 @@ CASES = {
     "one tensor": (["model.recurrence.kind=decay", "model.recurrence.decay=0.7"], ["mean_1LH"]),
     "three tensors": (["model.recurrence.kind=trio", "stream.state=carry"], ["sum_1LH", "last_1LE", "count_1L"]),
     "an output layer": (["model.softmax.kind=grouped"], ["hidden_KLP", "cell_KLH"]),
+    "regularized": (
+        [
+            "model.recurrence.kind=trio",
+            "model.regularization.embedding_dropout=0.2",
+            "model.regularization.output_dropout=0.4",
+            "model.regularization.activation=2",
+            "model.regularization.temporal=1",
+        ],
+        ["sum_1LH", "last_1LE", "count_1L"],
+    ),
     "both": (
         ["model.recurrence.kind=trio", "model.softmax.kind=grouped", "model.softmax.words_per_group=7"],
         ["sum_1LH", "last_1LE", "count_1L"],
@@ -85,7 +95,7 @@ def plain_nats(model: torch.nn.Module, tokens: object) -> float:
 
 def test_its_section_has_its_own_keys_with_the_values_of_its_class() -> None:
     config = load(Config, [EXTENSION, "model.recurrence.kind=decay", "model.softmax.kind=grouped"])
-    assert {key: value for key, value in flat(config).items() if key.startswith("model.re")} == {
+    assert {key: value for key, value in flat(config).items() if key.startswith("model.recurrence.")} == {
         "model.recurrence.kind": "decay",
         "model.recurrence.width": 5,
         "model.recurrence.decay": 0.5,
@@ -96,6 +106,16 @@ def test_its_section_has_its_own_keys_with_the_values_of_its_class() -> None:
         "model.recurrence.hidden_size=5": (
             "model.recurrence.hidden_size is no key of model.recurrence.kind=decay; leave it out or use"
             " model.recurrence.kind=lstm"
+        ),
+        "model.recurrence.weight_dropout=0.5": (
+            "model.recurrence.weight_dropout is no key of model.recurrence.kind=decay; leave it out or use"
+            " model.recurrence.kind=lstm"
+        ),
+        "model.regularization.locked=true": (
+            "model.regularization.locked=true is not for model.recurrence.kind=decay; use false"
+        ),
+        "model.regularization.layer_dropout=0.2": (
+            "model.regularization.layer_dropout=0.2 is not for model.recurrence.kind=decay; use null"
         ),
         "model.recurrence.decay=2": "model.recurrence.decay=2: it must be less than 1",
         "model.recurrence.decai=2": "unknown key model.recurrence.decai; did you mean model.recurrence.decay?",

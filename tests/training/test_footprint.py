@@ -49,7 +49,8 @@ def targets_of(model, targets_N):
 def counted(model, lanes, *, bf16):
     """Bytes of the storages that a real forward pass saves, parameters aside."""
     targets_N = np.random.default_rng(1).choice(V, size=T * lanes, p=COUNTS / COUNTS.sum())
-    keys_SL = torch.from_numpy(lane_keys(seed=1, step=0, lanes=range(lanes), num_sites=model.num_sites))
+    sites = {"num_sites": model.num_sites, "num_shared_sites": model.num_shared_sites}
+    keys_SL = torch.from_numpy(lane_keys(seed=1, step=0, lanes=range(lanes), **sites))
     inputs_TL = torch.from_numpy(targets_N).view(T, lanes)
     known = {each.data_ptr() for each in model.parameters()}
     saved = {}
@@ -59,8 +60,15 @@ def counted(model, lanes, *, bf16):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast("cpu", bf16=bf16):
-        targets = targets_of(model, targets_N)
-        model(inputs_TL, model.recurrence.zero_state(lanes), targets, keys_SL=keys_SL)
+        hidden_TLH, *_ = kept = model.hidden_and_penalty(
+            inputs_TL,
+            model.recurrence.zero_state(lanes),
+            keys_SL=keys_SL,
+            num_targets=T * lanes,
+            num_pairs=(T - 1) * lanes,
+        )
+        nats_N = model.nats(hidden_TLH, targets_of(model, targets_N))
+    del kept, nats_N
     return sum(storage.nbytes() for address, storage in saved.items() if address not in known)
 
 
@@ -138,6 +146,32 @@ def test_every_recurrence_is_counted(small_config, numerics, kind):
     model = build_model(section, vocab_size=V)
     for lanes in (3, 40):
         assert planned(lanes) == pytest.approx(counted(model, lanes, bf16=numerics), rel=0.02)
+
+
+REGULARIZED = {
+    "last_size": 40,
+    "weight_dropout": 0.5,
+    "locked": True,
+    "embedding_dropout": 0.1,
+    "activation": 2.0,
+    "temporal": 1.0,
+}
+
+
+@pytest.mark.parametrize("numerics", [False, True], indirect=True, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("locked", [True, False])
+def test_what_regularization_keeps_is_counted_too(numerics, locked):
+    sizes = {"embedding_size": 40, "hidden_size": 64, "num_layers": 3, "cutoffs": (), "div_value": 1}
+    section = model_section(**sizes, **REGULARIZED | {"locked": locked}, dropout=0.3, tied=True)
+    planned = activation_bytes(section, counts_V=COUNTS, bptt=T, bf16=numerics, device="cpu")
+    model = LanguageModel(section, vocab_size=V)
+    for lanes in (3, 48):
+        assert planned(lanes) == pytest.approx(counted(model, lanes, bf16=numerics), rel=0.02)
+    plain = model_section(**sizes, last_size=40, dropout=0.3, tied=True)
+    without = activation_bytes(plain, counts_V=COUNTS, bptt=T, bf16=numerics, device="cpu")
+    recurrent = 4 * (64 * 64 + 64 * 64 + 40 * 40)  # entries: whether each stays; in bf16 they are copied anyway
+    if not locked:
+        assert planned(3) - without(3) >= (1 if numerics else 5) * recurrent
 
 
 @pytest.mark.parametrize("kinds", [("trio", "grouped"), ("decay", "full")], ids="-".join)

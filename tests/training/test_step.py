@@ -24,9 +24,13 @@ pytestmark = [
 ]
 
 
+PENALTIES = ["activation=2", "temporal=300", "output_dropout=0", "embedding_dropout=0.2", "locked=true"]
+
+
+@pytest.mark.parametrize("penalized", [False, True])
 @pytest.mark.parametrize("carry", [False, True])
 def test_steps_are_those_of_the_plain_loop(
-    carry: bool, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
+    carry: bool, penalized: bool, make_corpus: Callable[..., str], small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     data, num_steps = make_corpus(), 60  # beyond the first epoch's partial last window
     config = small_config(
@@ -38,6 +42,7 @@ def test_steps_are_those_of_the_plain_loop(
         "optim.clip_norm=0.3",
         "logging.every_steps=60",
         f"stream.state={'carry' if carry else 'reset'}",
+        *(f"model.regularization.{each}" for each in PENALTIES if penalized),
     )
     train(config)
     trained = load_checkpoint(checkpoint_path(str(tmp_path / "run"), num_steps))
@@ -54,17 +59,23 @@ def test_steps_are_those_of_the_plain_loop(
         window = read_window(tokens, plan, step=step, lanes=range(3))
         if window.starts_epoch and not carry:
             state = model.recurrence.zero_state(3)
-        nats_N, state = model(
+        sites = {"num_sites": 3, "num_shared_sites": int(penalized)}
+        hidden_TLH, state = model.hidden(
             torch.from_numpy(window.inputs_TL),
             state,
-            split_targets(window.targets_N, cutoffs=(10, 30)),
-            keys_SL=torch.from_numpy(lane_keys(seed=1, step=step, lanes=range(3), num_sites=3)),
+            keys_SL=torch.from_numpy(lane_keys(seed=1, step=step, lanes=range(3), **sites)),
             short_L=None if window.short_L is None else torch.from_numpy(window.short_L),
-            rows_N=None if window.rows_N is None else torch.from_numpy(window.rows_N),
         )
+        rows_N = None if window.rows_N is None else torch.from_numpy(window.rows_N)
+        nats_N = model.nats(hidden_TLH, split_targets(window.targets_N, cutoffs=(10, 30)), rows_N=rows_N)
+        penalty = torch.zeros(())
+        if penalized:
+            lanes = [hidden_TLH[:length, lane] for lane, length in enumerate(plan.lengths(step % plan.num_windows))]
+            changes = torch.cat([hidden_TH[1:] - hidden_TH[:-1] for hidden_TH in lanes])
+            penalty = 2 * torch.cat(lanes).square().mean() + 300 * changes.square().mean()
         state = tuple(each.detach() for each in state)
         optimizer.zero_grad()
-        (nats_N.sum() / window.num_targets).backward()
+        (nats_N.sum() / window.num_targets + penalty).backward()
         gradients = [parameter.grad for parameter in model.parameters()]
         assert all(gradient is not None for gradient in gradients)
         norm = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
