@@ -23,7 +23,7 @@ CACHE = ["neural_cache.size=50", "neural_cache.weight=0.2"]
 CACHE_NAMED = "neural cache of 50, weight 0.2, sharpness 1"
 DYNAMIC = ["dynamic.lr=0.001", "dynamic.num_lanes=3", "dynamic.num_windows=7"]
 DYNAMIC_NAMED = (
-    "dynamic evaluation in segments of 5, lr 0.001, decay 0.002, epsilon 2e-05, gradients over 7 windows of 3 lanes at"
+    "dynamic evaluation in segments of 5, lr 0.001, decay 0.002, epsilon 0.001, gradients over 7 windows of 3 lanes at"
     " most"
 )
 
