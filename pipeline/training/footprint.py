@@ -167,10 +167,10 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
         state = model.recurrence.zero_state(lanes)
 
         def forward() -> list[Tensor]:
-            hidden_TLH, penalty, _ = model.hidden_and_penalty(
+            hidden_TLH, *_ = model.hidden_and_penalty(
                 inputs_TL, state, keys_SL=keys_SL, num_targets=bptt * lanes, num_pairs=(bptt - 1) * lanes
             )
-            return [hidden_TLH] if penalty is None else [hidden_TLH, penalty]
+            return [hidden_TLH]
 
         with autocast(device, bf16=bf16):
             kept = saved_sizes(forward, known=model.parameters())
