@@ -23,7 +23,7 @@ from pipeline.training.optimization import build_optimizer
 from pipeline.training.parts import build_model, choose_device
 
 TRIED_LANES = 16  # from which on what a lane holds does not change any more
-LIGHTNING_BYTES = 3_500  # of a checkpoint, for counters and the run's identity
+LIGHTNING_BYTES = 4_000  # of a checkpoint, for counters and the run's identity
 TRIED_OPERATIONS = 3e10  # about half a second of a CPU
 
 
