@@ -23,7 +23,7 @@ from pipeline.training.optimization import build_optimizer
 from pipeline.training.parts import build_model, choose_device
 
 TRIED_LANES = 16  # from which on what a lane holds does not change any more
-LIGHTNING_BYTES = 3_500  # of a checkpoint, for counters and the run's identity
+LIGHTNING_BYTES = 4_000  # of a checkpoint, for counters and the run's identity
 TRIED_OPERATIONS = 3e10  # about half a second of a CPU
 
 
@@ -183,10 +183,10 @@ def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: st
         state = model.recurrence.zero_state(lanes)
 
         def forward() -> list[Tensor]:
-            hidden_TLH, penalty, _ = model.hidden_and_penalty(
+            hidden_TLH, *_ = model.hidden_and_penalty(
                 inputs_TL, state, keys_SL=keys_SL, num_targets=bptt * lanes, num_pairs=(bptt - 1) * lanes
             )
-            return [hidden_TLH] if penalty is None else [hidden_TLH, penalty]
+            return [hidden_TLH]
 
         with autocast(device, bf16=bf16):
             kept = saved_sizes(forward, known=model.parameters())

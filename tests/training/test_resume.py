@@ -28,6 +28,18 @@ SmallConfig = Callable[..., Config]
 WINDOWS = 52  # of the made corpus: 1000 words and 91 line ends on 3 lanes of bptt 7
 
 
+AWD = [
+    "stream.state=carry",
+    "model.recurrence.last_size=4",
+    "model.recurrence.weight_dropout=0.5",
+    "model.regularization.locked=true",
+    "model.regularization.input_dropout=0.4",
+    "model.regularization.layer_dropout=0.2",
+    "model.regularization.output_dropout=0.3",
+    "model.regularization.embedding_dropout=0.1",
+    "model.regularization.activation=2",
+    "model.regularization.temporal=1",
+]
 CASES = {
     "plain": [],
     "carried state": ["stream.state=carry"],
@@ -61,18 +73,8 @@ CASES = {
         "optim.schedule.hold_epochs=1",
         "model.softmax.kind=full",
     ],
-    "AWD-LSTM": [
-        "stream.state=carry",
-        "model.recurrence.last_size=4",
-        "model.recurrence.weight_dropout=0.5",
-        "model.regularization.locked=true",
-        "model.regularization.input_dropout=0.4",
-        "model.regularization.layer_dropout=0.2",
-        "model.regularization.output_dropout=0.3",
-        "model.regularization.embedding_dropout=0.1",
-        "model.regularization.activation=2",
-        "model.regularization.temporal=1",
-    ],
+    "AWD-LSTM": AWD,
+    "AWD-LSTM, bf16": [*AWD, "precision=bf16"],
 }
 
 

@@ -43,6 +43,7 @@ def test_steps_are_those_of_the_plain_loop(
         "logging.every_steps=60",
         f"stream.state={'carry' if carry else 'reset'}",
         *(f"model.regularization.{each}" for each in PENALTIES if penalized),
+        f"model.recurrence_init_scale={0.3 if penalized else 'null'}",
     )
     train(config)
     trained = load_checkpoint(checkpoint_path(str(tmp_path / "run"), num_steps))
@@ -51,7 +52,8 @@ def test_steps_are_those_of_the_plain_loop(
     tokens = open_split(data, manifest, "train")
     plan = LanePlan(num_targets=len(tokens), num_lanes=3, bptt=7)
     model = build_model(config.model, vocab_size=manifest.vocab_size)
-    model.draw_weights(seed=config.stream.seed, init_scale=config.model.init_scale)
+    scales = {"init_scale": 0.1, "recurrence_init_scale": 0.3 if penalized else None}
+    model.draw_weights(seed=config.stream.seed, **scales)
     optimizer = torch.optim.SGD(model.parameters(), lr=2, fused=True)
     state = model.recurrence.zero_state(3)
     total_nats, num_targets, norms = 0.0, 0, []
