@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline.config import EvaluateConfig, load
 from pipeline.evaluation import Evaluation, evaluate_split
-from pipeline.scoring.perplexity import PROTOCOL, finite, shown_number
+from pipeline.scoring.perplexity import finite, protocol_of, shown_number
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ def as_json(evaluation: Evaluation) -> dict[str, str | int | float | None]:
         "nats_per_token": finite(evaluation.score.nats_per_token),
         "targets": evaluation.score.num_targets,
         "oov_rate": evaluation.oov_rate,
-        "protocol": PROTOCOL,
+        "protocol": protocol_of(evaluation.trained.model),
     }
 
 
@@ -54,5 +54,5 @@ def _table(evaluation: Evaluation) -> Table:
     table.add_row("OOV rate", f"{evaluation.oov_rate:.2%}")
     table.add_row("unigram perplexity", shown_number(evaluation.unigram.perplexity))
     table.add_row("checkpoint", f"step {trained.step}, {trained.chosen}")
-    table.add_row("protocol", PROTOCOL)
+    table.add_row("protocol", protocol_of(trained.model))
     return table

@@ -13,6 +13,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+RECURRENT = "recurrent"  # the only kind of model that there was: the table's keys of the model are its own
+
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
 CONFIGURATION: dict[str, object] = {
     "extensions": [],
@@ -24,6 +26,7 @@ CONFIGURATION: dict[str, object] = {
     "stream.block_tokens": 65536,
     "stream.cache_gb": 50,
     "stream.cache_folder": None,
+    "model.kind": RECURRENT,
     "model.recurrence.kind": "lstm",
     "tracking.group": None,
     "tracking.tags": [],
@@ -78,7 +81,10 @@ def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
         if any(node.get(last) == value for node, last in _places(tree, key.split("."))):
             for each in without:
                 _taken(tree, each)
-    return _upgraded(tree, CONFIGURATION, CONFIGURATION_VALUES)
+    model = tree.get("model")
+    others = isinstance(model, dict) and model.get("kind", RECURRENT) != RECURRENT
+    added = {key: value for key, value in CONFIGURATION.items() if not (others and key.startswith("model."))}
+    return _upgraded(tree, added, CONFIGURATION_VALUES)
 
 
 def upgraded_identity(identity: Mapping[str, str], *, needed: Collection[str]) -> dict[str, str]:

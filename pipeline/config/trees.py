@@ -59,7 +59,7 @@ class Config(Section):
     corpus: CorpusConfig
     prepare: PrepareConfig
     stream: StreamConfig
-    model: ModelConfig
+    model: Annotated[SerializeAsAny[ModelConfig], by_kind("model")]
     optim: OptimConfig
     checkpoint: CheckpointConfig
     guard: GuardConfig
@@ -127,6 +127,17 @@ class EvaluateConfig(Section):
     """Disk of this machine, in GB, for token shards of a remote corpus; null: as the run has it."""
     cache_folder: str | None
     """Where on this machine they are kept; null: as the run has it."""
+
+
+class ArpaConfig(Section):
+    """What `arpa` reads."""
+
+    run: str | None
+    """The folder of the run of an n-gram model."""
+    to: str | None
+    """The file that is written, FILE.arpa."""
+    data: str | None
+    """Another prepared corpus with the same vocabulary, which has the words; null: the corpus of the run."""
 
 
 class VerifyConfig(Section):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
+from pipeline.config import RecurrentConfig
 from pipeline.model.dropout import lane_dropout
 from pipeline.model.output_layer import Targets
 from pipeline.model.recurrence import State
@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
         ConfigError: values that do not fit the vocabulary.
     """
 
-    def __init__(self, section: ModelConfig, *, vocab_size: int) -> None:
+    def __init__(self, section: RecurrentConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.dropout = section.dropout

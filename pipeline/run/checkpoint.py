@@ -46,13 +46,14 @@ UNLOADABLE = (
 # what a checkpoint of a run holds, and of which kind: by path of keys
 SHAPE: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("state_dict",): dict,
-    ("state_dict", f"{WEIGHTS_PREFIX}embedding_VE"): object,
     ("global_step",): int,
     (OWN_KEY,): dict,
     (OWN_KEY, "identity"): dict,
     (OWN_KEY, "identity", "vocabulary"): str,
     (OWN_KEY, "validations"): dict,
 }
+# a weight that each model of a kind has, by the kind's name in the identity; a checkpoint that names none is recurrent
+WEIGHTS = {"recurrent": "embedding_VE", "ngram": "log_probabilities_1"}
 # and what it takes to go on from it
 SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
     ("epoch",): int,
@@ -207,8 +208,12 @@ def _digest(mark: str) -> str:
     return content.strip()
 
 
-def load_checkpoint(path: str) -> Checkpoint:
+def load_checkpoint(path: str, *, mapped: bool = False) -> Checkpoint:
     """Reads a checkpoint to the CPU, after its digest is known to match. Nothing in it is run.
+
+    Args:
+        path: of its file.
+        mapped: whether tensors may stay where they lie on a local disk, memory-mapped, so that they take no memory.
 
     Raises:
         CheckpointError: it is missing, its bytes are not those that were written, or they are no tensors and plain
@@ -229,7 +234,9 @@ def load_checkpoint(path: str) -> Checkpoint:
             )
         with storage.open_read(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on archives of another kind, which are refused
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            source = storage.resolve(path)[1] if mapped and storage.is_local(path) else file
+            mmap = isinstance(source, str)
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror or error}); mend it, or {_mend(path)}"
@@ -256,8 +263,10 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
     Raises:
         CheckpointError: it lacks something, or is of another step than its name says.
     """
-    carried = {(OWN_KEY, name): object for name in _state_names(checkpoint)}
-    for keys, kind in (SHAPE_TO_RESUME | carried if to_resume else SHAPE).items():
+    shape = SHAPE | {("state_dict", f"{WEIGHTS_PREFIX}{WEIGHTS[model_kind(checkpoint)]}"): object}
+    if to_resume:
+        shape |= SHAPE_TO_RESUME | {(OWN_KEY, name): object for name in _state_names(checkpoint)}
+    for keys, kind in shape.items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -268,6 +277,14 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
             )
     if checkpoint["global_step"] != step:
         raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
+
+
+def model_kind(checkpoint: Checkpoint) -> str:
+    """Of which kind its model is, one of `WEIGHTS`."""
+    own = checkpoint.get(OWN_KEY)
+    identity = own.get("identity") if isinstance(own, dict) else None
+    found = str(identity.get("model.kind")).strip('"') if isinstance(identity, dict) else ""
+    return found if found in WEIGHTS else "recurrent"
 
 
 def _state_names(checkpoint: Checkpoint) -> list[str]:

@@ -18,8 +18,14 @@ from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.stream import Tokens, read_windows
 from pipeline.errors import CorpusError
 from pipeline.model.language_model import LanguageModel
+from pipeline.ngram.model import NgramModel
+from pipeline.ngram.windows import read_with_history
 
 PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
+NGRAM_PROTOCOLS = {
+    "line": "histories begin with their line, every token a target, <unk> and <eos> included",
+    "none": "one history from the first <eos>, every token a target, <unk> and <eos> included",
+}
 WINDOW_TOKENS = 1000  # bounds memory; the score does not depend on it
 
 # a token sequence → nats of its targets in their order, float64, `WINDOW_TOKENS` at a time, on any device
@@ -54,11 +60,21 @@ def shown_number(value: float, *, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
+def predictor_of(model: LanguageModel | NgramModel) -> Predictor:
+    """What gives each target its nats by a model as it is."""
+    return partial(ngram_nats, model) if isinstance(model, NgramModel) else partial(plain_nats, model)
+
+
+def protocol_of(model: LanguageModel | NgramModel) -> str:
+    """What a score by the model means, for people."""
+    return PROTOCOL if isinstance(model, LanguageModel) else NGRAM_PROTOCOLS[model.resets]
+
+
 def score_tokens(
-    model: LanguageModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
+    model: LanguageModel | NgramModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
 ) -> Score:
-    """Scores every token of a sequence once, by the protocol above; arguments as `plain_nats` and `score`."""
-    return score(partial(plain_nats, model), tokens, progress=progress)
+    """Scores every token of a sequence once, by the protocol above; arguments as `predictor_of` and `score`."""
+    return score(predictor_of(model), tokens, progress=progress)
 
 
 def score(predict: Predictor, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None) -> Score:
@@ -102,6 +118,24 @@ def plain_nats(model: LanguageModel, tokens: Tokens) -> Iterator[Tensor]:
         targets = tuple(each.to(device) for each in model.softmax.prepare_targets(window.targets_N))
         nats_N, state = model(torch.from_numpy(window.inputs_TL).to(device), state, targets)
         yield nats_N.double()
+
+
+@torch.inference_mode()
+def ngram_nats(model: NgramModel, tokens: Tokens) -> Iterator[Tensor]:
+    """Nats of every target of a sequence by an n-gram model.
+
+    Args:
+        model: gives each target the history that its kind of resets allows.
+        tokens: the sequence.
+
+    Yields:
+        as a `Predictor`.
+    """
+    before = read_with_history(tokens, 0, 0, num_before=model.order)
+    for start in range(0, len(tokens), WINDOW_TOKENS):
+        ids_T = np.concatenate([before, tokens.read(start, min(start + WINDOW_TOKENS, len(tokens)))])
+        before = ids_T[-model.order :]
+        yield model.nats(ids_T)
 
 
 def score_unigram(

@@ -39,8 +39,10 @@ def weights_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     return {name.removeprefix(WEIGHTS_PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
 
 
-def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
-    """(step, checkpoint, why this one, for people); as `load_trained` takes it."""
+def choose_checkpoint(
+    run: str, which: Literal["best", "last"] | int, *, mapped: bool = False
+) -> tuple[int, Checkpoint, str]:
+    """(step, checkpoint, why this one, for people); as `load_trained` and `load_checkpoint` take it."""
     steps = committed_steps(run)
     if not steps:
         raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
@@ -57,7 +59,7 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
         else:
             step = best
-    checkpoint = _load(run, step)
+    checkpoint = _load(run, step, mapped=mapped)
     if not all_finite(checkpoint["state_dict"]):
         others = _listed([each for each in steps if each != step])
         mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
@@ -65,9 +67,9 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
     return step, checkpoint, chosen
 
 
-def _load(run: str, step: int) -> Checkpoint:
+def _load(run: str, step: int, *, mapped: bool) -> Checkpoint:
     path = checkpoint_path(run, step)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mapped=mapped)
     check_shape(checkpoint, path, step=step, to_resume=False)
     return checkpoint
 

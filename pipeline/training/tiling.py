@@ -5,7 +5,15 @@ Imports no torch, so that a command is quick.
 
 import json
 
-from pipeline.config import AdaptiveSoftmaxConfig, Config, FullSoftmaxConfig, ModelConfig, flat
+from pipeline.config import (
+    AdaptiveSoftmaxConfig,
+    Config,
+    FullSoftmaxConfig,
+    ModelConfig,
+    RecurrentConfig,
+    flat,
+    recurrent,
+)
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
 from pipeline.corpus.order import Order
@@ -15,12 +23,13 @@ from pipeline.masking import without_credentials
 CUTOFFS = (2000, 10000)  # where nobody gives any
 
 
-def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
+def fitted_model(model: ModelConfig, *, vocab_size: int) -> RecurrentConfig:
     """The section with cutoffs, where it leaves them to the vocabulary: a softmax with no cutoff below it is full.
 
     Raises:
-        ConfigError: a given cutoff is beyond the vocabulary.
+        ConfigError: a given cutoff is beyond the vocabulary, or the model is none that is trained in steps.
     """
+    model = recurrent(model)
     softmax = model.softmax
     if not isinstance(softmax, AdaptiveSoftmaxConfig):
         return model

@@ -6,7 +6,7 @@ from pipeline.config import (
     AdaptiveSoftmaxConfig,
     FullSoftmaxConfig,
     LSTMConfig,
-    ModelConfig,
+    RecurrentConfig,
 )
 
 
@@ -32,9 +32,9 @@ def model_section(
     tied: bool,
     cutoffs: Sequence[int],
     div_value: float,
-) -> ModelConfig:
+) -> RecurrentConfig:
     """A stacked LSTM with a softmax."""
-    return ModelConfig(
+    return RecurrentConfig(
         embedding_size=embedding_size,
         dropout=dropout,
         tied=tied,
