@@ -36,6 +36,7 @@ SIZES = {
     "text8_grave": (44_000, 16_103_906),
     "lm1b_lstm2048": (793_471, 290_290_274),
 }
+NGRAMS = ["kn5", "ladder_ngram"]  # which have no sizes, and whose training has no steps: tests/ngram
 STEPS = 2
 LARGE = ("ptb_large", "lm1b_lstm2048")  # on one core: 10 s and 1.2 GB of memory, 56 s and 5.4 GB
 
@@ -47,7 +48,7 @@ def recipe(name, *overrides):
 
 
 def test_every_recipe_stands_here():
-    assert sorted(SIZES) == groups(Config)["experiment"]
+    assert sorted([*SIZES, *NGRAMS]) == groups(Config)["experiment"]
 
 
 # --- sizes
@@ -191,6 +192,13 @@ def test_the_cosine_falls_from_the_full_rate_to_nothing_at_the_end(name):
     assert found[60] == 0
     assert all(before > after for before, after in pairwise(found))
     assert 0 < found[59] < 0.02
+
+
+@pytest.mark.parametrize("name", NGRAMS)
+def test_the_recipes_of_ngrams(name):
+    model = recipe(name).model
+    assert (model.kind, model.order, model.resets, model.arpa) == ("ngram", 5, "line", None)
+    assert model.zeroton == (name == "kn5")
 
 
 # --- each of them trains
