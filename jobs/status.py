@@ -118,7 +118,7 @@ def _going_on(found: Account, saved: Saved) -> str:
     kept = "nothing is saved" if saved.saved_step is None else f"step {saved.saved_step} is saved"
     if saved.resumes_from is None:
         return f"{kept} but damaged, and no other: the same command refuses"
-    if saved.resumes_from == 0:
+    if saved.saved_step is None and saved.resumes_from == 0:
         return f"{kept}: the same command begins anew"
     if saved.resumes_from != saved.saved_step:
         kept += " but damaged"

@@ -20,17 +20,18 @@ from pipeline.corpus.vocabulary import Vocabulary
 from pipeline.errors import ConfigError, CorpusError
 from pipeline.masking import MASK
 from pipeline.model.language_model import LanguageModel
+from pipeline.ngram.model import NgramModel
 from pipeline.scoring.dynamic import Rates, dynamic_protocol, learning_rates, read_dynamic
 from pipeline.scoring.mixture import fitted_weights, mixed_nats, mixture_protocol
 from pipeline.scoring.neural_cache import cache_protocol, cached_nats
 from pipeline.scoring.perplexity import (
-    PROTOCOL,
     WINDOW_TOKENS,
     Predictor,
     Reader,
     Score,
     nats_of,
     predictor_of,
+    protocol_of,
     read_plain,
     score,
     score_unigram,
@@ -123,13 +124,14 @@ def _check_options(config: EvaluateConfig, models: Sequence[TrainedModel]) -> No
 
 
 def _protocol(config: EvaluateConfig, models: Sequence[TrainedModel], weights: Sequence[float]) -> str:
-    parts = [PROTOCOL]
+    parts, options = list(dict.fromkeys(protocol_of(each.model) for each in models)), []
     if config.dynamic.lr is not None:
-        parts.append(dynamic_protocol(config.dynamic))
+        options.append(dynamic_protocol(config.dynamic))
     if config.neural_cache.size is not None:
-        parts.append(cache_protocol(config.neural_cache))
-    if len(parts) > 1 and not all(isinstance(each.model, LanguageModel) for each in models):
-        parts[-1] += " (recurrent models alone)"
+        options.append(cache_protocol(config.neural_cache))
+    if options and not all(isinstance(each.model, LanguageModel) for each in models):
+        options[-1] += " (recurrent models alone)"
+    parts += options
     if weights:
         parts.append(mixture_protocol(weights, fitted_on=None if config.mix_weights else config.mix_split))
     return ", ".join(parts)
@@ -139,7 +141,7 @@ def _protocol(config: EvaluateConfig, models: Sequence[TrainedModel], weights: S
 
 
 def _predictor(
-    corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel, progress: Callable[[int, int], None]
+    corpus: "_Corpus", config: EvaluateConfig, model: LanguageModel | NgramModel, progress: Callable[[int, int], None]
 ) -> Predictor:
     """What gives each target its nats by a model with the options, which are for recurrent models alone.
 

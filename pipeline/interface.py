@@ -7,7 +7,7 @@ command line refuses, with the same errors (`pipeline.errors`). Each function im
 from typing import TYPE_CHECKING, Literal
 
 from pipeline import storage
-from pipeline.config import Config, EvaluateConfig, given, load
+from pipeline.config import Config, EvaluateConfig, NgramConfig, given, load
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def check_preparation(config: Config) -> "tuple[str, list[Source]]":
 
 
 def train(config: Config) -> "Conclusion":
-    """Trains to the configured end, from the newest checkpoint in `config.run` if there is one.
+    """Trains to the configured end, from the newest checkpoint in `config.run` if there is one; n-grams are counted.
 
     Where `config.cluster` asks for other processes, a script does this below `if __name__ == "__main__":`.
 
@@ -94,6 +94,10 @@ def train(config: Config) -> "Conclusion":
         LossError: a loss was bad, and the run was to stop then.
         Stopped: someone asked for it; all is saved.
     """
+    if isinstance(config.model, NgramConfig):
+        from pipeline.ngram_run import train_ngrams
+
+        return train_ngrams(config)
     from pipeline.runner import train as run_training
 
     return run_training(config)

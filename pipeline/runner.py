@@ -67,15 +67,19 @@ class Conclusion:
         run: the run folder.
         step: updates made in all.
         first_step: those that it began with; equal to `step`: the run was finished.
+        told: for people, of a run without steps.
     """
 
     run: str
     step: int
     first_step: int
+    told: str | None = None
 
     @property
     def line(self) -> str:
         """For people."""
+        if self.told is not None:
+            return self.told
         if self.first_step == self.step:
             return f"{self.run} is finished at step {self.step}; raise max_epochs or max_steps to go on"
         return f"{self.run} is trained to step {self.step} (from step {self.first_step})"
@@ -158,7 +162,7 @@ def launch(plan: Plan) -> Result:
     if digests:
         check_fingerprint(data, plan.manifest)
     verify_corpus(data, plan.manifest, digests=digests and storage.is_local(data))  # others when they are fetched
-    with _opened(plan) as end:
+    with opened(plan) as end:
         result = backend.run(_work, job, plan.rank)
         end(result.stop or result.lost or (result.bad and result.bad[1]))
     return result
@@ -204,7 +208,7 @@ def _work(place: Place, job: Job) -> Result:
 
 
 @contextmanager
-def _opened(plan: Plan) -> Iterator[Callable[[str | None], None]]:
+def opened(plan: Plan) -> Iterator[Callable[[str | None], None]]:
     """The run folder is kept to this command, and its ledger says how the attempt began and ended.
 
     Yields:

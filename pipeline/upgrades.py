@@ -13,6 +13,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+RECURRENT = "recurrent"  # the only kind of model that there was: the table's keys of the model are its own
+
 # dotted key of `Config` → its value before it was a key; the identity of a run takes its new keys from here too
 CONFIGURATION: dict[str, object] = {
     "extensions": [],
@@ -25,6 +27,7 @@ CONFIGURATION: dict[str, object] = {
     "stream.block_tokens": 65536,
     "stream.cache_gb": 50,
     "stream.cache_folder": None,
+    "model.kind": RECURRENT,
     "model.input.kind": "full",
     "model.recurrence.kind": "lstm",
     "optim.averaging": "none",
@@ -87,7 +90,10 @@ CORPUS = "corpus."  # of CONFIGURATION's keys, those that a manifest holds too
 def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree of a run's `config.yaml`, with the keys and values that are written today."""
     tree = json.loads(json.dumps(tree))
-    _add(tree, {section: {} for section in SECTIONS})
+    model = tree.get("model")
+    others = isinstance(model, dict) and model.get("kind", RECURRENT) != RECURRENT
+    foreign = ("model.",) if others else ()  # keys of a recurrent model are none of another one
+    _add(tree, {section: {} for section in SECTIONS if not section.startswith(foreign)})
     for former, today in RENAMED.items():
         for value in _taken(tree, former):
             *path, last = today.split(".")
@@ -99,7 +105,8 @@ def upgraded_configuration(tree: dict[str, Any]) -> dict[str, Any]:
         if any(node.get(last) == value for node, last in _places(tree, key.split("."))):
             for each in without:
                 _taken(tree, each)
-    return _upgraded(tree, CONFIGURATION, CONFIGURATION_VALUES)
+    added = {key: value for key, value in CONFIGURATION.items() if not key.startswith(foreign)}
+    return _upgraded(tree, added, CONFIGURATION_VALUES)
 
 
 def upgraded_identity(identity: Mapping[str, str], *, needed: Collection[str]) -> dict[str, str]:

@@ -47,6 +47,7 @@ SIZES = {
 }
 # mean square of a hidden vector's elements before the first step, where the cell's own are not near 0
 AT_FIRST = {"ladder_minlstm": 0.5, "ladder_transformer": 1.0}  # g(0) is 0.5 and grows upwards; a norm makes it 1
+NGRAMS = ["kn5", "ladder_ngram"]  # which have no sizes, and whose training has no steps: tests/ngram
 STEPS = 2
 # on one core: ptb_large 10 s and 1.2 GB of memory, lm1b_lstm2048 56 s and 5.4 GB
 LARGE = ("ptb_large", "lm1b_lstm2048", "awd_ptb", "awd_wikitext2")
@@ -59,7 +60,7 @@ def recipe(name, *overrides):
 
 
 def test_every_recipe_stands_here():
-    assert sorted(SIZES) == groups(Config)["experiment"]
+    assert sorted([*SIZES, *NGRAMS]) == groups(Config)["experiment"]
 
 
 # --- sizes
@@ -255,6 +256,13 @@ def test_the_cosine_falls_from_the_full_rate_to_nothing_at_the_end(name):
     assert found[60] == 0
     assert all(before > after for before, after in pairwise(found))
     assert 0 < found[59] < 0.02
+
+
+@pytest.mark.parametrize("name", NGRAMS)
+def test_the_recipes_of_ngrams(name):
+    model = recipe(name).model
+    assert (model.kind, model.order, model.resets, model.arpa) == ("ngram", 5, "line", None)
+    assert model.zeroton == (name == "kn5")
 
 
 # --- each of them trains

@@ -18,6 +18,7 @@ def test_a_models_section_of_before_is_one_of_today(kind):
     before = {"model": {"dropout": 0.1, **SIZES, "softmax": softmax}}
     today = upgraded_configuration(before)
     assert today["model"] == {
+        "kind": "recurrent",
         "dropout": 0.1,
         "softmax": softmax if kind == "adaptive" else {"kind": "full"},
         "input": {"kind": "full"},

@@ -1,7 +1,7 @@
 """From overrides, as they are typed, to a tree: Hydra composes the folder conf/, the schema judges the result."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_origin
 
@@ -74,8 +74,12 @@ def load(schema: type[Tree], overrides: Sequence[str], *, name: str = "config") 
     given = [key for key, text in values.items() if text is not None]
     values |= {other: value for key in given for other, value in IMPLIED.get(key, {}).items() if other not in typed}
     for place in kinds:
-        section = _node(tree, place)
-        _fill(section, place, kind=values.get(f"{place}.kind", section["kind"]), typed=typed)
+        above, _, last = place.rpartition(".")
+        section = _node(tree, above).get(last, {})
+        if "kind" in section:  # else the section above it is of a kind that has none
+            kind = values.get(f"{place}.kind", section["kind"])
+            _fill(section, place, kind=kind, typed=typed)
+            _refuse_experiment(section, place, kind=kind, typed=typed)
     for dotted, found in values.items():
         place, _, last = dotted.rpartition(".")
         _node(tree, place)[last] = found
@@ -91,9 +95,9 @@ def _import_typed(overrides: Iterable[str]) -> None:
 
 
 def _node(tree: Any, place: str) -> dict[str, Any]:  # noqa: ANN401  (a tree as JSON holds it)
-    """The section at a dotted key; at none, the tree."""
+    """The section at a dotted key, which is made if need be; at none, the tree."""
     for part in place.split(".") if place else ():
-        tree = tree[part]
+        tree = tree.setdefault(part, {})
     found: dict[str, Any] = tree
     return found
 
@@ -109,11 +113,42 @@ def _fill(section: dict[str, Any], place: str, *, kind: object, typed: Collectio
     """
     from omegaconf import OmegaConf
 
-    stay = {key: value for key, value in section.items() if kind == section["kind"] or f"{place}.{key}" in typed}
+    begins = {".".join(each.split(".")[: place.count(".") + 2]) for each in typed}  # of a section's keys, the section's
+    stay = {key: value for key, value in section.items() if kind == section["kind"] or f"{place}.{key}" in begins}
     file = CONF.joinpath(*place.split("."), f"{kind}.yaml")
     values = OmegaConf.to_container(OmegaConf.load(file)) if kind in KINDS[place] and file.exists() else {}
     section.clear()
     section.update(cast(dict[str, Any], values) | stay | {"kind": kind})
+
+
+def _refuse_experiment(section: dict[str, Any], place: str, *, kind: object, typed: Mapping[str, str]) -> None:
+    """Refuses an experiment that sets keys which a section of another kind than the experiment's own lacks.
+
+    Args:
+        section: as composed and filled.
+        place: its dotted key.
+        kind: of the section.
+        typed: values by dotted key.
+    """
+    if "experiment" not in typed or not isinstance(kind, str) or kind not in KINDS[place]:
+        return
+    known = KINDS[place][kind].model_fields
+    begins = {key: value for key, value in section.items() if key not in known}
+    lacking = [key for key in _keys_of(begins, place) if key not in typed]
+    if lacking:
+        mends = " or ".join(f"{key}={typed[key]}" for key in ("experiment", place, f"{place}.kind") if key in typed)
+        raise ConfigError(
+            f"experiment={typed['experiment']} sets {', '.join(lacking)}, which {place}.kind={kind} lacks;"
+            f" leave out {mends}"
+        )
+
+
+def _keys_of(node: Mapping[str, Any], prefix: str) -> list[str]:
+    """The dotted keys of what is no section."""
+    found: list[str] = []
+    for key, value in node.items():
+        found += _keys_of(value, f"{prefix}.{key}") if isinstance(value, dict) else [f"{prefix}.{key}"]
+    return found
 
 
 def groups(schema: type[Section]) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Exponent = Annotated[float, Field(ge=0, le=1)]
 RANDOM_BPTT = 10  # the least about which lengths are drawn: its half is the shortest of them
+MOST_ORDER = 20  # of n-grams
 
 
 def _one_is_a_list(value: object) -> object:
@@ -522,6 +523,7 @@ class SkyConfig(ViaConfig):
 
 # dotted key of a section that comes in kinds → kind → the section with that kind's keys
 KINDS: dict[str, dict[str, type[Section]]] = {
+    "model": {},  # its kinds stand below
     "model.input": {"full": FullInputConfig, "adaptive": AdaptiveInputConfig},
     "model.recurrence": {
         "lstm": LSTMConfig,
@@ -559,12 +561,18 @@ def by_kind(place: str) -> BeforeValidator:
             listed = " or ".join(repr(each) for each in kinds)
             near = nearest(kind, kinds) if isinstance(kind, str) else ""
             raise ValueError(f"{place}.kind={json.dumps(kind)}: it must be {listed}{near}")
-        for key in tree:
-            owners = [each for each, section in kinds.items() if key in section.model_fields]
-            if owners and kind not in owners:
-                raise ValueError(
-                    f"{place}.{key} is no key of {place}.kind={kind}; leave it out or use {place}.kind={owners[0]}"
-                )
+        foreign = {
+            f"{place}.{key}": owners[0]
+            for key in tree
+            if (owners := [each for each, section in kinds.items() if key in section.model_fields])
+            and kind not in owners
+        }
+        if foreign:
+            keys, (owner, *_) = [*foreign], foreign.values()
+            are, them = ("is no key", "it") if len(keys) == 1 else ("are no keys", "them")
+            raise ValueError(
+                f"{', '.join(keys)} {are} of {place}.kind={kind}; leave {them} out or use {place}.kind={owner}"
+            )
         return kinds[kind].model_validate_json(json.dumps(tree))
 
     return BeforeValidator(judged)
@@ -590,6 +598,13 @@ class RegularizationConfig(Section):
 
 
 class ModelConfig(Section):
+    """The language model: what every kind of it has; each adds keys of its own."""
+
+    kind: str
+    """What predicts the next word; it decides which other keys there are."""
+
+
+class RecurrentConfig(ModelConfig):
     """Input layer, recurrence, output layer."""
 
     embedding_size: PositiveInt
@@ -655,6 +670,36 @@ class ModelConfig(Section):
 
 def _listed(cutoffs: tuple[int, ...] | None) -> str:
     return json.dumps(cutoffs, separators=(",", ":"))
+
+
+class NgramConfig(ModelConfig):
+    """N-grams, smoothed by interpolated modified Kneser-Ney."""
+
+    order: Annotated[int, Field(ge=1, le=MOST_ORDER)]
+    """Words of the longest n-grams: the last one is predicted from those before it."""
+    zeroton: bool
+    """Whether a word that never occurs has a share of the probability, beside a literal <unk>, as lmplz has it."""
+    resets: Literal["line", "none"]
+    """Where histories end: at the begin of each line (or document, if those end with <eos>), or nowhere."""
+    arpa: str | None
+    """An ARPA file to take the probabilities from; null: they are estimated from the training text."""
+
+
+KINDS["model"] |= {"recurrent": RecurrentConfig, "ngram": NgramConfig}
+
+
+def recurrent(model: ModelConfig) -> RecurrentConfig:
+    """The section of a model that is trained in steps.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if isinstance(model, RecurrentConfig):
+        return model
+    raise ConfigError(
+        f"model.kind={model.kind} is counted in one pass, which `python -m jobs train` does at once: it has no steps,"
+        " lanes or devices; leave it to train, or use model.kind=recurrent"
+    )
 
 
 class ScheduleConfig(Section):

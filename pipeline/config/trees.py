@@ -62,7 +62,7 @@ class Config(Section):
     corpus: CorpusConfig
     prepare: PrepareConfig
     stream: StreamConfig
-    model: ModelConfig
+    model: Annotated[SerializeAsAny[ModelConfig], by_kind("model")]
     optim: OptimConfig
     checkpoint: CheckpointConfig
     guard: GuardConfig
@@ -158,6 +158,17 @@ class EvaluateConfig(Section):
                 " use another mix_split, or give mix_weights"
             )
         return self
+
+
+class ArpaConfig(Section):
+    """What `arpa` reads."""
+
+    run: str | None
+    """The folder of the run of an n-gram model."""
+    to: str | None
+    """The file that is written, FILE.arpa."""
+    data: str | None
+    """Another prepared corpus with the same vocabulary, which has the words; null: the corpus of the run."""
 
 
 class VerifyConfig(Section):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import FullInputConfig, ModelConfig
+from pipeline.config import FullInputConfig, RecurrentConfig
 from pipeline.model.dropout import lane_dropout, word_dropout
 from pipeline.model.input_layer import InputLayer
 from pipeline.model.output_layer import Targets, at_least_fp32
@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
         ConfigError: values that do not fit the vocabulary.
     """
 
-    def __init__(self, section: ModelConfig, *, vocab_size: int) -> None:
+    def __init__(self, section: RecurrentConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         drop = self.regularization = section.regularization

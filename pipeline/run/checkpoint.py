@@ -53,6 +53,8 @@ SHAPE: dict[tuple[str, ...], type | tuple[type, ...]] = {
     (OWN_KEY, "identity", "vocabulary"): str,
     (OWN_KEY, "validations"): dict,
 }
+# a weight that each model of a kind has, by the kind's name in the identity; a checkpoint that names none is recurrent
+WEIGHTS = {"recurrent": "embedding_VE", "ngram": "log_probabilities_1"}
 # and what it takes to go on from it
 SHAPE_TO_RESUME: dict[tuple[str, ...], type | tuple[type, ...]] = SHAPE | {
     ("epoch",): int,
@@ -207,8 +209,12 @@ def _digest(mark: str) -> str:
     return content.strip()
 
 
-def load_checkpoint(path: str) -> Checkpoint:
+def load_checkpoint(path: str, *, mapped: bool = False) -> Checkpoint:
     """Reads a checkpoint to the CPU, after its digest is known to match. Nothing in it is run.
+
+    Args:
+        path: of its file.
+        mapped: whether tensors may stay where they lie on a local disk, memory-mapped, so that they take no memory.
 
     Raises:
         CheckpointError: it is missing, its bytes are not those that were written, or they are no tensors and plain
@@ -229,7 +235,9 @@ def load_checkpoint(path: str) -> Checkpoint:
             )
         with storage.open_read(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on archives of another kind, which are refused
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            source = storage.resolve(path)[1] if mapped and storage.is_local(path) else file
+            mmap = isinstance(source, str)
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror or error}); mend it, or {_mend(path)}"
@@ -256,9 +264,10 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
     Raises:
         CheckpointError: it lacks something, or is of another step than its name says.
     """
-    carried = {(OWN_KEY, name): object for name in _state_names(checkpoint)}
-    embedding = {("state_dict", _embedding_name(checkpoint)): object}
-    for keys, kind in (SHAPE_TO_RESUME | embedding | carried if to_resume else SHAPE | embedding).items():
+    shape = SHAPE | {("state_dict", f"{WEIGHTS_PREFIX}{_first_weights(checkpoint)}"): object}
+    if to_resume:
+        shape |= SHAPE_TO_RESUME | {(OWN_KEY, name): object for name in _state_names(checkpoint)}
+    for keys, kind in shape.items():
         found: Any = checkpoint
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
@@ -271,10 +280,20 @@ def check_shape(checkpoint: Checkpoint, path: str, *, step: int, to_resume: bool
         raise CheckpointError(f"{path} is of step {checkpoint['global_step']}, not of {step}; {_mend(path)}")
 
 
-def _embedding_name(checkpoint: Checkpoint) -> str:
-    """Of the weights that every model has: those of its first words."""
-    weights, tables = checkpoint.get("state_dict"), f"{WEIGHTS_PREFIX}input.tables.0"
-    return tables if isinstance(weights, dict) and tables in weights else f"{WEIGHTS_PREFIX}embedding_VE"
+def _first_weights(checkpoint: Checkpoint) -> str:
+    """Of the tensors that every model of its kind has, one by its name: of a recurrent one those of its first words."""
+    weights, tables = checkpoint.get("state_dict"), "input.tables.0"
+    if isinstance(weights, dict) and f"{WEIGHTS_PREFIX}{tables}" in weights:
+        return tables
+    return WEIGHTS[model_kind(checkpoint)]
+
+
+def model_kind(checkpoint: Checkpoint) -> str:
+    """Of which kind its model is, one of `WEIGHTS`."""
+    own = checkpoint.get(OWN_KEY)
+    identity = own.get("identity") if isinstance(own, dict) else None
+    found = str(identity.get("model.kind")).strip('"') if isinstance(identity, dict) else ""
+    return found if found in WEIGHTS else "recurrent"
 
 
 def _state_names(checkpoint: Checkpoint) -> list[str]:

@@ -21,8 +21,14 @@ from pipeline.corpus.stream import Tokens, Window, read_windows
 from pipeline.errors import CorpusError
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.recurrence import State
+from pipeline.ngram.model import NgramModel
+from pipeline.ngram.windows import read_with_history
 
 PROTOCOL = "one lane from zero state, every token a target, <unk> and <eos> included"
+NGRAM_PROTOCOLS = {
+    "line": "histories begin with their line, every token a target, <unk> and <eos> included",
+    "none": "one history from the first <eos>, every token a target, <unk> and <eos> included",
+}
 WINDOW_TOKENS = 1000  # bounds memory; the score does not depend on it
 
 # a token sequence → nats of its targets in their order, float64, `WINDOW_TOKENS` at a time, on any device
@@ -74,11 +80,21 @@ def shown_number(value: float, *, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
+def predictor_of(model: LanguageModel | NgramModel) -> Predictor:
+    """What gives each target its nats by a model as it is."""
+    return partial(ngram_nats, model) if isinstance(model, NgramModel) else partial(plain_nats, model)
+
+
+def protocol_of(model: LanguageModel | NgramModel) -> str:
+    """What a score by the model means, for people."""
+    return PROTOCOL if isinstance(model, LanguageModel) else NGRAM_PROTOCOLS[model.resets]
+
+
 def score_tokens(
-    model: LanguageModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
+    model: LanguageModel | NgramModel, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None
 ) -> Score:
-    """Scores every token of a sequence once, by the protocol above; arguments as `plain_nats` and `score`."""
-    return score(partial(plain_nats, model), tokens, progress=progress)
+    """Scores every token of a sequence once, by the protocol above; arguments as `predictor_of` and `score`."""
+    return score(predictor_of(model), tokens, progress=progress)
 
 
 def score(predict: Predictor, tokens: Tokens, *, progress: Callable[[int], None] = lambda num_tokens: None) -> Score:
@@ -102,11 +118,6 @@ def score(predict: Predictor, tokens: Tokens, *, progress: Callable[[int], None]
         progress(len(nats_N))
     assert num_targets == len(tokens), f"{num_targets} of {len(tokens)} tokens were scored"
     return Score(total_nats=float(total_nats), num_targets=num_targets)
-
-
-def predictor_of(model: LanguageModel) -> Predictor:
-    """What gives each target its nats by a trained model as it is."""
-    return partial(plain_nats, model)
 
 
 def plain_nats(model: LanguageModel, tokens: Tokens) -> Iterator[Tensor]:
@@ -173,6 +184,24 @@ def in_windows(reads: Iterable[Read]) -> Iterator[Read]:
 
 def _joined(reads: Iterable[Read]) -> Read:
     return Read(*(torch.cat(parts) for parts in zip(*reads, strict=True)))
+
+
+@torch.inference_mode()
+def ngram_nats(model: NgramModel, tokens: Tokens) -> Iterator[Tensor]:
+    """Nats of every target of a sequence by an n-gram model.
+
+    Args:
+        model: gives each target the history that its kind of resets allows.
+        tokens: the sequence.
+
+    Yields:
+        as a `Predictor`.
+    """
+    before = read_with_history(tokens, 0, 0, num_before=model.order)
+    for start in range(0, len(tokens), WINDOW_TOKENS):
+        ids_T = np.concatenate([before, tokens.read(start, min(start + WINDOW_TOKENS, len(tokens)))])
+        before = ids_T[-model.order :]
+        yield model.nats(ids_T)
 
 
 def score_unigram(

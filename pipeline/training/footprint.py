@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import AdaptiveInputConfig, FullSoftmaxConfig, ModelConfig, OptimConfig
+from pipeline.config import AdaptiveInputConfig, FullSoftmaxConfig, ModelConfig, OptimConfig, RecurrentConfig, recurrent
 from pipeline.model.language_model import LanguageModel
 from pipeline.run.plan import Parameters
 from pipeline.training.optimization import build_optimizer
@@ -98,7 +98,7 @@ def activation_bytes(
         bf16: whether the arithmetic is bf16.
         device: that runs the recurrence, `cpu` or `cuda`; the kernels of another may keep other things.
     """
-    below = _recurrence_bytes(section, bptt=bptt, bf16=bf16, device=device)
+    below = _recurrence_bytes(recurrent(section), bptt=bptt, bf16=bf16, device=device)
     model = shapes_of(section, vocab_size=len(counts_V))
 
     def held(lanes: int) -> int:
@@ -160,7 +160,7 @@ def saved_sizes(forward: Callable[[], Iterable[Tensor]], *, known: Iterable[Tens
     return [storage.nbytes() for key, storage in kept.items() if key not in there]
 
 
-def _recurrence_bytes(section: ModelConfig, *, bptt: int, bf16: bool, device: str) -> Callable[[int], int]:
+def _recurrence_bytes(section: RecurrentConfig, *, bptt: int, bf16: bool, device: str) -> Callable[[int], int]:
     """Of input layer, recurrence and dropout, by the number of lanes: a straight line through two trials.
 
     They are tried with few words: a cluster of an adaptive input has one, and its width is what it is.

@@ -52,8 +52,10 @@ def weights_of(checkpoint: Checkpoint) -> "dict[str, Tensor]":
     return weights | averaged_of(checkpoint)
 
 
-def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[int, Checkpoint, str]:
-    """(step, checkpoint, why this one, for people); as `load_trained` takes it."""
+def choose_checkpoint(
+    run: str, which: Literal["best", "last"] | int, *, mapped: bool = False
+) -> tuple[int, Checkpoint, str]:
+    """(step, checkpoint, why this one, for people); as `load_trained` and `load_checkpoint` take it."""
     steps = committed_steps(run)
     if not steps:
         raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
@@ -70,7 +72,7 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
         else:
             step = best
-    checkpoint = _load(run, step)
+    checkpoint = _load(run, step, mapped=mapped)
     if num_averaged := own_part(checkpoint).get(NUM_AVERAGED, 0):
         chosen += f", the mean of {num_averaged} updates"
     if not all_finite(weights_of(checkpoint)):
@@ -80,9 +82,9 @@ def choose_checkpoint(run: str, which: Literal["best", "last"] | int) -> tuple[i
     return step, checkpoint, chosen
 
 
-def _load(run: str, step: int) -> Checkpoint:
+def _load(run: str, step: int, *, mapped: bool) -> Checkpoint:
     path = checkpoint_path(run, step)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mapped=mapped)
     check_shape(checkpoint, path, step=step, to_resume=False)
     return checkpoint
 

@@ -7,9 +7,11 @@ without a run, a run without the checkpoint, one that is damaged or holds weight
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import Config
+from pipeline.config import Config, ModelConfig, NgramConfig
+from pipeline.errors import CheckpointError
 from pipeline.model.language_model import LanguageModel, num_words
-from pipeline.run.checkpoint import check_weights, checkpoint_path, own_part
+from pipeline.ngram.model import NgramModel, shapes_of
+from pipeline.run.checkpoint import Checkpoint, check_weights, checkpoint_path, model_kind, own_part
 from pipeline.run.folder import read_config
 from pipeline.training.origin import choose_checkpoint, weights_of
 from pipeline.training.parts import build_model
@@ -29,7 +31,7 @@ class TrainedModel:
     """
 
     config: Config
-    model: LanguageModel
+    model: LanguageModel | NgramModel
     path: str
     step: int
     vocabulary_fingerprint: str
@@ -48,11 +50,8 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
         CheckpointError: it holds no committed checkpoint, or the one wanted is not there, damaged, or not finite.
     """
     config = read_config(run)
-    step, checkpoint, chosen = choose_checkpoint(run, which)
-    weights = weights_of(checkpoint)
-    model = build_model(config.model, vocab_size=num_words(weights))
-    check_weights(checkpoint, model.state_dict(), path=checkpoint_path(run, step))
-    model.load_state_dict(weights)
+    step, checkpoint, chosen = choose_checkpoint(run, which, mapped=isinstance(config.model, NgramConfig))
+    model = _model(config.model, checkpoint, path=checkpoint_path(run, step))
     return TrainedModel(
         config=config,
         model=model.eval(),
@@ -61,3 +60,17 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
         vocabulary_fingerprint=own_part(checkpoint)["identity"]["vocabulary"],
         chosen=chosen,
     )
+
+
+def _model(section: ModelConfig, checkpoint: Checkpoint, *, path: str) -> LanguageModel | NgramModel:
+    """The model that a section describes, with the weights of a checkpoint."""
+    if (kind := model_kind(checkpoint)) != section.kind:
+        raise CheckpointError(f"{path} is of model.kind={kind}, and the run's configuration says {section.kind}")
+    weights = weights_of(checkpoint)
+    if isinstance(section, NgramConfig):
+        check_weights(checkpoint, shapes_of(weights, order=section.order), path=path)
+        return NgramModel(section, weights)
+    model = build_model(section, vocab_size=num_words(weights))
+    check_weights(checkpoint, model.state_dict(), path=path)
+    model.load_state_dict(weights)
+    return model

@@ -12,7 +12,9 @@ from pipeline.config import (
     FullInputConfig,
     FullSoftmaxConfig,
     ModelConfig,
+    RecurrentConfig,
     flat,
+    recurrent,
 )
 from pipeline.corpus.lanes import LanePlan
 from pipeline.corpus.manifest import Manifest
@@ -23,14 +25,15 @@ from pipeline.masking import without_credentials
 CUTOFFS = (2000, 10000)  # where nobody gives any
 
 
-def fitted_model(model: ModelConfig, *, vocab_size: int) -> ModelConfig:
+def fitted_model(model: ModelConfig, *, vocab_size: int) -> RecurrentConfig:
     """The section with cutoffs, where it leaves them to the vocabulary: with no cutoff below it a layer is full.
 
     An adaptive input has those of an adaptive softmax.
 
     Raises:
-        ConfigError: a given cutoff is beyond the vocabulary.
+        ConfigError: a given cutoff is beyond the vocabulary, or the model is none that is trained in steps.
     """
+    model = recurrent(model)
     cutoffs = tuple(cutoff for cutoff in CUTOFFS if cutoff < vocab_size)
     input, softmax = model.input, model.softmax
     if isinstance(softmax, AdaptiveSoftmaxConfig):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import Config
+from pipeline.config import Config, recurrent
 from pipeline.model.language_model import LanguageModel
 from pipeline.model.output_layer import Sampler
 from pipeline.training.footprint import autocast, expected_words
@@ -136,7 +136,7 @@ def _stepper(config: Config, *, counts_V: NDArray[np.int64], device: str) -> Cal
         model = build_model(config.model, vocab_size=len(counts_V))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(config.model.init_scale)  # drawing them would take longer than the steps
+            parameter.fill_(recurrent(config.model).init_scale)  # drawing them would take longer than the steps
     optimizer = build_optimizer(model.parameters(), config.optim)
     sample = model.softmax.sampler(counts=lambda: counts_V, seed=config.stream.seed)
     words = np.random.default_rng(0).permutation(expected_words(counts_V, bptt * config.stream.num_lanes))

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config import Config, recurrent
 from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan, rank_lanes
 from pipeline.corpus.manifest import VOCABULARY_NAME, Manifest, check_fingerprint, read_manifest
@@ -360,10 +360,11 @@ def _model(
 ) -> LanguageModel:
     """The model; its weights are drawn, or where the run begins those of `init_from`. Checkpoints bring later ones."""
     model = build_model(config.model, vocab_size=manifest.vocab_size)
+    section = recurrent(config.model)
     model.draw_weights(
         seed=config.stream.seed,
-        init_scale=config.model.init_scale,
-        recurrence_init_scale=config.model.recurrence_init_scale,
+        init_scale=section.init_scale,
+        recurrence_init_scale=section.recurrence_init_scale,
     )
     if config.init_from is not None and first_step == 0:
         _take_weights(model, config.init_from, ranks, identity=identity)

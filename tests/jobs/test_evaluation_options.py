@@ -237,6 +237,8 @@ def test_a_corpus_without_train_is_refused_before_anything_is_read(made, tmp_pat
 class Counted:
     """Stands for a model that is not recurrent."""
 
+    resets = "none"
+
     def to(self, device):
         return self
 

@@ -7,7 +7,7 @@ from pipeline.config import (
     FullInputConfig,
     FullSoftmaxConfig,
     LSTMConfig,
-    ModelConfig,
+    RecurrentConfig,
     RegularizationConfig,
 )
 
@@ -65,9 +65,10 @@ def model_section(
     cutoffs: Sequence[int],
     div_value: float,
     **regularization: float | None,
-) -> ModelConfig:
+) -> RecurrentConfig:
     """A stacked LSTM with a softmax."""
-    return ModelConfig(
+    return RecurrentConfig(
+        kind="recurrent",
         embedding_size=embedding_size,
         dropout=dropout,
         tied=tied,
