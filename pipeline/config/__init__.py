@@ -46,6 +46,7 @@ from pipeline.config.schema import (
     nearest,
 )
 from pipeline.config.trees import (
+    CompareConfig,
     Config,
     EvaluateConfig,
     InspectConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "AdaptiveSoftmaxConfig",
     "CheckpointConfig",
     "ClusterConfig",
+    "CompareConfig",
     "Config",
     "CorpusConfig",
     "Count",
