@@ -8,7 +8,9 @@ them failed.
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -44,8 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     config = load(CompareConfig, [each for each in arguments if each != "--json"], name="compare")
     if config.plot is not None:
-        if not config.plot.endswith(".svg"):
-            raise ConfigError(f"plot={config.plot} is no name of a picture; use plot=FILE.svg")
+        _check_plot(config.plot)
         charts.check_installed(verb="compare")
     found = compare(config, train=_train, evaluate=_evaluate)
     if "--json" in arguments:
@@ -62,6 +63,16 @@ def main(arguments: Sequence[str]) -> None:
             f"{len(found.failures)} of {len(found.rows)} experiments failed: {named}; mend them and run the same"
             " command, or leave them out"
         )
+
+
+def _check_plot(path: str) -> None:
+    """Refuses a picture that could not be written, before hours have passed."""
+    if not path.endswith(".svg"):
+        raise ConfigError(f"plot={path} is no name of a picture; use plot=FILE.svg")
+    if storage.is_local(path):
+        there = next(each for each in Path(storage.absolute(path)).parents if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise ConfigError(f"plot={path} cannot be written: {there} is no folder to write in; use another FILE.svg")
 
 
 def _train(rung: Rung) -> int:

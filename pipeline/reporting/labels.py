@@ -25,6 +25,7 @@ LEADS = (  # what stands before the zeros of a tick, the rounder first
     tuple(tenth / 10 for tenth in range(10, 100)),
 )
 LEAST_RANGE = 1.3  # of an axis: high / low
+FEWEST_TICKS = 3  # if there is room
 TICK_PIXELS = 40.0  # between two ticks, at least
 
 
@@ -47,16 +48,19 @@ class Axis:
 
     def value(self, place: float) -> float:
         """Of a place."""
-        return self.low * (self.high / self.low) ** (place / self.pixels)
+        return self.low * math.pow(self.high / self.low, place / self.pixels)
 
     @property
     def ticks(self) -> list[float]:
-        """Round values on it: powers of ten first, then what there is room for between them, the rounder first."""
+        """Round values on it, the roundest for which there is room."""
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         found: list[float] = []
-        for tick in (lead * 10.0**power for leads in LEADS for power in powers for lead in leads):
-            if self.low <= tick <= self.high and all(self._far(tick, other) for other in found):
-                found.append(tick)
+        for leads in LEADS:
+            for tick in (lead * 10.0**power for power in powers for lead in leads):
+                if self.low <= tick <= self.high and all(self._far(tick, other) for other in found):
+                    found.append(tick)
+            if len(found) >= FEWEST_TICKS:
+                break
         return sorted(found)
 
     def _far(self, value: float, other: float) -> bool:
@@ -88,7 +92,7 @@ def axis_of(values: Sequence[float], *, pixels: float, margin_pixels: float) -> 
     if high < LEAST_RANGE * low:  # a small range is not to look like a large one
         middle = math.sqrt(low * high)
         low, high = middle / math.sqrt(LEAST_RANGE), middle * math.sqrt(LEAST_RANGE)
-    beyond = (high / low) ** (margin_pixels / (pixels - 2 * margin_pixels))
+    beyond = math.pow(high / low, margin_pixels / (pixels - 2 * margin_pixels))
     return Axis(low=low / beyond, high=high * beyond, pixels=pixels)
 
 
