@@ -202,6 +202,19 @@ def test_each_number_is_that_of_ledger_manifest_mark_and_evaluation(world):
         assert "seed: 2" in Path(run, "config.yaml").read_text()
 
 
+def test_words_are_those_of_the_whole_run_whichever_checkpoint_is_the_best(world, monkeypatch):
+    typed = ["overrides=[checkpoint.every_steps=6,checkpoint.keep_last=3]"]
+    world.json("tiny_small", typed=typed)
+    run = world.run("tiny_small")
+    first, *_, last = committed_steps(run)
+    assert first < last == 12
+    monkeypatch.setattr(comparison, "choose_step", lambda run, which: (first, "the best"))
+    (row,) = world.json("tiny_small", typed=typed)["experiments"]
+    assert (row["step"], row["words"]) == (first, last * 3 * 7)
+    wanted = [f"run={run}", f"checkpoint={first}", "accelerator=cpu", "split=test"]
+    assert row["perplexity"] == evaluate_split(load(EvaluateConfig, wanted, name="evaluate")).score.perplexity
+
+
 def test_the_table_has_the_unigram_and_the_experiments_in_their_order(world):
     told = world.compare("tiny_wide", "tiny_small", typed=["split=valid"])
     lines = [line.split() for line in told.out.splitlines()]
@@ -313,6 +326,9 @@ def test_a_run_that_is_stopped_ends_the_command_and_the_same_command_goes_on(cau
     rows = world.json("tiny_wide", "tiny_small")["experiments"]
     assert world.trained == ["tiny_wide", "tiny_small"]
     assert [(row["perplexity"], row["words"]) for row in rows] == [(row["perplexity"], row["words"]) for row in whole]
+    spent = account(read_events(world.run("tiny_wide")), now=time.time()).seconds
+    assert spent["down"] > 0
+    assert rows[0]["seconds"]["all"] == pytest.approx(sum(spent.values()) - spent["down"])
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(world):
