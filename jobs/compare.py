@@ -90,8 +90,6 @@ def _evaluate(config: EvaluateConfig) -> "Evaluation":
 
 def as_json(found: Comparison) -> dict[str, object]:
     """The object that `--json` prints; what is not known or not finite is null."""
-    from pipeline.scoring.perplexity import PROTOCOL
-
     split = found.manifest.splits[found.split]
     return {
         "data": found.data,
@@ -101,7 +99,6 @@ def as_json(found: Comparison) -> dict[str, object]:
         "split": found.split,
         "targets": split.num_tokens,
         "oov_rate": split.oov_rate,
-        "protocol": PROTOCOL,
         "runs": found.runs,
         "unigram": found.unigram and _score_as_json(found.unigram),
         "experiments": [_row_as_json(row) for row in found.rows],
@@ -123,6 +120,7 @@ def _row_as_json(row: Row) -> dict[str, object]:
     return {
         **about,
         **_score_as_json(measured.score),
+        "protocol": measured.protocol,
         "valid_perplexity": None if measured.valid is None else finite(measured.valid),
         "parameters": measured.num_parameters,
         "words": measured.num_words,
@@ -135,14 +133,13 @@ def _row_as_json(row: Row) -> dict[str, object]:
 
 
 def _print(found: Comparison) -> None:
-    from pipeline.scoring.perplexity import PROTOCOL
-
     console = Console()
     console = console if console.is_terminal else Console(width=PIPE_WIDTH)
     split = found.manifest.splits[found.split]
     console.print(_table(found))
     for line in (
-        f"{found.split} of {found.data}: {split.num_tokens:,} targets, OOV rate {split.oov_rate:.2%}; {PROTOCOL}",
+        f"{found.split} of {found.data}: {split.num_tokens:,} targets, OOV rate {split.oov_rate:.2%}",
+        *dict.fromkeys(row.measured.protocol for row in found.rows if row.measured is not None),
         f"the runs are in {found.runs}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

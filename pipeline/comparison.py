@@ -68,7 +68,7 @@ class Measured:
 
     Attributes:
         step, checkpoint: what was scored: the best by validation, and its digest.
-        score: on the split.
+        score, protocol: on the split, and how it was scored.
         valid: perplexity of the validation split; None: the corpus has none.
         num_parameters: numbers that the model holds.
         num_words: of the training text, read by all updates, those after the best too.
@@ -79,6 +79,7 @@ class Measured:
     step: int
     checkpoint: str
     score: "Score"
+    protocol: str
     valid: float | None
     num_parameters: int
     num_words: int
@@ -257,6 +258,7 @@ def _measured(rung: Rung, manifest: Manifest, *, data: str, split: str, evaluate
         step=step,
         checkpoint=chosen.sha256,
         score=score,
+        protocol=found.protocol,
         valid=None if valid is None else valid.perplexity,
         num_parameters=found.num_parameters,
         num_words=num_words,
@@ -273,7 +275,6 @@ def _scored(rung: Rung, chosen: Mark, manifest: Manifest, *, data: str, split: s
         checkpoint=chosen.sha256,
         corpus=manifest.fingerprint,
         split=split,
-        protocol=PROTOCOL,
         version=__version__,
     )
     if (kept := kept_score(rung.run, of)) is not None:
@@ -289,6 +290,7 @@ def _scored(rung: Rung, chosen: Mark, manifest: Manifest, *, data: str, split: s
     found = evaluate(load(EvaluateConfig, [f"{key}={value}" for key, value in wanted.items()], name="evaluate"))
     kept = KeptScore(
         of=of,
+        protocol=PROTOCOL,
         total_nats=found.score.total_nats,
         unigram_nats=found.unigram.total_nats,
         num_targets=found.score.num_targets,
@@ -300,5 +302,7 @@ def _scored(rung: Rung, chosen: Mark, manifest: Manifest, *, data: str, split: s
 
 
 def num_parameters(model: "LanguageModel") -> int:
-    """How many numbers a model holds; for a kind of model without parameters of torch's, a line here counts them."""
-    return sum(each.numel() for each in model.parameters())
+    """How many numbers a model holds: those that are trained, or, where none is, those that it scores by."""
+    if num_trained := sum(each.numel() for each in model.parameters()):
+        return num_trained
+    return sum(each.numel() for each in model.buffers() if each.is_floating_point())

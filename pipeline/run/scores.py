@@ -1,6 +1,6 @@
 """`scores.json` of a run folder: what its checkpoints have scored, so that nothing is scored twice.
 
-In: scores. Out: the file, and the score of the same checkpoint on the same tokens by the same protocol and version.
+In: scores. Out: the file, and the score of the same checkpoint on the same tokens by the same version.
 Refuses nothing: a file that holds no scores is written anew.
 """
 
@@ -22,17 +22,17 @@ class Scored(Section):
     """Fingerprint of the corpus."""
     split: str
     """Of the corpus."""
-    protocol: str
-    """By which it was scored."""
     version: str
-    """Of the code that did."""
+    """Of the code that scored it."""
 
 
 class KeptScore(Section):
-    """A score and what only the tensors of the checkpoint tell."""
+    """A score and what only the model itself tells."""
 
     of: Scored
     """What was scored."""
+    protocol: str
+    """By which it was scored."""
     total_nats: float
     """Of the model."""
     unigram_nats: float

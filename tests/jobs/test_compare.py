@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 import jobs.compare
 from jobs.__main__ import main
@@ -176,11 +177,11 @@ def test_each_number_is_that_of_ledger_manifest_mark_and_evaluation(world):
     assert (found["data"], found["fingerprint"], found["runs"]) == (world.data, manifest.fingerprint, world.runs)
     assert (found["split"], found["targets"]) == ("test", manifest.splits["test"].num_tokens)
     assert found["train_words"] == num_train
-    assert found["protocol"].startswith("one lane from zero state")
     assert [row["experiment"] for row in found["experiments"]] == ["tiny_wide", "tiny_small"]
     for row in found["experiments"]:
         run = world.run(row["experiment"])
         assert (row["run"], row["failure"]) == (run, None)
+        assert row["protocol"].startswith("one lane from zero state")
         last = read_mark(run, committed_steps(run)[-1])
         assert (last.step, row["words"]) == (15, last.tokens_seen)
         assert row["words"] == 15 * 3 * 7
@@ -223,6 +224,7 @@ def test_the_table_has_the_unigram_and_the_experiments_in_their_order(world):
     assert lines[4][1] == lines[4][2]
     assert max(map(len, told.out.splitlines()[:5])) <= 80
     assert f"the runs are in {world.runs}" in told.out
+    assert told.out.count("one lane from zero state") == 1
 
 
 def test_a_corpus_without_valid_has_no_valid_perplexity(tmp_path, make_corpus, monkeypatch, capsys):
@@ -253,6 +255,16 @@ def test_what_makes_no_updates_has_read_each_word_once(world, monkeypatch):
     monkeypatch.setattr(comparison, "read_mark", at_the_start)
     (row,) = world.json("tiny_small")["experiments"]
     assert (row["words"], row["epochs"]) == (read_manifest(world.data).splits["train"].num_tokens, 1.0)
+
+
+def test_a_model_that_is_not_trained_holds_the_numbers_that_it_scores_by():
+    model = torch.nn.Module()
+    model.register_buffer("keys", torch.zeros(50, dtype=torch.int64))
+    model.register_buffer("log_probabilities", torch.zeros(30))
+    model.register_buffer("log_backoffs", torch.zeros(20))
+    assert comparison.num_parameters(model) == 50
+    model.weight = torch.nn.Parameter(torch.zeros(3, 4))
+    assert comparison.num_parameters(model) == 12
 
 
 @pytest.mark.parametrize(
