@@ -24,6 +24,7 @@ from pipeline.cluster.parent import LOOP, await_launcher
 from pipeline.cluster.tasks import MAX_RETRIES
 from pipeline.config import (
     ArpaConfig,
+    CompareConfig,
     Config,
     EvaluateConfig,
     InspectConfig,
@@ -53,6 +54,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
     "arpa": ("an n-gram model as a file for KenLM, SRILM and Kaldi", ArpaConfig, "arpa", ()),
+    "compare": ("experiments side by side: train, score, draw", CompareConfig, "compare", ("--json",)),
     "status": ("how a run stands and where its time went", RunConfig, "status", ("--json",)),
     "stop": ("have a run save its state and stop", RunConfig, "stop", ("--json",)),
     "logs": ("what a run's jobs printed, of every submission", RunConfig, "logs", ("-f",)),
@@ -187,7 +189,9 @@ def _set_up(arguments: Sequence[str]) -> None:
         # reads 300 words/s in each. With this it is 3,700, and one alone keeps 98% of its speed
         "GOMP_SPINCOUNT": "10000",
     }
-    if {"cluster=ray", "cluster.kind=ray", *ASKING}.isdisjoint(arguments):
+    if arguments[:1] == ["compare"]:
+        pass  # its runs are commands of their own, each of which decides
+    elif {"cluster=ray", "cluster.kind=ray", *ASKING}.isdisjoint(arguments):
         # a Ray of this command's own lets nobody else in; no token goes to the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:  # a running one has its own; where it answers and lets nobody in, it is asked no more than this often

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from types import FrameType
+from typing import Any
 
 from pipeline import console, storage
 from pipeline.cluster.launchers import JOB_START
@@ -32,7 +33,7 @@ USER_MISTAKE = 2
 
 
 class Child:
-    """The verb's process, to which this one's signals are passed on.
+    """The verb's process, to which this one's signals are passed on, within the context.
 
     Attributes:
         received: the last signal; None: there was none.
@@ -41,19 +42,30 @@ class Child:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Child":
         for number in (signal.Signals[name] for name in SIGNALS):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup
-                signal.signal(number, self._receive)
+                self._before[number] = signal.signal(number, self._receive)
+        return self
 
-    def run(self, arguments: Sequence[str], *, restarts: int) -> int:
-        """Runs the verb to its end; returns its exit code, below 0 for a signal that killed it.
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, arguments: Sequence[str], *, told: Mapping[str, str], output: int | None = None) -> int:
+        """Runs a verb to its end; returns its exit code, below 0 for a signal that killed it.
+
+        If this process is killed, the verb saves its state and stops.
 
         Args:
             arguments: the verb and its `key=value`.
-            restarts: how many starts there were before.
+            told: of its environment, what this process does not have.
+            output: a file descriptor that gets its standard output; None: that of this process.
         """
-        told = {LOOP: str(os.getpid()), JOB_START: str(restarts + 1)}
-        self._process = subprocess.Popen([*COMMAND, *arguments], env=os.environ | told)
+        environment = os.environ | {LOOP: str(os.getpid()), **told}
+        self._process = subprocess.Popen([*COMMAND, *arguments], env=environment, stdout=output)
         if self.received is not None:  # it came while the process was started
             self._process.send_signal(self.received)
         return self._process.wait()
@@ -73,14 +85,20 @@ def again(arguments: Sequence[str]) -> int:
     verb = next(iter(arguments), "")
     if verb not in VERBS:
         raise ConfigError(f"again {verb}: it starts train or prepare{nearest(verb, VERBS)}")
-    child, config = Child(), load(Config, arguments[1:])
+    config = load(Config, arguments[1:])
+    with Child() as child:
+        return _until_the_end(child, arguments, config)
+
+
+def _until_the_end(child: Child, arguments: Sequence[str], config: Config) -> int:
+    verb = arguments[0]
     run = config.run if verb == "train" else None
     for restarts in count():
         _await_free(run, child, seconds=config.cluster.grace_seconds)
         if child.received is not None:
             return 128 + child.received
         before = _saved(run)
-        code = child.run(arguments, restarts=restarts)
+        code = child.run(arguments, told={JOB_START: str(restarts + 1)})
         gets_on = _saved(run) > before if verb == "train" else code < 0 and restarts < PREPARE_RESTARTS
         if code == 0 or child.received is not None or not gets_on:
             return code if code >= 0 else 128 - code

@@ -30,6 +30,7 @@ from pipeline.run.checkpoint import (
     WEIGHTS_PREFIX,
     check_identity,
     checkpoint_path,
+    committed_steps,
     newest_mark,
     save_checkpoint,
 )
@@ -71,18 +72,14 @@ class _Told:
         self._progress.note(text)
 
 
-def train_ngrams(config: Config, *, progress: Progress | None = None) -> Conclusion:
-    """Counts the training text, or reads the ARPA file, and leaves a checkpoint; nothing if there is one already.
+def plan_ngrams(config: Config) -> tuple[Plan, dict[str, str]]:
+    """What is to be done, and the identity of the run; refuses what cannot be, and writes nothing.
 
     Args:
         config: of the run, with a model of n-grams.
-        progress: is told of phases and tasks.
 
     Raises:
-        ConfigError: data or run is missing, the run folder holds another run, or the ARPA file does not fit.
-        CorpusError: the corpus is missing, damaged, or has no text to count.
-        CheckpointError: there is a checkpoint, and it is not whole or has lost its mark.
-        ClusterError: a task's worker died again and again.
+        ConfigError, CorpusError, CheckpointError: see `train_ngrams`.
     """
     began = time.time()
     config = with_places(config, needed=("data", "run"))
@@ -105,20 +102,41 @@ def train_ngrams(config: Config, *, progress: Progress | None = None) -> Conclus
             f"run={run} is in an object store, and the tasks of cluster=ray hand on what they count in the run folder;"
             " use a folder that all machines see, or cluster=local"
         )
-    identity = ngram_identity(config, manifest)
     events = read_events(run)
     mark = newest_mark(run, finite=False, saved=saved_steps(events))
+    identity = ngram_identity(config, manifest)
     if mark is not None:
         check_identity(mark.identity, identity, path=checkpoint_path(run, mark.step))
+    job = Job(
+        config=config, total_steps=STEP, steps_per_epoch=0, attempt=next_attempt(events), corpus=manifest.fingerprint
+    )
+    return Plan(job=job, manifest=manifest, rank=None, first_step=STEP, began=began), identity
+
+
+def train_ngrams(config: Config, *, progress: Progress | None = None) -> Conclusion:
+    """Counts the training text, or reads the ARPA file, and leaves a checkpoint; nothing if there is one already.
+
+    Args:
+        config: of the run, with a model of n-grams.
+        progress: is told of phases and tasks.
+
+    Raises:
+        ConfigError: data or run is missing, the run folder holds another run, or the ARPA file does not fit.
+        CorpusError: the corpus is missing, damaged, or has no text to count.
+        CheckpointError: there is a checkpoint, and it is not whole or has lost its mark.
+        ClusterError: a task's worker died again and again.
+    """
+    plan, identity = plan_ngrams(config)
+    job, manifest, section = plan.job, plan.manifest, plan.job.config.model
+    assert isinstance(section, NgramConfig)
+    config, run = job.config, job.run
+    if STEP in committed_steps(run):
         return _concluded(
             run, f"is finished at step {STEP}; n-grams are counted in one pass, and there is no more to do"
         )
-    check_fingerprint(data, manifest)
-    verify_corpus(data, manifest.only("train"), digests=config.stream.verify == "digest")
-    job = Job(
-        config=config, total_steps=0, steps_per_epoch=0, attempt=next_attempt(events), corpus=manifest.fingerprint
-    )
-    with opened(Plan(job=job, manifest=manifest, rank=None, first_step=STEP, began=began)), _work_folder(run) as work:
+    check_fingerprint(str(config.data), manifest)
+    verify_corpus(str(config.data), manifest.only("train"), digests=config.stream.verify == "digest")
+    with opened(plan), _work_folder(run) as work:
         ledger = Ledger(run, attempt=job.attempt)
         ledger.write("training", step=STEP)
         told = _Told(progress or NoProgress(), ledger)

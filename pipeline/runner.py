@@ -100,12 +100,13 @@ def train(config: Config) -> Conclusion:
     return conclude(plan, launch(plan))
 
 
-def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
+def plan_run(config: Config, environment: Mapping[str, str], *, launches: bool = True) -> Plan:
     """Finds out what is to be done, and refuses what cannot be; writes nothing.
 
     Args:
         config: of the run.
         environment: of this process, by which launchers say which of several processes it is.
+        launches: whether this process is going to launch it, so that its workers may begin to import.
 
     Raises:
         ConfigError: see `train`.
@@ -115,7 +116,8 @@ def plan_run(config: Config, environment: Mapping[str, str]) -> Plan:
     """
     began = time.time()
     rank = find_rank(environment, config.cluster)
-    choose_backend(config.cluster, rank).prepare(modules=[WORKER])
+    if launches:
+        choose_backend(config.cluster, rank).prepare(modules=[WORKER])
     config = with_places(config, needed=("data", "run"))
     manifest = read_manifest(str(config.data))
     config = config.model_copy(update={"model": fitted_model(config.model, vocab_size=manifest.vocab_size)})

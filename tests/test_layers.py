@@ -16,6 +16,7 @@ LAYERS = [
     ["jobs"],
     ["__init__"],
     ["interface", *pipeline.__all__],
+    ["comparison"],
     ["planning", "ngram_run"],
     ["runner", "evaluation"],
     ["training", "cluster", "reporting"],
@@ -173,6 +174,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("jobs.status", "torch"),
         ("jobs.report", "torch"),
         ("jobs.inspect", "torch"),
+        ("jobs.compare", "torch"),  # which waits while others train
     ],
 )
 def test_a_command_does_not_wait_for_what_it_does_not_need(module, absent):

@@ -65,6 +65,7 @@ from pipeline.config.schema import (
 )
 from pipeline.config.trees import (
     ArpaConfig,
+    CompareConfig,
     Config,
     EvaluateConfig,
     InspectConfig,
@@ -87,6 +88,7 @@ __all__ = [
     "BlackOutConfig",
     "CheckpointConfig",
     "ClusterConfig",
+    "CompareConfig",
     "Config",
     "CorpusConfig",
     "Count",

@@ -171,6 +171,47 @@ class ArpaConfig(Section):
     """Another prepared corpus with the same vocabulary, which has the words; null: the corpus of the run."""
 
 
+def _put_together(value: object) -> object:
+    """Items that a comma within brackets has parted, whole again: [a=[1, 2], b=3] → [a=[1,2], b=3]."""
+    if not isinstance(value, list | str):
+        return value
+    whole: list[str] = []
+    for item in [value] if isinstance(value, str) else map(str, value):
+        if whole and whole[-1].count("[") > whole[-1].count("]"):
+            whole[-1] += f",{item}"
+        else:
+            whole.append(item)
+    return tuple(whole)
+
+
+class CompareConfig(Section):
+    """What `compare` reads."""
+
+    experiments: Paths
+    """Names of experiments, as [A,B], each trained as a run of its own; the table has them in this order."""
+    overrides: Annotated[tuple[str, ...], BeforeValidator(_put_together)]
+    """Keys of `train` for all of the runs, as [max_epochs=2,stream.seed=2]."""
+    data: str | None
+    """The folder of the prepared corpus."""
+    runs: str | None
+    """The folder with a run for each experiment, RUNS/EXPERIMENT; null: DATA-ladder, beside the corpus."""
+    split: str
+    """The split to score: train, valid or test."""
+    plot: str | None
+    """The picture, FILE.svg, beside which a PNG of the same name is written; null: none."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in self.experiments:
+            if self.experiments.count(name) > 1:
+                raise ValueError(f"experiments=[{','.join(self.experiments)}] names {name} twice; name each once")
+        for each in self.overrides:
+            if (key := each.partition("=")[0]) in ("data", "run", "experiment"):
+                own = {"data": "data=FOLDER", "run": "runs=FOLDER", "experiment": "experiments=[A,B]"}[key]
+                raise ValueError(f"overrides has {each}, which is each run's own; use {own}")
+        return self
+
+
 class VerifyConfig(Section):
     """What `verify` reads."""
 

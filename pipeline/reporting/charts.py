@@ -8,10 +8,11 @@ begin without.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipeline.errors import ConfigError
 from pipeline.reporting.course import Row
+from pipeline.reporting.labels import POINT_PIXELS, Axis, axis_of, labels
 
 if TYPE_CHECKING:
     import altair as alt
@@ -25,6 +26,10 @@ WIDTH = 800  # pixels; the page scales a chart down where there is less room
 PICTURE_SCALE = 1.5
 RANKS_HEIGHT = 260
 MARK_COLOR = "#555555"
+LADDER_WIDTH, LADDER_HEIGHT = 270, 340
+LADDER_PANELS = {"parameters": "parameters", "words": "words seen", "seconds": "seconds of training"}
+LABEL_ALIGN: dict[str, Literal["left", "right"]] = {"right": "left", "left": "right"}  # by the side of the point
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right"]
 # legible on white and on black, and told apart by those who see fewer colours
 RUN_COLORS = ["#3b82d0", "#e07b39", "#2a9d8f", "#b0569b", "#8c8c3e", "#d1495b", "#6d6fc4", "#8a6d5a"]
 CATEGORY_COLORS = {
@@ -130,6 +135,82 @@ def ranks(title: str) -> Drawing:
     )
     caption = "Above, how often the word of each rank stands in train; below, how much of train the first words cover."
     return Drawing(name="ranks", caption=caption, specification=_made(chart))
+
+
+def ladder(rungs: Sequence[Row], *, title: str) -> tuple[Drawing, DataSets]:
+    """Perplexity against what it took, a panel for each: each rung is a point with its name.
+
+    Args:
+        rungs: at least one: `rung`, `perplexity`, and numbers by the names of `LADDER_PANELS`; one that is 0 has no
+            place on its axis.
+        title: of the picture.
+
+    Returns:
+        the drawing, and the data sets that it draws.
+    """
+    import altair as alt
+
+    names = [str(rung["rung"]) for rung in rungs]
+    upright = axis_of(_numbers(rungs, "perplexity"), pixels=LADDER_HEIGHT, margin_pixels=24)
+    panels, data = [], {}
+    for place, (panel, what) in enumerate(LADDER_PANELS.items()):
+        drawn = [rung for rung in rungs if float(rung[panel]) > 0]
+        if not drawn:
+            continue
+        across = axis_of(_numbers(drawn, panel), pixels=LADDER_WIDTH, margin_pixels=20)
+        data[panel] = _labelled(drawn, panel, across=across, upright=upright)
+        x = alt.X(f"{panel}:Q", title=what, scale=_log(across), axis=alt.Axis(values=across.ticks, format="~s"))
+        numbers = alt.Axis(values=upright.ticks, format="~r", labels=place == 0, ticks=place == 0)
+        y = alt.Y("perplexity:Q", title="perplexity" if place == 0 else None, scale=_log(upright), axis=numbers)
+        color = _run_color(names, legend=None, field="rung")
+        base = alt.Chart(alt.NamedData(panel)).encode(x=x)
+        points = base.mark_point(filled=True, size=90, opacity=1).encode(
+            y=y,
+            color=color,
+            shape=alt.Shape("rung:N", legend=None, scale=alt.Scale(domain=names, range=_cycled(SHAPES, names))),
+        )
+        texts = [
+            base.transform_filter(alt.datum.side == side)
+            .mark_text(align=LABEL_ALIGN[side], dx=dx, fontSize=12, fontWeight="bold")
+            .encode(y=alt.Y("label:Q", scale=_log(upright)), text="rung:N", color=color)
+            for side, dx in (("right", POINT_PIXELS), ("left", -POINT_PIXELS))
+        ]
+        leads = base.transform_filter(alt.datum.is_moved).mark_rule(color=MARK_COLOR, strokeWidth=0.7)
+        leads = leads.encode(y=y, y2="label:Q")
+        panels.append(alt.layer(leads, points, *texts).properties(width=LADDER_WIDTH, height=LADDER_HEIGHT))
+    chart = alt.hconcat(*panels, spacing=18, title=alt.TitleParams(title, anchor="start", offset=14))
+    caption = "Lower is better. All axes are logarithmic; seconds are those of starts, updates, validations and saving."
+    return Drawing(name="ladder", caption=caption, specification=_made(chart)), data
+
+
+def _labelled(rungs: Sequence[Row], panel: str, *, across: Axis, upright: Axis) -> list[Row]:
+    """The points of a panel, each with the side of its name and the value at which that stands."""
+    points = [(across.place(float(rung[panel])), upright.place(float(rung["perplexity"]))) for rung in rungs]
+    placed = labels([str(rung["rung"]) for rung in rungs], points, width_pixels=across.pixels)
+    return [
+        {
+            **rung,
+            "side": label.side,
+            "label": upright.value(label.place),
+            "is_moved": abs(label.place - y) > POINT_PIXELS,
+        }
+        for rung, label, (_, y) in zip(rungs, placed, points, strict=True)
+    ]
+
+
+def _numbers(rows: Sequence[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
+
+
+def _log(axis: Axis) -> "alt.Scale":
+    import altair as alt
+
+    return alt.Scale(type="log", domain=[axis.low, axis.high], nice=False)
+
+
+def _cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:
+    """One for each name."""
+    return [values[place % len(values)] for place, _ in enumerate(names)]
 
 
 def _decades(channel: Any, title: str) -> Any:  # noqa: ANN401  (alt.X or alt.Y, whose setters are the same)
@@ -289,12 +370,12 @@ def _panels(runs: Sequence[str]) -> "alt.Row":
     return alt.Row("run:N", title=None, sort=[*runs], header=header)
 
 
-def _run_color(runs: Sequence[str], *, legend: "alt.Legend | None") -> "alt.Color":
+def _run_color(runs: Sequence[str], *, legend: "alt.Legend | None", field: str = "run") -> "alt.Color":
     """A run has its color in every chart."""
     import altair as alt
 
-    colors = [RUN_COLORS[place % len(RUN_COLORS)] for place, _ in enumerate(runs)]
-    return alt.Color("run:N", title=None, scale=alt.Scale(domain=[*runs], range=colors), legend=legend)
+    scale = alt.Scale(domain=[*runs], range=_cycled(RUN_COLORS, runs))
+    return alt.Color(f"{field}:N", title=None, scale=scale, legend=legend)
 
 
 def _legend(columns: int) -> "alt.Legend":

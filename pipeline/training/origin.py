@@ -56,6 +56,23 @@ def choose_checkpoint(
     run: str, which: Literal["best", "last"] | int, *, mapped: bool = False
 ) -> tuple[int, Checkpoint, str]:
     """(step, checkpoint, why this one, for people); as `load_trained` and `load_checkpoint` take it."""
+    step, chosen = choose_step(run, which)
+    checkpoint = _load(run, step, mapped=mapped)
+    if num_averaged := own_part(checkpoint).get(NUM_AVERAGED, 0):
+        chosen += f", the mean of {num_averaged} updates"
+    if not all_finite(weights_of(checkpoint)):
+        others = _listed([each for each in committed_steps(run) if each != step])
+        mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
+        raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
+    return step, checkpoint, chosen
+
+
+def choose_step(run: str, which: Literal["best", "last"] | int) -> tuple[int, str]:
+    """(step of the checkpoint that is meant, why this one, for people); no tensor is read.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
     steps = committed_steps(run)
     if not steps:
         raise CheckpointError(f"run={run} holds no committed checkpoint; run `python -m jobs train` until its first")
@@ -72,14 +89,7 @@ def choose_checkpoint(
             chosen = f"the last, since {'no validation is finite' if num_validated else 'none is validated'}"
         else:
             step = best
-    checkpoint = _load(run, step, mapped=mapped)
-    if num_averaged := own_part(checkpoint).get(NUM_AVERAGED, 0):
-        chosen += f", the mean of {num_averaged} updates"
-    if not all_finite(weights_of(checkpoint)):
-        others = _listed([each for each in steps if each != step])
-        mend = f"use that of another step: {others}" if others else "train another run with a smaller optim.lr"
-        raise CheckpointError(f"{checkpoint_path(run, step)} holds weights that are not finite; {mend}")
-    return step, checkpoint, chosen
+    return step, chosen
 
 
 def _load(run: str, step: int, *, mapped: bool) -> Checkpoint:

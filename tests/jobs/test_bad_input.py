@@ -667,7 +667,9 @@ def test_every_verb_refuses_an_unknown_key_an_unknown_flag_and_a_key_given_twice
     typed = [verb, *(["train", "via=slurm"] if verb == "submit" else [])]
     assert f"unknown flag --xyzzy of {verb}" in refused(World(tmp_path), capsys, [*typed, "--xyzzy"])
     assert refused(World(tmp_path), capsys, [*typed, "xyzzy=1"]) == "unknown key xyzzy"
-    key = {"verify": "data", "inspect": "data", "report": "runs", "synthesize": "to"}.get(verb, "run")
+    key = {"verify": "data", "inspect": "data", "compare": "data", "report": "runs", "synthesize": "to"}.get(
+        verb, "run"
+    )
     told = refused(World(tmp_path), capsys, [*typed, f"{key}={tmp_path}/a", f"{key}={tmp_path}/b"])
     assert told == f"{key} is given twice, as {tmp_path}/a and as {tmp_path}/b; give it once"
     assert list(tmp_path.iterdir()) == []
