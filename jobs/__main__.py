@@ -25,6 +25,7 @@ from pipeline.cluster.tasks import MAX_RETRIES
 from pipeline.config import (
     Config,
     EvaluateConfig,
+    HorizonConfig,
     InspectConfig,
     PlanConfig,
     ReportConfig,
@@ -51,6 +52,7 @@ VERBS: dict[str, tuple[str, type[Section], str, tuple[str, ...]]] = {
     "inspect": ("what a prepared corpus holds, in numbers and words", InspectConfig, "inspect", ("--json",)),
     "train": ("train a language model, or go on with it", Config, "config", ()),
     "evaluate": ("perplexity of a split", EvaluateConfig, "evaluate", ("--json",)),
+    "horizon": ("how far back a model hears", HorizonConfig, "horizon", ("--json",)),
     "status": ("how a run stands and where its time went", RunConfig, "status", ("--json",)),
     "stop": ("have a run save its state and stop", RunConfig, "stop", ("--json",)),
     "logs": ("what a run's jobs printed, of every submission", RunConfig, "logs", ("-f",)),

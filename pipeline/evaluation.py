@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pipeline.config import EvaluateConfig, given
 from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan
-from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest, verify_corpus
+from pipeline.corpus.manifest import Manifest, verify_corpus
 from pipeline.corpus.order import Order, ranges_of
-from pipeline.errors import ConfigError, CorpusError
-from pipeline.masking import MASK
 from pipeline.scoring.perplexity import WINDOW_TOKENS, Score, score_tokens, score_unigram
 from pipeline.training.parts import choose_device, open_split, settle_numerics
-from pipeline.training.restore import TrainedModel, load_trained
+from pipeline.training.restore import TrainedModel, corpus_of, load_trained
 
 Progress = Callable[[int, int], None]  # (targets scored since the last call, targets of the split)
 
@@ -57,17 +55,7 @@ def evaluate_split(config: EvaluateConfig, *, progress: Progress = lambda scored
     device = choose_device(config.accelerator)
     settle_numerics()
     trained = load_trained(run, config.checkpoint)
-    data = given("data", config.data or trained.config.data)
-    if config.data is None and MASK in data:
-        raise ConfigError(f"data={data} of run={run} is kept without its secret; give data=FOLDER")
-    manifest = read_manifest(data)
-    check_fingerprint(data, manifest)
-    if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
-        raise CorpusError(
-            f"data={data} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"
-            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
-            " corpus"
-        )
+    data, manifest = corpus_of(trained, run=run, data=config.data)
     with _cache(data, manifest, config, trained) as cache:
         tokens = open_split(data, manifest, config.split, cache=cache)
         vocabulary = verify_corpus(data, manifest.only(config.split), digests=cache is None)  # or when fetched

@@ -17,7 +17,7 @@ LAYERS = [
     ["__init__"],
     ["interface", *pipeline.__all__],
     ["planning"],
-    ["runner", "evaluation"],
+    ["runner", "evaluation", "horizon"],
     ["training", "cluster", "reporting"],
     ["scoring", "submission"],
     ["run"],
@@ -166,6 +166,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("pipeline.runner", "torch"),  # a command that has workers elsewhere trains nothing itself
         ("jobs.prepare", "torch"),
         ("jobs.evaluate", "lightning"),
+        ("jobs.horizon", "lightning"),
         ("pipeline.interface", "pyarrow"),
         ("jobs.status", "torch"),
         ("jobs.report", "torch"),

@@ -48,6 +48,7 @@ from pipeline.config.schema import (
 from pipeline.config.trees import (
     Config,
     EvaluateConfig,
+    HorizonConfig,
     InspectConfig,
     PlanConfig,
     PlanSection,
@@ -72,6 +73,7 @@ __all__ = [
     "Extensions",
     "FullSoftmaxConfig",
     "GuardConfig",
+    "HorizonConfig",
     "InspectConfig",
     "KubeRayConfig",
     "LSTMConfig",
