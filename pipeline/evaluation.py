@@ -13,12 +13,11 @@ from functools import partial
 from pipeline.config import DynamicConfig, EvaluateConfig, StreamConfig, given
 from pipeline.corpus.cache import Future, ShardCache, open_cache
 from pipeline.corpus.lanes import LanePlan
-from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest, verify_corpus
+from pipeline.corpus.manifest import Manifest, verify_corpus
 from pipeline.corpus.order import Order, ranges_of
 from pipeline.corpus.tokens import TokenSequence
 from pipeline.corpus.vocabulary import Vocabulary
 from pipeline.errors import ConfigError, CorpusError
-from pipeline.masking import MASK
 from pipeline.model.language_model import LanguageModel
 from pipeline.ngram.model import NgramModel
 from pipeline.scoring.dynamic import Rates, dynamic_protocol, learning_rates, read_dynamic
@@ -37,7 +36,7 @@ from pipeline.scoring.perplexity import (
     score_unigram,
 )
 from pipeline.training.parts import choose_device, open_split, settle_numerics
-from pipeline.training.restore import TrainedModel, load_trained
+from pipeline.training.restore import TrainedModel, corpus_of, load_trained
 
 Progress = Callable[[str, int, int], None]  # (what is done, tokens of it since the last call, tokens of it)
 
@@ -260,20 +259,13 @@ def _open_corpus(config: EvaluateConfig, models: Sequence[TrainedModel]) -> _Cor
     Digests of remote shards are compared always.
     """
     run = models[0].config
-    data = given("data", config.data or run.data)
-    if config.data is None and MASK in data:
-        raise ConfigError(f"data={data} of run={config.run} is kept without its secret; give data=FOLDER")
-    manifest = read_manifest(data)
-    check_fingerprint(data, manifest)
+    data, manifest = corpus_of(models[0], run=given("run", config.run), data=config.data)
     ours = manifest.vocabulary_fingerprint
-    for each, name in zip(models, ("the run", *(f"mix={other}" for other in config.mix or ())), strict=True):
+    for each, other in zip(models[1:], config.mix or (), strict=True):
         if each.vocabulary_fingerprint != ours:
-            mend = "prepare it with corpus.vocabulary.path=VOCABULARY of the run's corpus"
-            if each is not models[0]:
-                mend = "mix runs that share a vocabulary"
             raise CorpusError(
-                f"data={data} has vocabulary {ours[:12]}, {name} was trained with {each.vocabulary_fingerprint[:12]};"
-                f" {mend}"
+                f"data={data} has vocabulary {ours[:12]}, mix={other} was trained with"
+                f" {each.vocabulary_fingerprint[:12]}; mix runs that share a vocabulary"
             )
     _check_splits(config, data, manifest)
     update = {

@@ -18,7 +18,7 @@ LAYERS = [
     ["interface", *pipeline.__all__],
     ["comparison"],
     ["planning", "ngram_run"],
-    ["runner", "evaluation"],
+    ["runner", "evaluation", "horizon"],
     ["training", "cluster", "reporting"],
     ["scoring", "submission"],
     ["run"],
@@ -168,6 +168,7 @@ def test_importing_the_package_alone_loads_nothing_heavy():
         ("pipeline.runner", "torch"),  # a command that has workers elsewhere trains nothing itself
         ("jobs.prepare", "torch"),
         ("jobs.evaluate", "lightning"),
+        ("jobs.horizon", "lightning"),
         ("pipeline.interface", "pyarrow"),
         ("pipeline.ngram_run", "torch"),
         ("pipeline.ngram.smoothing", "torch"),  # nor do the tasks that count

@@ -212,6 +212,35 @@ class CompareConfig(Section):
         return self
 
 
+class HorizonConfig(Section):
+    """What `horizon` reads."""
+
+    run: Paths | None
+    """The folder of the training run, or of several, as [A,B]."""
+    data: str | None
+    """Another prepared corpus with the same vocabulary; null: the corpus of each run."""
+    split: str
+    """The split that is read: train, valid or test."""
+    checkpoint: Annotated[Literal["best", "last"] | int, BeforeValidator(_best_last_or_a_step)]
+    """Which checkpoint: best (by validation nats), last, or the step of one that is kept."""
+    distances: PositiveInt
+    """How many steps back the gradient is followed, from the word just before the target."""
+    contexts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """How many words a model is given before a target, as [1,10,100]."""
+    targets: PositiveInt
+    """How many words of the split are predicted, spread evenly over it."""
+    accelerator: Literal["auto", "cpu", "cuda"]
+    """The device to compute on; auto: CUDA where there is a GPU."""
+    plot: str | None
+    """The picture, FILE.svg, beside which a PNG of the same name is written; null: none."""
+
+    @model_validator(mode="after")
+    def _contexts_rise(self) -> Self:
+        if list(self.contexts) != sorted(set(self.contexts)):
+            raise ValueError(f"contexts={list(self.contexts)} must rise strictly")
+        return self
+
+
 class VerifyConfig(Section):
     """What `verify` reads."""
 

@@ -25,6 +25,7 @@ FROM_START = "Hours count from a run's first start, whatever it did."
 WIDTH = 800  # pixels; the page scales a chart down where there is less room
 PICTURE_SCALE = 1.5
 RANKS_HEIGHT = 260
+SHARE_DECADES = 5  # of a gradient that are drawn; further below, a curve is on the axis
 MARK_COLOR = "#555555"
 LADDER_WIDTH, LADDER_HEIGHT = 270, 340
 LADDER_PANELS = {"parameters": "parameters", "words": "words seen", "seconds": "seconds of training"}
@@ -211,6 +212,49 @@ def _log(axis: Axis) -> "alt.Scale":
 def _cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:
     """One for each name."""
     return [values[place % len(values)] for place, _ in enumerate(names)]
+
+
+def horizon(runs: Sequence[str], contexts: Sequence[str], *, title: str) -> Drawing:
+    """How fast the gradient fades with the steps back and, below it, what context gains.
+
+    Args:
+        runs: their names.
+        contexts: the numbers of words, in their order, as the rows have them.
+        title: of the whole.
+
+    Returns:
+        a drawing of the data sets `gradients`, rows of `run`, `steps` and `share`; `contexts`, rows of `run`, `words`
+        and `perplexity`; and `marks`, rows of `steps` or of `share`, each with a `label`.
+    """
+    import altair as alt
+
+    color = _run_color(runs, legend=_legend(3))
+    steps = alt.X("steps:Q", title="steps back from the word before the target", axis=alt.Axis(tickMinStep=1))
+    shares = alt.Axis(format="~%", values=[10.0**-power for power in range(SHARE_DECADES + 1)])
+    share = alt.Y("share:Q", title="gradient, of the nearest word's", axis=shares, scale=alt.Scale(type="log"))
+    fading = alt.Chart(alt.NamedData("gradients")).mark_line(strokeWidth=2)
+    fading = fading.transform_calculate(share=f"max(datum.share, 1e-{SHARE_DECADES})")
+    marks = alt.Chart(alt.NamedData("marks"))
+    upright, level = (marks.transform_filter(f"isValid(datum.{key})") for key in ("steps", "share"))
+    words = alt.X("words:O", title="words given before the target", sort=[*contexts], axis=alt.Axis(labelAngle=0))
+    perplexity = alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False, padding=12))
+    gains = alt.Chart(alt.NamedData("contexts")).encode(x=words, y=perplexity, color=color)
+    label = alt.Text("label:N")
+    chart = alt.vconcat(
+        alt.layer(
+            upright.mark_rule(strokeDash=[4, 4], color=MARK_COLOR).encode(x=steps),
+            level.mark_rule(strokeDash=[4, 4], color=MARK_COLOR).encode(y=share),
+            upright.mark_text(align="left", dx=6, dy=8, fontSize=12).encode(x=steps, y=alt.value(0), text=label),
+            level.mark_text(align="right", dx=-6, dy=-8, fontSize=12).encode(x=alt.value(WIDTH), y=share, text=label),
+            fading.encode(x=steps, y=share, color=color),
+        ).properties(width=WIDTH, height=RANKS_HEIGHT),
+        alt.layer(gains.mark_line(strokeWidth=2), gains.mark_point(filled=True, size=45, opacity=1)).properties(
+            width=WIDTH, height=RANKS_HEIGHT
+        ),
+        title=alt.TitleParams(title, anchor="start", offset=16),
+    )
+    caption = "Above, what of the gradient is left so many steps back; below, what more words before a target gain."
+    return Drawing(name="horizon", caption=caption, specification=_made(chart))
 
 
 def _decades(channel: Any, title: str) -> Any:  # noqa: ANN401  (alt.X or alt.Y, whose setters are the same)

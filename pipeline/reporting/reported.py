@@ -81,13 +81,26 @@ def read_runs(folders: Sequence[str], *, now: float) -> list[ReportedRun]:
     Raises:
         ConfigError: a folder is named twice, or is none of a run.
     """
+    return [_read(place, name=name, now=now) for name, place in named("runs", folders).items()]
+
+
+def named(key: str, folders: Sequence[str]) -> dict[str, str]:
+    """Folders of runs, absolute where they are local, by the shortest ends of their paths that differ.
+
+    Args:
+        key: that names them.
+        folders: as typed.
+
+    Raises:
+        ConfigError: a folder is named twice.
+    """
     places = [storage.absolute(folder).rstrip("/") for folder in folders]
     known: set[str] = set()
     for folder, place in zip(folders, places, strict=True):
         if (there := storage.canonical(place)) in known:
-            raise ConfigError(f"runs=[{','.join(folders)}] names {folder} twice; name each run once")
+            raise ConfigError(f"{key}=[{','.join(folders)}] names {folder} twice; name each run once")
         known.add(there)
-    return [_read(place, name=name, now=now) for place, name in zip(places, _names(places), strict=True)]
+    return dict(zip(_names(places), places, strict=True))
 
 
 def _names(places: Sequence[str]) -> list[str]:

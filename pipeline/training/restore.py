@@ -1,14 +1,17 @@
 """A trained model, back from its run folder.
 
-In: a run folder. Out: its configuration and the model of one of its checkpoints, ready to score with. Refuses a folder
-without a run, a run without the checkpoint, one that is damaged or holds weights that are not finite.
+In: a run folder. Out: its configuration and the model of one of its checkpoints, ready to score with; and a corpus for
+it. Refuses a folder without a run, a run without the checkpoint, one that is damaged or holds weights that are not
+finite, and a corpus of another vocabulary.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import Config, ModelConfig, NgramConfig
-from pipeline.errors import CheckpointError
+from pipeline.config import Config, ModelConfig, NgramConfig, given
+from pipeline.corpus.manifest import Manifest, check_fingerprint, read_manifest
+from pipeline.errors import CheckpointError, ConfigError, CorpusError
+from pipeline.masking import MASK
 from pipeline.model.language_model import LanguageModel, num_words
 from pipeline.ngram.model import NgramModel, shapes_of
 from pipeline.run.checkpoint import Checkpoint, check_weights, checkpoint_path, model_kind, own_part
@@ -60,6 +63,32 @@ def load_trained(run: str, which: Literal["best", "last"] | int) -> TrainedModel
         vocabulary_fingerprint=own_part(checkpoint)["identity"]["vocabulary"],
         chosen=chosen,
     )
+
+
+def corpus_of(trained: TrainedModel, *, run: str, data: str | None) -> tuple[str, Manifest]:
+    """The folder and the manifest of a corpus whose ids stand for the words of the model.
+
+    Args:
+        trained: the model.
+        run: its folder.
+        data: the corpus; None: the one that it was trained on.
+
+    Raises:
+        ConfigError: the run does not tell its corpus.
+        CorpusError: the corpus is missing, or of another vocabulary.
+    """
+    folder = given("data", data or trained.config.data)
+    if data is None and MASK in folder:
+        raise ConfigError(f"data={folder} of run={run} is kept without its secret; give data=FOLDER")
+    manifest = read_manifest(folder)
+    check_fingerprint(folder, manifest)
+    if manifest.vocabulary_fingerprint != trained.vocabulary_fingerprint:
+        raise CorpusError(
+            f"data={folder} has vocabulary {manifest.vocabulary_fingerprint[:12]}, the run was trained with"
+            f" {trained.vocabulary_fingerprint[:12]}; prepare it with corpus.vocabulary.path=VOCABULARY of the run's"
+            " corpus"
+        )
+    return folder, manifest
 
 
 def _model(section: ModelConfig, checkpoint: Checkpoint, *, path: str) -> LanguageModel | NgramModel:

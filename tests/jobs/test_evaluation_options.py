@@ -1,21 +1,19 @@
 """Options of `evaluate` as they are typed: what they print, that they are named, and what is refused."""
 
-import dataclasses
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
-import torch
 from support.typed import made_lines, prepare_typed, train_typed, write_texts
 
 from jobs.__main__ import main
 from pipeline import evaluate, evaluation
-from pipeline.config import load
+from pipeline.config import Config, load
 from pipeline.config.trees import EvaluateConfig
 from pipeline.corpus.manifest import read_manifest
 from pipeline.errors import ConfigError
-from pipeline.scoring.perplexity import PROTOCOL
+from pipeline.ngram_run import train_ngrams
+from pipeline.scoring.perplexity import NGRAM_PROTOCOLS, PROTOCOL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:lightning.pytorch.utilities._pytree")  # 2.6, every fit
 
@@ -234,48 +232,34 @@ def test_a_corpus_without_train_is_refused_before_anything_is_read(made, tmp_pat
     assert printed(capsys, made.runs[0], f"data={other}", *CACHE)["targets"] == 63
 
 
-class Counted:
-    """Stands for a model that is not recurrent."""
-
-    resets = "none"
-
-    def to(self, device):
-        return self
-
-
-@pytest.fixture
-def counted_first(made, monkeypatch):
-    """The first run's model is no recurrent one: it gives each word 3 nats."""
-    load_trained, predictor_of = evaluation.load_trained, evaluation.predictor_of
-
-    def load_some(run, which):
-        trained = load_trained(run, which)
-        return dataclasses.replace(trained, model=Counted()) if run == str(made.runs[0]) else trained
-
-    def predict(model):
-        if not isinstance(model, Counted):
-            return predictor_of(model)
-        return lambda tokens: iter(torch.split(torch.full((len(tokens),), 3.0).double(), 1000))
-
-    monkeypatch.setattr(evaluation, "load_trained", load_some)
-    monkeypatch.setattr(evaluation, "predictor_of", predict)
+@pytest.fixture(scope="module")
+def counted(made, tmp_path_factory):
+    """A run of n-grams on the same corpus."""
+    run = tmp_path_factory.mktemp("counted") / "run"
+    train_ngrams(load(Config, [f"data={made.data}", f"run={run}", "model=ngram", "model.order=3"]))
+    return run
 
 
-def test_a_model_that_is_not_recurrent_has_no_options(made, counted_first, capsys):
-    run = made.runs[0]
-    assert refused(capsys, f"run={run}", *CACHE) == (
-        f"neural_cache.size=50 needs a recurrent model, and run={run} is none; use neural_cache.size=null"
+def test_a_model_that_is_not_recurrent_has_no_options(counted, capsys):
+    assert refused(capsys, f"run={counted}", *CACHE) == (
+        f"neural_cache.size=50 needs a recurrent model, and run={counted} is none; use neural_cache.size=null"
     )
-    assert refused(capsys, f"run={run}", f"mix=[{run},{run}]", *DYNAMIC) == (
-        f"dynamic.lr=0.001 needs a recurrent model, and run={run}, mix=[{run},{run}] are none; use dynamic.lr=null"
+    assert refused(capsys, f"run={counted}", f"mix=[{counted},{counted}]", *DYNAMIC) == (
+        f"dynamic.lr=0.001 needs a recurrent model, and run={counted}, mix=[{counted},{counted}] are none;"
+        " use dynamic.lr=null"
     )
-    assert printed(capsys, run)["perplexity"] == pytest.approx(math.exp(3))
+    assert printed(capsys, counted)["protocol"] == NGRAM_PROTOCOLS["line"]
 
 
-def test_in_a_mixture_it_is_scored_as_it_is(made, counted_first, capsys):
-    typed_in = [f"mix={made.runs[1]}", "mix_weights=[0,1]", *CACHE]
-    found, alone = printed(capsys, made.runs[0], *typed_in), printed(capsys, made.runs[1], *CACHE)
+def test_in_a_mixture_it_is_scored_as_it_is(made, counted, capsys):
+    other = f"mix={made.runs[1]}"
+    found = printed(capsys, counted, other, "mix_weights=[0,1]", *CACHE)
+    alone = printed(capsys, made.runs[1], *CACHE)
     assert found["nats_per_token"] == pytest.approx(alone["nats_per_token"], rel=1e-12)
+    assert found["protocol"].startswith(f"{NGRAM_PROTOCOLS['line']}, {PROTOCOL}, {CACHE_NAMED}")
     assert f"{CACHE_NAMED} (recurrent models alone), mixture of 2" in found["protocol"]
-    whole = printed(capsys, made.runs[0], f"mix={made.runs[1]}", "mix_weights=[1,0]", *CACHE)
-    assert whole["nats_per_token"] == pytest.approx(3)
+    whole = printed(capsys, counted, other, "mix_weights=[1,0]", *CACHE)
+    assert whole["nats_per_token"] == pytest.approx(printed(capsys, counted)["nats_per_token"], rel=1e-12)
+    fitted = printed(capsys, counted, other)  # a recurrent model after some steps has nothing to add
+    assert fitted["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
+    assert fitted["mixture"][0]["weight"] > 0.99
