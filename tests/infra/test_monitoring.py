@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,14 +169,17 @@ def await_that(holds: Callable[[], Any], *, about: Callable[[], object]) -> None
         time.sleep(0.5)
 
 
-def trained(data: str, run: Path, *more: str) -> subprocess.Popen[bytes]:
+CUTOFFS = ("model.softmax.cutoffs=[10,30]",)
+
+
+def trained(data: str, run: Path, *more: str, softmax: Sequence[str] = CUTOFFS) -> subprocess.Popen[bytes]:
     """A small run that goes on until it is asked to stop."""
     settings = [
         "stream.num_lanes=4",
         "stream.bptt=7",
         "model.embedding_size=6",
         "model.recurrence.hidden_size=5",
-        "model.softmax.cutoffs=[10,30]",
+        *softmax,
         "checkpoint.validate_every_steps=40",
         "logging.every_steps=20",
         "max_epochs=100000",
@@ -189,10 +192,18 @@ def trained(data: str, run: Path, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def assert_all_is_there(prometheus: Prometheus) -> None:
-    """Every name, panel and rule's expression has a value; no alert's limit is passed."""
+def assert_all_is_there(prometheus: Prometheus, *, lacking: str | None = None) -> None:
+    """Every name, panel and rule's expression has a value; no alert's limit is passed.
+
+    Args:
+        prometheus: that scrapes a run.
+        lacking: a name that no such run has, nor what is asked of it; None: there are runs of all kinds.
+    """
     for each in [*(f'{{__name__=~"(ray_)?wordlanes_{name}"}}' for name in GAUGES), *EXPRESSIONS]:
-        await_that(partial(prometheus.asked, each), about=partial(str, each))
+        if lacking is None or f"wordlanes_{lacking}" not in each:
+            await_that(partial(prometheus.asked, each), about=partial(str, each))
+        else:
+            assert not prometheus.asked(each)
     for rule in RULES:
         assert prometheus.asked(re.sub(r"(< 0\.5( \* .*)?|[<>]=? [\d.]+)$", "", rule["expr"].strip(), flags=re.DOTALL))
     assert not prometheus.asked('ALERTS{alertname=~"Wordlanes.*", alertstate="firing"}')
@@ -215,8 +226,17 @@ def test_prometheus_scrapes_a_run_by_node_exporters_text_file(
     prometheus = Prometheus(tmp_path, f"127.0.0.1:{port}")
     started.append(prometheus.process)
     run = trained(make_corpus(), tmp_path / 'a "run"', f"tracking.prometheus_folder={folder}")
-    started.append(run)
+    sampled = trained(
+        make_corpus(),
+        tmp_path / "sampled",
+        f"tracking.prometheus_folder={folder}",
+        softmax=["model.softmax.kind=sampled"],
+    )
+    started += [run, sampled]
     assert_all_is_there(prometheus)
+    sampled.send_signal(signal.SIGTERM)
+    assert sampled.wait(PATIENCE_SECONDS) == 143
+    await_that(lambda: len(prometheus.asked("wordlanes_step")) == 1, about=lambda: "one of two runs was stopped")
     assert prometheus.asked("node_textfile_scrape_error")[0]["value"][1] == "0"
     (found,) = prometheus.asked("wordlanes_step")
     identity = (tmp_path / 'a "run"' / "tracking-id").read_text()
@@ -255,7 +275,7 @@ def test_prometheus_scrapes_a_run_by_ray(
     await_that(lambda: list((tmp_path / "run").glob("metrics.jsonl")), about=(tmp_path / "run.log").read_text)
     prometheus = Prometheus(tmp_path, ray_endpoint(run.pid))
     started.append(prometheus.process)
-    assert_all_is_there(prometheus)
+    assert_all_is_there(prometheus, lacking="sampled_loss")
     (found,) = prometheus.asked("ray_wordlanes_step")
     assert (found["metric"]["run"], len(found["metric"]["run_id"])) == ("run", 8)
     assert not prometheus.asked("wordlanes_step")

@@ -250,11 +250,17 @@ def once(name="it"):
 def training_step(module, batch, batch_idx, sound=LanguageModelModule.training_step):
     step, rank = module.global_step + 1, module.ranks.rank
     {harm}
-    hook = module.model.register_forward_hook(lambda model, given, made: (made[0] * ({factor}), made[1]))
+    plain = module.model.nats
+
+    def nats(*given, **named):
+        made = plain(*given, **named)
+        return made * ({factor})
+
+    module.model.nats = nats
     try:
         return sound(module, batch, batch_idx)
     finally:
-        hook.remove()
+        del module.model.nats
 
 LanguageModelModule.training_step = training_step
 {more}

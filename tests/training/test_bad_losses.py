@@ -171,7 +171,7 @@ LanguageModelModule.optimizer_step = optimizer_step
 def test_workers_pass_over_the_window_of_a_bad_update_and_not_the_next(world: World, draw: Draw) -> None:
     """A gradient of one rank that is not finite though its loss is, and an update that makes weights infinite."""
     skips, rank = draw.steps((41, 48), (WINDOWS - 1, WINDOWS + 1)), draw.one([0, 1])
-    factor = spoiling({skips[0]: "(1 + (made[0] * 0).sqrt())"}, rank=rank)
+    factor = spoiling({skips[0]: "(1 + (made * 0).sqrt())"}, rank=rank)
     more = RUIN_WEIGHTS.format(step=skips[1])
     world.train(*SKIP, workers=2, program=world.script(factor=factor, more=more)).end()
     assert [skip["step"] for skip in status(world.run())["skips"]] == skips
