@@ -6,10 +6,11 @@
 - `plain`: the recipe written for itself with nn.LSTM: locked dropout, dropped words and dropped recurrent weights by
   torch's generator, AR and TAR, SGD, clipping. Read from the configuration are its numbers and nothing else.
 
-Both begin with the same weights and read the same windows; the masks differ. Each curve is the mean nats per token of
-every 25 steps, beside CPU seconds. Where both are right, the curves differ no more than two seeds of one of them do:
-`--plain-seeds 2` shows that. A step takes some seconds on two cores; `--tiny` is a model for trying this script out.
-Further arguments are overrides of the configuration. Results go to benchmarks/results/ with --save.
+Both begin with the same weights and read the same windows, all of one length; the masks differ, and nothing is
+averaged. Each curve is the mean nats per token of every 25 steps, beside CPU seconds. Where both are right, the curves
+differ no more than two seeds of one of them do: `--plain-seeds 2` shows that. A step takes some seconds on two cores;
+`--tiny` is a model for trying this script out. Further arguments are overrides of the configuration. Results go to
+benchmarks/results/ with --save.
 """
 
 import argparse
@@ -44,6 +45,7 @@ TINY = (
     "stream.num_lanes=8",
     "stream.bptt=20",
 )
+PLAIN = ("stream.random_bptt=false", "optim.averaging=none")  # of the recipe, what the plain loop does not do
 
 
 class Plain(nn.Module):
@@ -164,7 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = without_held_out(options.data, Path(folder, "data"))
         places = [f"data={data}", f"run={folder}/run"]
-        typed = [*common, *places, *told, *(TINY if options.tiny else ()), *options.overrides]
+        typed = [*common, *places, *told, *PLAIN, *(TINY if options.tiny else ()), *options.overrides]
         config = load(Config, typed)
         for seed in range(1, options.plain_seeds + 1):
             found[f"plain, seed {seed}"] = run_plain(config, steps=options.steps, seed=seed)

@@ -20,12 +20,13 @@ from support.kinds import RECURRENT
 from support.vocabularies import write_vocabulary
 
 from pipeline.config import Config, flat, groups, load
-from pipeline.corpus.manifest import Manifest, Shard, Split, write_manifest
+from pipeline.corpus.manifest import Manifest, Shard, Split, read_manifest, write_manifest
 from pipeline.corpus.tokens import write_shard
 from pipeline.corpus.vocabulary import EOS_WORD, UNK_WORD, Vocabulary
 from pipeline.runner import train
 from pipeline.training.optimization import learning_rate
 from pipeline.training.parts import build_model, fitted_model
+from pipeline.training.tiling import lane_plan
 
 # words of the vocabulary, parameters of the model
 SIZES = {
@@ -350,6 +351,7 @@ def test_a_recipe_trains_at_its_real_size(name, folder):
 
     assert (outcome.first_step, outcome.step) == (0, STEPS)
     records = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    plan = lane_plan(config, read_manifest(f"{folder}/data"))
     softmax = fitted_model(config.model, vocab_size=vocab_size).softmax
     cutoffs = softmax.cutoffs if softmax.kind == "adaptive" else ()
     even = even_nats(first_window(ids, num_lanes=num_lanes, bptt=bptt), vocab_size=vocab_size, cutoffs=cutoffs)
@@ -361,8 +363,10 @@ def test_a_recipe_trains_at_its_real_size(name, folder):
         assert records[1]["train/nats_per_token"] < even + 0.5
     for record, step in zip(records, range(STEPS), strict=True):
         rate = learning_rate(config.optim, step=step, epoch=0, total_steps=STEPS, validations=[])
-        assert record["train/learning_rate"] == rate
-        assert record["tokens_seen"] == (step + 1) * num_lanes * bptt
+        assert record["train/learning_rate"] == rate * plan.share_of_bptt(step)
+        assert record["tokens_seen"] == plan.tokens_seen(step + 1)
+        if not config.stream.random_bptt:
+            assert (plan.share_of_bptt(step), plan.tokens_seen(step + 1)) == (1, (step + 1) * num_lanes * bptt)
         assert math.isfinite(record["train/nats_per_token"]) and math.isfinite(record["train/gradient_norm"])
     assert math.isfinite(records[-1]["valid/nats_per_token"])
     assert [path.name for path in Path(folder, "run", "checkpoints").glob("*.ckpt")] == [f"step-{STEPS}.ckpt"]

@@ -126,7 +126,7 @@ def _scaled(input: Tensor, draws: Tensor, *, dropped: int) -> Tensor:
     return input * (draws >= dropped - DRAWS // 2) * (DRAWS / (DRAWS - dropped))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # windows may differ in length from step to step
 def _places(num_steps: int, width: int, device: torch.device) -> Tensor:
     """A well-spread number for each place (time, unit) of a lane; the same in every step."""
     places = torch.arange(num_steps * width, dtype=torch.int32, device=device).reshape(num_steps, width)
