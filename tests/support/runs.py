@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,29 @@ def ruin(run: str, step: int) -> None:
 
 def skips(run: str | None) -> list[int]:
     return [event["step"] for event in read_events(str(run)) if event["event"] == "skip"]
+
+
+def assert_killed_ends_as_undisturbed(
+    make_config: Callable[..., Config],
+    typed: Sequence[str],
+    *,
+    kills: Sequence[int],
+    folder: Path,
+    total: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that is killed at some steps, and goes on each time, ends to the bit as one that is not.
+
+    Args:
+        make_config: of a run, from what is typed.
+        typed: for both runs, but for their folders.
+        kills: the steps, rising.
+        folder: for the runs.
+        total: steps of a run.
+    """
+    whole, torn = str(folder / "whole"), str(folder / "torn")
+    train(make_config(*typed, f"run={whole}"))
+    for kill in kills:
+        train_killed(make_config(*typed, f"run={torn}"), kill, monkeypatch)
+    assert 0 < train(make_config(*typed, f"run={torn}")).first_step <= kills[-1]
+    assert_same_end(whole, torn, total)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.runs import assert_same_end, records, ruin_gradients, train_killed
+from support.runs import assert_killed_ends_as_undisturbed, records, ruin_gradients
 
 from pipeline.config import Config, PlanConfig, load
 from pipeline.corpus.drawn_windows import stretch_lengths
@@ -97,12 +97,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     """Within an epoch, at its end and after it; twice in a row."""
     total = 2 * WINDOWS + 5
     common = [f"data={make_corpus()}", f"max_steps={total}", "checkpoint.every_steps=5", "stream.state=carry", *RANDOM]
-    whole, torn = str(tmp_path / "whole"), str(tmp_path / "torn")
-    train(small_config(*common, f"run={whole}"))
-    for kill in kills:
-        train_killed(small_config(*common, f"run={torn}"), kill, monkeypatch)
-    assert 0 < train(small_config(*common, f"run={torn}")).first_step <= kills[-1]
-    assert_same_end(whole, torn, total)
+    assert_killed_ends_as_undisturbed(
+        small_config, common, kills=kills, folder=tmp_path, total=total, monkeypatch=monkeypatch
+    )
 
 
 def test_it_is_part_of_what_a_run_is(make_corpus: MakeCorpus, small_config: SmallConfig, tmp_path: Path) -> None:
